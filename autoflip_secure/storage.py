@@ -1,0 +1,58 @@
+"""Durable files: atomic writes, and the one SQLite file a silo keeps its state in."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+from autoflip_secure.errors import StorageError
+
+__all__ = ["open_silo_database", "write_atomically"]
+
+OWNER_ONLY = 0o600
+
+
+def write_atomically(path: Path, data: bytes, *, secret: bool = False) -> None:
+    """Replace `path` by `data`: readers see the old file or the new one, also after a crash.
+
+    Raises
+    ------
+    StorageError
+        The disk refused (full, read-only); the old file, if any, is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, OWNER_ONLY if secret else 0o644)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(f"cannot write {path}: {error.strerror}; the previous file is kept") from error
+
+
+def open_silo_database(path: Path) -> sqlite3.Connection:
+    """Open (or create, mode 0600) a silo's database: write-ahead log, every commit on disk before it returns.
+
+    The connection is in autocommit mode; callers group writes with `BEGIN IMMEDIATE` ... `COMMIT`, or
+    `with connection:` after an explicit BEGIN.
+
+    Raises
+    ------
+    StorageError
+        The file cannot be opened or is not a database.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT, OWNER_ONLY))
+        connection = sqlite3.connect(path, isolation_level=None, timeout=30.0, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA secure_delete = ON")
+    except (OSError, sqlite3.Error) as error:
+        raise StorageError(f"cannot open the silo's state {path}: {error}") from error
+    return connection

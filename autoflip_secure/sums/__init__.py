@@ -1,0 +1,1 @@
+"""What every kind of secure sum shares: channels, integer encoding, the manifest, and the SecureSum seam."""

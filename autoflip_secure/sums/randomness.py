@@ -1,0 +1,61 @@
+"""Uniform words for rounding, from the operating system's entropy or, with DP off, from a named stream.
+
+Secret words are the keystream of AES-256-CTR under a fresh key from `os.urandom`, which is far faster than asking the
+operating system for every byte.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
+
+from autoflip_secure.seeds import stream
+
+__all__ = ["Randomness", "ReproducibleRandomness", "SecretRandomness", "dither"]
+
+KEY_BYTES = 32
+BLOCK_BYTES = 16
+
+
+class Randomness(Protocol):
+    """A source of uniform 64-bit words."""
+
+    def words(self, count: int) -> NDArray[np.uint64]:
+        """`count` fresh uniform words."""
+        ...
+
+
+class SecretRandomness:
+    """Words nobody can predict: AES-256-CTR keyed by the operating system, one key an object."""
+
+    def __init__(self) -> None:
+        key = os.urandom(KEY_BYTES)
+        self._keystream = Cipher(algorithms.AES(key), modes.CTR(bytes(BLOCK_BYTES))).encryptor()
+
+    def words(self, count: int) -> NDArray[np.uint64]:
+        return np.frombuffer(self._keystream.update(bytes(8 * count)), np.uint64)
+
+    def __repr__(self) -> str:
+        return "SecretRandomness()"
+
+    def __reduce__(self) -> str:
+        raise TypeError("secret randomness cannot be copied or stored")
+
+
+class ReproducibleRandomness:
+    """Words of a named stream of the run seed: rounding with DP off, and tests."""
+
+    def __init__(self, seed: int, *names: str | int) -> None:
+        self._generator = stream(seed, *names)
+
+    def words(self, count: int) -> NDArray[np.uint64]:
+        return self._generator.integers(0, 2**64, count, np.uint64)
+
+
+def dither(randomness: Randomness, count: int) -> NDArray[np.uint32]:
+    """`count` uniform 32-bit words for stochastic rounding, shape (count,)."""
+    return randomness.words(-(-count // 2)).view(np.uint32)[:count]

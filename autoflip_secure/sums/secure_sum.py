@@ -1,0 +1,69 @@
+"""The one seam for how sums are protected: a silo half and a coordinator half, implemented by plain, secagg and ckks.
+
+Federation moves opaque bytes between the halves; it never looks inside. A stage is one request and one reply per silo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoflip_secure.sums.manifest import Manifest
+
+__all__ = ["CohortSum", "Contribute", "CoordinatorSecureSum", "Exchange", "SiloSecureSum"]
+
+Contribute = Callable[[Manifest], NDArray[np.uint64]]
+"""Given a manifest the silo half has verified, checks policy, trains, and returns the packed words to be summed."""
+
+Exchange = Callable[[str, Mapping[int, bytes]], Mapping[int, bytes]]
+"""exchange(stage, requests by silo id) -> replies by silo id; a silo that dropped or refused is absent."""
+
+
+@dataclass(frozen=True)
+class CohortSum:
+    """Sum in Z_2^64 over the silos of one cohort that took part."""
+
+    cohort: int
+    silos: tuple[int, ...]
+    words: NDArray[np.uint64]
+
+
+class SiloSecureSum(Protocol):
+    """A silo's half."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages this half answers."""
+        ...
+
+    def answer(self, stage: str, request: bytes, contribute: Contribute) -> bytes:
+        """Answer one request; `contribute` is called in the one stage that carries the silo's numbers.
+
+        Raises
+        ------
+        Refusal
+            A rule would be broken; durable state says so and the slot is spent.
+        ProtocolError
+            The request is malformed.
+        """
+        ...
+
+
+class CoordinatorSecureSum(Protocol):
+    """The coordinator's half."""
+
+    def sum(self, manifest: Manifest, exchange: Exchange) -> tuple[CohortSum, ...]:
+        """Run one attempt for `manifest`, whose epoch, slot and epoch_hash this half fills in.
+
+        Sets up keys first where none are left. Returns one sum a cohort, in order.
+
+        Raises
+        ------
+        Abort
+            No sum; the next call uses a fresh slot.
+        """
+        ...
