@@ -31,7 +31,9 @@ def field_width(bits: int, silos: int) -> int:
 def _fields_per_word(spec: ChannelSpec, silos: int) -> int:
     width = field_width(spec.bits, silos)
     if width > WORD_BITS:
-        raise EncodingError(f"channel {spec.name}: {spec.bits} bits for {silos} silos do not fit a {WORD_BITS}-bit word")
+        raise EncodingError(
+            f"channel {spec.name}: {spec.bits} bits for {silos} silos do not fit a {WORD_BITS}-bit word"
+        )
     return WORD_BITS // width
 
 
@@ -71,7 +73,7 @@ def quantise(values: NDArray[np.floating], spec: ChannelSpec, dither: NDArray[np
 
 def dequantise(integers: NDArray[np.int64], spec: ChannelSpec) -> NDArray[np.float64]:
     """Integers of the grid back to the channel's own unit."""
-    return integers * spec.step
+    return integers.astype(np.float64) * spec.step
 
 
 def pack(integers: NDArray[np.int64], spec: ChannelSpec, silos: int) -> NDArray[np.uint64]:
@@ -110,9 +112,7 @@ def unpack(words: NDArray[np.uint64], spec: ChannelSpec, silos: int) -> NDArray[
     return integers[: spec.length]
 
 
-def pack_contribution(
-    contribution: Contribution, specs: Sequence[ChannelSpec], silos: int
-) -> NDArray[np.uint64]:
+def pack_contribution(contribution: Contribution, specs: Sequence[ChannelSpec], silos: int) -> NDArray[np.uint64]:
     """All channels as one word stream, in the manifest's order; `silos` is the size of the cohort."""
     if set(contribution.values) != {spec.name for spec in specs}:
         raise EncodingError(
