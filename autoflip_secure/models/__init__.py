@@ -1,0 +1,1 @@
+"""Network architectures, and the one flat order in which their parameters travel."""
