@@ -1,0 +1,1 @@
+"""Which parameters live: exploration, guidance, agreement, scores, mask and compaction, computed from sums alone."""

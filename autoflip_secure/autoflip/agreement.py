@@ -1,0 +1,125 @@
+"""Agreement: how far silos pull a unit the same way, 1 for identical updates and 0 for independent ones.
+
+Two estimators (autoflip.md, phase 2). `moments` needs each silo's squared unit norms beside its update; `cross_cohort`
+needs only the sums of two or more disjoint cohorts, and is the form for sums that carry distributed noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoflip_secure.autoflip.pooling import channel_sum
+from autoflip_secure.autoflip.units import UnitMap
+from autoflip_secure.errors import EncodingError
+from autoflip_secure.sums.channels import Aggregate
+
+__all__ = ["Agreement", "cross_cohort", "moments"]
+
+Values = NDArray[np.float64]
+
+FLOOR_DEVIATIONS = 3.0
+
+
+@dataclass(frozen=True, eq=False)
+class Agreement:
+    """Agreement of one round.
+
+    Attributes
+    ----------
+    rho : float64 (units,)
+        Raw estimate; may leave [0, 1]. Units that did not move (masked ones) have 0.
+    energy : float64 (units,)
+        Weight of each unit in means: the denominator of its estimate, so that means are ratios of pooled sums.
+    overall : float
+        Mean of rho weighted by energy; 0 where nothing moved.
+    per_layer : float64 (layers,)
+        The same within each unit layer.
+    """
+
+    rho: Values
+    energy: Values
+    overall: float
+    per_layer: Values
+
+    @property
+    def clipped(self) -> Values:
+        """rho within [0, 1], for use as a weight."""
+        return np.clip(self.rho, 0.0, 1.0)
+
+
+def _agreement(shared: Values, energy: Values, units: UnitMap) -> Agreement:
+    counted = np.where(energy > 0, shared, 0.0)
+    overall = _ratio(counted.sum(keepdims=True), energy.sum(keepdims=True))
+    per_layer = _ratio(units.layer_sum(counted), units.layer_sum(energy))
+    return Agreement(_ratio(counted, energy), energy, float(overall[0]), per_layer)
+
+
+def _ratio(numerator: Values, denominator: Values) -> Values:
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
+
+
+def moments(aggregate: Aggregate, units: UnitMap) -> Agreement:
+    """rho_u = (||S_u||^2 - Q_u) / ((n - 1) Q_u) with S the sum of updates, Q_u the sum of the silos' ||D_k,u||^2.
+
+    ||S_u||^2 - Q_u is the sum of the inner products of all ordered pairs of different silos, and (n - 1) Q_u what that
+    would be were all updates equal. Independent zero-mean updates give 0 in expectation, identical ones 1.
+
+    Parameters
+    ----------
+    aggregate : Aggregate
+        Channels update (size,), masked coordinates 0, and unit_energy (units,).
+
+    Raises
+    ------
+    EncodingError
+        Channels are missing or of another length, one silo only, or the sum carries privacy noise.
+    """
+    if aggregate.silos < 2:
+        raise EncodingError("agreement compares silos; a sum of one silo has none")
+    if aggregate.mean_noise_std("update") > 0:
+        raise EncodingError(
+            "the sum carries distributed noise, which does not protect squares; use the agreement between cohorts"
+        )
+    total = channel_sum(aggregate, "update", units.size)
+    energy = np.maximum(channel_sum(aggregate, "unit_energy", units.count), 0.0)
+    shared = (units.unit_sum(total**2) - energy) / (aggregate.silos - 1)
+    return _agreement(shared, energy, units)
+
+
+def cross_cohort(aggregates: Sequence[Aggregate], units: UnitMap, live: NDArray[np.bool_] | None = None) -> Agreement:
+    """Agreement between the mean updates M_c of m >= 2 disjoint cohorts, from their sums alone.
+
+    mu2_u = (||sum_c M_c,u||^2 - sum_c ||M_c,u||^2) / (m (m - 1)) estimates the squared norm of what all cohorts share;
+    independent noise cancels in it in expectation. rho_u = mu2_u / max(e_u, floor_u), where e_u is the mean of
+    ||M_c,u||^2 less the known noise variance of the unit's d_u live coordinates.
+
+    floor_u is 3 standard deviations of e_u under noise alone, 3 sqrt(2 d_u sum_c sigma_c^4) / m (0 without noise). For
+    pure noise rho_u then has mean 0 (turning the sign of one cohort's noise turns mu2_u and leaves e_u) and standard
+    deviation about 1 / (3 sqrt(m - 1)); a signal below the floor is reported as weak, never as strong, agreement.
+
+    Parameters
+    ----------
+    aggregates : sequence of Aggregate
+        One a cohort, channel update (size,), masked coordinates 0.
+    live : bool (size,), optional
+        Live coordinates, the only ones that carry noise; default all.
+
+    Raises
+    ------
+    EncodingError
+        Fewer than two cohorts, or a channel that is missing or of another length.
+    """
+    cohorts = len(aggregates)
+    if cohorts < 2:
+        raise EncodingError(f"agreement between cohorts needs at least two cohort sums, got {cohorts}")
+    means = np.stack([channel_sum(a, "update", units.size) / a.silos for a in aggregates])
+    variances = np.array([a.mean_noise_std("update") ** 2 for a in aggregates])
+    noisy = units.unit_sum(np.ones(units.size) if live is None else live)
+    squares = units.unit_sum((means**2).sum(axis=0))
+    shared = (units.unit_sum(means.sum(axis=0) ** 2) - squares) / (cohorts * (cohorts - 1))
+    floor = FLOOR_DEVIATIONS * np.sqrt(2 * noisy * (variances**2).sum()) / cohorts
+    return _agreement(shared, np.maximum(squares / cohorts - noisy * variances.mean(), floor), units)

@@ -1,0 +1,109 @@
+"""Keep-scores: the higher, the longer a parameter or unit lives. All from sums and the public model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoflip_secure.autoflip.compaction import Compaction
+from autoflip_secure.autoflip.guidance import Guidance
+from autoflip_secure.autoflip.pooling import debiased_energy
+from autoflip_secure.autoflip.units import UnitMap
+from autoflip_secure.errors import EncodingError
+from autoflip_secure.sums.channels import Aggregate
+
+__all__ = ["EnergyAccumulator", "KeepScores", "guidance_scores", "product_scores"]
+
+Values = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class KeepScores:
+    """Scores of one moment of training, all finite and not negative.
+
+    Attributes
+    ----------
+    parameters : float64 (size,)
+    units : float64 (units,)
+    """
+
+    parameters: Values
+    units: Values
+
+
+@dataclass(frozen=True, eq=False)
+class EnergyAccumulator:
+    """Energy of the mean update, added up over rounds.
+
+    Attributes
+    ----------
+    energy : float64 (size,)
+        Sum over rounds of M^2 minus the known noise variance of M; unbiased for the sum of the squared true means, so
+        single entries may be negative. Pool over a unit before using it.
+    rounds : int
+        Rounds added.
+    """
+
+    energy: Values
+    rounds: int = 0
+
+    @classmethod
+    def empty(cls, size: int) -> EnergyAccumulator:
+        """Nothing added yet."""
+        return cls(np.zeros(size))
+
+    def add(self, aggregates: Sequence[Aggregate], live: Flags | None = None) -> EnergyAccumulator:
+        """Add one round, all its cohorts together; masked coordinates (not `live`) add nothing."""
+        return EnergyAccumulator(self.energy + debiased_energy(aggregates, self.energy.size, live), self.rounds + 1)
+
+    def compact(self, compaction: Compaction) -> EnergyAccumulator:
+        """The energy of the compacted network."""
+        return EnergyAccumulator(self.energy[compaction.kept], self.rounds)
+
+
+def guidance_scores(guidance: Guidance, units: UnitMap) -> KeepScores:
+    """K = G * agreement (autoflip.md, mask), for sums without distributed noise.
+
+    A unit's score is the mean of K over its weights: a mean, since the fan-in of a unit is no merit of its own.
+    """
+    scores = guidance.values * units.spread(guidance.agreement, outputs=guidance.overall)
+    weights = units.unit_sum(units.prunable)
+    return KeepScores(scores, units.unit_sum(np.where(units.prunable, scores, 0.0)) / weights)
+
+
+def product_scores(
+    weights: NDArray[np.floating],
+    accumulator: EnergyAccumulator,
+    units: UnitMap,
+    agreement: Values | None = None,
+) -> KeepScores:
+    """Size times shared energy, the score that kept most accuracy under distributed noise (autoflip.md, prototype).
+
+    Unit: ||w_u|| sqrt(E_u), w_u its incoming weights without bias and normalisation, E_u the accumulated debiased
+    energy of all its incoming parameters, 0 where noise made the estimate negative. Parameter: |w| sqrt(mean of E over
+    its unit or output neuron).
+
+    Parameters
+    ----------
+    weights : float array (size,)
+        The current model.
+    agreement : float64 (units,), optional
+        Factor within [0, 1] on units and on the parameters of units.
+    """
+    if weights.shape != (units.size,) or accumulator.energy.shape != (units.size,):
+        raise EncodingError(
+            f"weights of shape {weights.shape} and energy of shape {accumulator.energy.shape} "
+            f"do not fit a network of {units.size} parameters"
+        )
+    if not np.isfinite(weights).all():
+        raise EncodingError("a weight is not finite; training diverged, lower the learning rate")
+    factor = np.ones(units.count) if agreement is None else agreement
+    energy = np.maximum(units.group_sum(accumulator.energy), 0.0)
+    squares = np.where(units.prunable, weights.astype(np.float64) ** 2, 0.0)
+    root_mean = np.sqrt(energy / units.group_sum(np.ones(units.size)))
+    parameters = np.abs(weights.astype(np.float64)) * root_mean[units.owner] * units.spread(factor, outputs=1.0)
+    return KeepScores(parameters, np.sqrt(units.unit_sum(squares) * energy[: units.count]) * factor)

@@ -1,0 +1,151 @@
+"""Which whole units die so that the compacted network meets a budget of FLOPs or parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoflip_secure.autoflip.flops import flops, parameter_flops, parameters
+from autoflip_secure.autoflip.settings import PruneSettings
+from autoflip_secure.autoflip.units import UnitMap
+from autoflip_secure.errors import ConfigError
+from autoflip_secure.models.spec import ModelSpec, dense_spec
+
+__all__ = ["Budget", "budgets_of", "check_reachable", "cut_units", "floor_units", "layer_normalised"]
+
+Values = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """A limit on a cost that adds up over parameters.
+
+    Attributes
+    ----------
+    option : str
+        The option that asked for it.
+    cost : float64 (size,)
+        Cost of each parameter of the current spec while it exists.
+    most : float
+        Largest allowed total.
+    dense : float
+        Total of the dense network.
+    """
+
+    option: str
+    cost: Values
+    most: float
+    dense: float
+
+
+def budgets_of(spec: ModelSpec, settings: PruneSettings) -> tuple[Budget, ...]:
+    """The budgets the settings ask for; fractions are of the dense network of the same architecture."""
+    dense = dense_spec(spec.name, spec.input_shape, spec.outputs)
+    budgets = []
+    if settings.flops_kept is not None:
+        total = float(flops(dense))
+        budgets.append(Budget("--prune-flops", parameter_flops(spec), settings.flops_kept * total, total))
+    if settings.params_kept is not None:
+        total = float(parameters(dense))
+        budgets.append(Budget("params_kept", np.ones(parameters(spec)), settings.params_kept * total, total))
+    return tuple(budgets)
+
+
+def floor_units(units: UnitMap, scores: Values, gone: Flags, layer_floor: float) -> Flags:
+    """The units that may not die: of each layer the best ceil(layer_floor * dense units), at least one.
+
+    `gone` units are dead already and never among them; ties go to the lower number.
+    """
+    spec = units.spec
+    dense = UnitMap.of(dense_spec(spec.name, spec.input_shape, spec.outputs)).layer_sizes
+    protected = np.zeros(units.count, np.bool_)
+    for layer, size in enumerate(dense):
+        members = np.flatnonzero((units.layer == layer) & ~gone)
+        least = max(1, math.ceil(round(layer_floor * int(size), 9)))
+        best = members[np.argsort(-scores[members], kind="stable")]
+        protected[best[:least]] = True
+    return protected
+
+
+def layer_normalised(units: UnitMap, scores: Values, gone: Flags) -> Values:
+    """Scores over the mean of the living units of their layer, so that one ranking can compare layers."""
+    alive = np.where(gone, 0.0, 1.0)
+    living, totals = units.layer_sum(alive), units.layer_sum(alive * scores)
+    means = np.divide(totals, living, out=np.ones_like(totals), where=totals > 0)
+    return scores / means[units.layer]
+
+
+def cut_units(units: UnitMap, scores: Values, forced: Flags, protected: Flags, budgets: Sequence[Budget]) -> Flags:
+    """Dead units, shape (units,): `forced` ones and, lowest score first, as many as the budgets ask for.
+
+    Units die in ascending order of score until every budget is met. Then, in descending order, each one that fits again
+    comes back (the last to die may have freed more than was missing). So the result meets every budget, and none of the
+    units that died for it could live without breaking one.
+
+    Raises
+    ------
+    ConfigError
+        The protected units alone exceed a budget.
+    """
+    removals = [np.concatenate(pair) for pair in zip(units.incoming, units.outgoing, strict=True)]
+    dead = forced.copy()
+    # How many dead units take each parameter: a weight between two dead units lives again only with both.
+    takers = np.zeros(units.size, np.int64)
+    for unit in np.flatnonzero(forced).tolist():
+        takers[removals[unit]] += 1
+    totals = np.array([budget.cost[takers == 0].sum() for budget in budgets])
+    limits = np.array([budget.most for budget in budgets])
+    killed: list[int] = []
+    for unit in np.argsort(scores, kind="stable").tolist():
+        if (totals <= limits).all():
+            break
+        if dead[unit] or protected[unit]:
+            continue
+        taken = removals[unit]
+        totals -= _cost(budgets, taken[takers[taken] == 0])
+        takers[taken] += 1
+        dead[unit] = True
+        killed.append(unit)
+    _require_met(budgets, totals)
+    for unit in reversed(killed):
+        taken = removals[unit]
+        with_it = totals + _cost(budgets, taken[takers[taken] == 1])
+        if (with_it <= limits).all():
+            totals = with_it
+            takers[taken] -= 1
+            dead[unit] = False
+    return dead
+
+
+def _cost(budgets: Sequence[Budget], indices: NDArray[np.int64]) -> Values:
+    return np.array([budget.cost[indices].sum() for budget in budgets])
+
+
+def _require_met(budgets: Sequence[Budget], totals: Values) -> None:
+    for budget, total in zip(budgets, totals, strict=True):
+        if total > budget.most:
+            raise ConfigError(
+                f"{budget.option}: {budget.most / budget.dense:.4g} cannot be kept, the units every layer must keep "
+                f"take {total / budget.dense:.4g}; the mask is unchanged, ask for more or lower layer_floor"
+            )
+
+
+def check_reachable(spec: ModelSpec, settings: PruneSettings) -> None:
+    """Refuse, before a run starts, budgets that the layer floor forbids.
+
+    Every unit of a layer costs the same, so the least cost does not depend on which units live.
+
+    Raises
+    ------
+    ConfigError
+        A budget cannot be met by any mask.
+    """
+    units = UnitMap.of(spec)
+    nobody = np.zeros(units.count, np.bool_)
+    protected = floor_units(units, np.zeros(units.count), nobody, settings.layer_floor)
+    cut_units(units, np.zeros(units.count), ~protected, protected, budgets_of(spec, settings))

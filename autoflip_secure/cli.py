@@ -1,0 +1,56 @@
+"""autoflip-secure: the command line. `sim` here is the same command as `python -m autoflip_secure.sim`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autoflip_secure.errors import ConfigError
+from autoflip_secure.options import run_command
+from autoflip_secure.sim import simulate
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="Private, pruned federated training from secure sums.",
+)
+app.command("sim")(simulate)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="directory of a finished run")]) -> None:
+    """Write RUN/report.html anew from the run's own files."""
+    import json
+
+    from autoflip_secure.federation.provisioning import RunFolder
+    from autoflip_secure.report.html import write_report
+
+    folder = RunFolder(run)
+    if not folder.summary.exists():
+        raise ConfigError(f"{run}: no summary.json there; the run is not finished, go on with sim --resume {run}")
+    write_report(folder.path, json.loads(folder.summary.read_text()))
+    print(folder.report)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from autoflip_secure import __version__
+
+    print(__version__)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; exit codes as in autoflip_secure.sim."""
+    return run_command(app, arguments)
+
+
+def _entry() -> None:
+    sys.exit(main())

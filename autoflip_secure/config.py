@@ -1,0 +1,197 @@
+"""RunConfig: every option once, typed, documented, validated.
+
+The command line, TOML files, the run directory and the manifest's configuration hash are all read from this class.
+A field that is None is filled in by `federation.defaults.resolve` once the data set is known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from autoflip_secure.errors import ConfigError, NotAvailable
+
+__all__ = ["LOCAL_ONLY_FIELDS", "RunConfig", "flag_of", "load_config_file"]
+
+ARRIVES_LATER = {
+    "aggregation": {"ckks"},
+    "prune": {"random", "magnitude", "snip", "prunefl", "feddst"},
+}
+"""Known values whose part is not in this version; they are refused, never ignored."""
+
+LOCAL_ONLY_FIELDS = frozenset(
+    {"data_dir", "run_dir", "engine", "device", "workers", "record_server_view", "stage_timeout"}
+)
+"""Fields that say where a run happens, not what it computes; they are not part of the configuration hash."""
+
+
+def _not_in_this_version(name: str) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        if value in ARRIVES_LATER[name]:
+            raise NotAvailable(f"{flag_of(name)} {value}: not available in this version")
+        return value
+
+    return BeforeValidator(check)
+
+
+class RunConfig(BaseModel):
+    """Options of one training run. Defaults of None depend on the data set and the trust mode."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    # What is trained, on what
+    dataset: str = Field("mnist5k", description="data set by name, or folder:PATH for your own")
+    data_dir: Path | None = Field(None, description="folder that holds the data sets that are not embedded")
+    model: str | None = Field(None, description="network (default: by data set)")
+    silos: int | None = Field(None, ge=3, le=100, description="number of silos [10; natural: as many as there are]")
+    partition: str | None = Field(
+        None, description="iid | dirichlet:ALPHA | pathological:CLASSES | natural [dirichlet:0.5]"
+    )
+    rounds: int | None = Field(None, ge=1, le=100_000, description="rounds of the run, exploration included")
+    local_steps: int | None = Field(
+        None, ge=1, le=10_000, description="gradient steps a silo takes in a round [distributed: 1]"
+    )
+    participation: float = Field(1.0, gt=0, le=1, description="fraction of the silos drawn for each round")
+    batch_size: int | None = Field(None, ge=1, description="records a local step uses without DP")
+    learning_rate: float | None = Field(None, gt=0, description="learning rate")
+    momentum: float | None = Field(None, ge=0, lt=1, description="momentum")
+    target_accuracy: float | None = Field(
+        None, gt=0, le=1, description="report the rounds and bytes needed to reach this accuracy"
+    )
+
+    # How sums are protected
+    aggregation: Annotated[Literal["secagg", "none"], _not_in_this_version("aggregation")] = Field(
+        "secagg", description="secagg | ckks | none (none: the coordinator sees every silo; baselines only)"
+    )
+    colluders: int | None = Field(
+        None, ge=0, description="silos that may collude with the coordinator without weakening any promise"
+    )
+    min_cohort: float = Field(
+        0.8, gt=0, le=1, description="fraction of a cohort that must survive for its sum to be opened"
+    )
+    epoch_slots: int = Field(64, ge=1, le=4096, description="rounds served by one key set-up")
+    bits: int = Field(16, ge=8, le=24, description="bits of one encoded value")
+    update_limit: float = Field(1.0, gt=0, description="public range of one coordinate of a local update")
+
+    # Privacy
+    dp_epsilon: float | None = Field(None, gt=0, description="privacy budget of every silo for the whole run (absent: no DP)")
+    dp_delta: float = Field(1e-5, gt=0, lt=1, description="failure probability of the promise")
+    dp_trust: Literal["distributed", "local"] = Field(
+        "distributed", description="distributed: noise adds up inside the secure sum | local: each silo alone meets the budget"
+    )
+    clip: float | None = Field(None, gt=0, description="L2 norm to which a record's gradient is clipped")
+    sampling_rate: float | None = Field(None, gt=0, le=1, description="Poisson sampling rate of a record in a step")
+    reserve: float = Field(
+        0.04, ge=0, le=1, description="share of rounds paid for in advance so that aborted attempts can be retried"
+    )
+    evaluations: int | None = Field(
+        None, ge=1, le=10_000, description="scores through a noised sum where no public test data exists"
+    )
+    insecure_reproducible_noise: bool = Field(
+        False, description="tests only: draw privacy noise from the seed; the report is marked"
+    )
+
+    # Pruning
+    prune: Annotated[Literal["autoflip", "none"], _not_in_this_version("prune")] = Field(
+        "autoflip", description="autoflip | none | random | magnitude | snip | prunefl | feddst"
+    )
+    prune_threshold: float | None = Field(
+        None, ge=0, lt=1, description="parameters scoring in the lowest part of this size die"
+    )
+    prune_flops: float | None = Field(None, gt=0, le=1, description="fraction of the dense FLOPs to keep [0.5]")
+    explore_rounds: int | None = Field(
+        None, ge=1, description="rounds of exploration before the first mask [distributed: 20, else 1]"
+    )
+    explore_steps: int | None = Field(None, ge=1, description="local steps of an exploring silo")
+    cohorts: int | None = Field(
+        None, ge=1, le=16, description="cohorts summed apart in rounds that measure agreement [distributed: 2]"
+    )
+    agreement_every: int | None = Field(
+        None, ge=0, description="after exploration, measure agreement by cohorts every so many rounds (0: never)"
+    )
+    eta: float = Field(0.1, ge=0, le=1, description="rate at which guidance follows the model")
+    prune_steps: int | None = Field(None, ge=1, le=100, description="mask decisions on the way to the target")
+    warm_start: bool | None = Field(
+        None, description="go on from the explored model instead of the common start [distributed: yes]"
+    )
+
+    # Where and how it runs
+    dropout: float = Field(0.0, ge=0, lt=1, description="probability that a silo drops in a round, at a random stage")
+    engine: Literal["local", "ray"] = Field("local", description="local | ray (Flower's simulation)")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto | cpu | cuda")
+    workers: int | None = Field(
+        None, ge=0, le=256, description="processes the silos run in (0: inside this one) [one a core]"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of everything that is not secret")
+    evaluate_every: int = Field(10, ge=1, description="rounds between evaluations on public test data")
+    run_dir: Path | None = Field(None, description="where the run is kept [runs/DATASET-TIME]")
+    record_server_view: bool = Field(False, description="keep every byte the coordinator received")
+    stage_timeout: float = Field(600.0, gt=0, description="seconds to wait for the silos' replies in one stage")
+
+    @property
+    def trust(self) -> str:
+        """none, local or distributed: what the privacy terms of a manifest say."""
+        return self.dp_trust if self.dp_epsilon is not None else "none"
+
+    def digest(self) -> bytes:
+        """SHA-256 of what the run computes, for the manifest."""
+        data = self.model_dump(mode="json", exclude=set(LOCAL_ONLY_FIELDS))
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).digest()
+
+    def to_toml(self) -> str:
+        """The configuration as a TOML file that `--config` reads."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+    @classmethod
+    def create(cls, **options: Any) -> RunConfig:
+        """Validate options.
+
+        Raises
+        ------
+        ConfigError
+            One line that names the first wrong option, as a flag, and what would be right.
+        """
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0]) if first["loc"] else "configuration"
+            raise ConfigError(_explain(name, first)) from None
+
+
+def flag_of(field: str) -> str:
+    """`dp_epsilon` -> `--dp-epsilon`."""
+    return "--" + field.replace("_", "-")
+
+
+def _explain(name: str, error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return f"unknown option {name!r} in the configuration; `--help` lists the options"
+    given = f" (given: {error['input']!r})" if error.get("input") is not None else ""
+    message = error["msg"][:1].lower() + error["msg"][1:]
+    return f"{flag_of(name)}: {message}{given}"
+
+
+def load_config_file(path: Path) -> dict[str, Any]:
+    """Options from a TOML file, unvalidated.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing or is not TOML; the message names line and column.
+    """
+    try:
+        options = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config: cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"--config: {path} is not UTF-8 text") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"--config: {path} is not TOML: {error}") from None
+    return {key.replace("-", "_"): value for key, value in options.items()}

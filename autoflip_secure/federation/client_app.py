@@ -1,0 +1,64 @@
+"""The ClientApp: one named action a stage, all of them answered by the silo whose folder the node has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from autoflip_secure.errors import ProtocolError
+from autoflip_secure.federation.silo import JOIN_STAGE, Silo
+from autoflip_secure.federation.wire import Reply, message_type_of, read_request, reply_message
+
+__all__ = ["STAGES", "ClientAppFactory", "make_client_app"]
+
+STAGES = (JOIN_STAGE, "clear", "advertise", "share", "masked", "confirm", "unmask")
+
+_open_silos: dict[Path, Silo] = {}
+"""Silos this process has opened: a warm start for the next message, never the only place where something is kept."""
+
+
+def make_client_app(federation: Path) -> ClientApp:
+    """ClientApp of a simulated federation: partition i of Flower is silo i + 1 of `federation`."""
+    app = ClientApp()
+
+    def answer(message: Message, context: Context) -> Message:
+        silo = _open(silo_folder(federation, int(context.node_config["partition-id"]) + 1))
+        try:
+            request = read_request(message)
+        except ProtocolError:
+            return reply_message(Reply("refused", error="ProtocolError"), message)
+        return reply_message(silo.answer(request), message)
+
+    for stage in STAGES:
+        category, action = message_type_of(stage).split(".")
+        register: Callable[[Callable[[Message, Context], Message]], object] = getattr(app, category)(action)
+        register(answer)
+    return app
+
+
+@dataclass(frozen=True)
+class ClientAppFactory:
+    """Picklable maker of the ClientApp, for worker processes."""
+
+    federation: Path
+
+    def __call__(self) -> ClientApp:
+        from autoflip_secure.training.device import quiet_threads
+
+        quiet_threads(1)
+        return make_client_app(self.federation)
+
+
+def silo_folder(federation: Path, silo: int) -> Path:
+    """Folder of a simulated silo."""
+    return federation / "silos" / f"silo-{silo:03d}"
+
+
+def _open(folder: Path) -> Silo:
+    if folder not in _open_silos:
+        _open_silos[folder] = Silo(folder)
+    return _open_silos[folder]

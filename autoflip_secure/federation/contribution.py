@@ -1,0 +1,173 @@
+"""How a silo turns its records into a contribution, phase by phase. Runs at the silo only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autoflip_secure.autoflip.exploration import deviation
+from autoflip_secure.autoflip.units import UnitMap
+from autoflip_secure.config import RunConfig
+from autoflip_secure.data.silo_folder import SiloData
+from autoflip_secure.data.task import Task
+from autoflip_secure.errors import ProtocolError
+from autoflip_secure.federation.model_payload import ModelPayload
+from autoflip_secure.federation.terms import noise_steps
+from autoflip_secure.models.layout import flatten_parameters, load_flat_parameters
+from autoflip_secure.models.spec import ModelSpec, build
+from autoflip_secure.privacy.discrete_noise import DiscreteGaussian
+from autoflip_secure.privacy.gradient_sum import ClippedGradientSum
+from autoflip_secure.privacy.local_sgd import dp_sgd
+from autoflip_secure.privacy.sampling import poisson_sample
+from autoflip_secure.seeds import torch_stream
+from autoflip_secure.sums.channels import Contribution
+from autoflip_secure.sums.encoding import quantise
+from autoflip_secure.sums.manifest import Manifest
+from autoflip_secure.sums.randomness import Randomness, ReproducibleRandomness, SecretRandomness, dither
+from autoflip_secure.training.evaluation import metric_counts, predict
+from autoflip_secure.training.local import local_sgd
+
+__all__ = ["Contributor"]
+
+Vectors = Mapping[str, NDArray[np.floating]]
+
+
+class Contributor:
+    """Computes one silo's contributions.
+
+    Networks are kept between rounds of one architecture, since wrapping a module for per-record gradients is slow.
+    """
+
+    def __init__(self, config: RunConfig, task: Task, data: SiloData, silo: int, device: str) -> None:
+        self._config, self._task, self._data, self._silo = config, task, data, silo
+        self._device = torch.device(device)
+        self._spec: ModelSpec | None = None
+
+    def contribute(self, manifest: Manifest, model: ModelPayload) -> Contribution:
+        """Train or score as the manifest says; round, add noise, and return integers on the grid.
+
+        Raises
+        ------
+        ProtocolError
+            The manifest's channels are not those of its phase.
+        """
+        vectors = self._vectors(manifest, model)
+        if set(vectors) != {channel.name for channel in manifest.channels}:
+            raise ProtocolError(f"phase {manifest.phase} yields channels {sorted(vectors)}, the manifest asks for others")
+        cohort = manifest.cohort_of(self._silo)
+        values = {}
+        for channel in manifest.channels:
+            rounding = self._randomness(manifest, "rounding", channel.name)
+            values[channel.name] = quantise(vectors[channel.name], channel, dither(rounding, channel.length))
+            std = noise_steps(manifest, channel, cohort)
+            if std > 0:
+                noise = self._randomness(manifest, "noise", channel.name)
+                values[channel.name] += DiscreteGaussian(std).sample(channel.length, noise)
+        return Contribution(values)
+
+    def _vectors(self, manifest: Manifest, model: ModelPayload) -> Vectors:
+        if manifest.phase == "census":
+            return {"count": np.array([len(self._data.train.y)], np.float64)}
+        if manifest.phase == "evaluate":
+            return {"metric": self._metric(model)}
+        if manifest.privacy.trust == "distributed":
+            return {"update": self._gradient_sum(manifest, model)}
+        return self._local_update(manifest, model)
+
+    def _metric(self, model: ModelPayload) -> NDArray[np.float64]:
+        if self._data.holdout is None:
+            raise ProtocolError("this silo holds no records back for scoring")
+        network = self._load(model)
+        probabilities = predict(network, torch.from_numpy(self._data.holdout.x).to(self._device))
+        return metric_counts(probabilities, self._data.holdout.y, self._task.kind).astype(np.float64)
+
+    def _gradient_sum(self, manifest: Manifest, model: ModelPayload) -> NDArray[np.float64]:
+        network = self._load(model)
+        records = self._data.train
+        sampling = self._randomness(manifest, "sampling")
+        chosen = poisson_sample(len(records.y), manifest.privacy.sampling_rate, sampling)
+        live = torch.from_numpy(model.mask)
+        total = self._gradients(network)(
+            torch.from_numpy(records.x[chosen]).to(self._device),
+            torch.from_numpy(records.y[chosen]).to(self._device),
+            manifest.privacy.clip,
+            live,
+        )
+        return -total[model.mask]
+
+    def _local_update(self, manifest: Manifest, model: ModelPayload) -> Vectors:
+        network = self._load(model)
+        exploring = manifest.phase == "explore"
+        self._train(network, manifest, model, self._config.explore_steps if exploring else self._config.local_steps)
+        end = flatten_parameters(network).numpy()
+        wanted = {channel.name for channel in manifest.channels}
+        vectors: dict[str, NDArray[np.floating]] = {}
+        update = np.where(model.mask, end - model.weights, 0).astype(np.float64)
+        if "deviation" in wanted:
+            vectors["deviation"] = deviation(model.weights.astype(np.float64), end.astype(np.float64))[model.mask]
+        if "update" in wanted:
+            vectors["update"] = update[model.mask]
+        if "unit_energy" in wanted:
+            # Clipped as the update will be, so that energy and sum speak of the same vectors.
+            limit = self._config.update_limit
+            vectors["unit_energy"] = UnitMap.of(model.spec).unit_sum(np.clip(update, -limit, limit) ** 2)
+        return vectors
+
+    def _train(self, network: torch.nn.Module, manifest: Manifest, model: ModelPayload, steps: int | None) -> None:
+        config, records = self._config, self._data.train
+        assert steps is not None and config.learning_rate is not None and config.momentum is not None
+        x, y = torch.from_numpy(records.x).to(self._device), torch.from_numpy(records.y).to(self._device)
+        live = torch.from_numpy(model.mask)
+        if manifest.privacy.trust == "local":
+            dp_sgd(
+                network,
+                x,
+                y,
+                steps=steps,
+                sampling_rate=manifest.privacy.sampling_rate,
+                clip=manifest.privacy.clip,
+                noise_multiplier=manifest.privacy.noise_multiplier,
+                learning_rate=config.learning_rate,
+                momentum=config.momentum,
+                live=live,
+                nominal_records=max(1, model.records // (config.silos or 1)),
+                sampling=self._randomness(manifest, "sampling"),
+                noise=self._randomness(manifest, "noise"),
+            )
+            return
+        assert config.batch_size is not None
+        local_sgd(
+            network,
+            x,
+            y,
+            steps=steps,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            momentum=config.momentum,
+            generator=torch_stream(config.seed, "batches", manifest.round, self._silo),
+            live=live,
+        )
+
+    def _load(self, model: ModelPayload) -> torch.nn.Module:
+        if model.spec != self._spec:
+            self._network = build(model.spec).to(self._device)
+            self._gradient_sums: ClippedGradientSum | None = None
+            self._spec = model.spec
+        load_flat_parameters(self._network, torch.from_numpy(model.weights))
+        return self._network
+
+    def _gradients(self, network: torch.nn.Module) -> ClippedGradientSum:
+        if self._gradient_sums is None:
+            self._gradient_sums = ClippedGradientSum(network)
+        return self._gradient_sums
+
+    def _randomness(self, manifest: Manifest, *purpose: str) -> Randomness:
+        """Secret where DP rests on it; with DP off (or the marked test option) a named stream of the seed."""
+        if manifest.privacy.trust == "none" or self._config.insecure_reproducible_noise:
+            return ReproducibleRandomness(
+                self._config.seed, *purpose, manifest.phase, manifest.round, manifest.attempt, self._silo
+            )
+        return SecretRandomness()

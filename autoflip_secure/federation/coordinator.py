@@ -1,0 +1,291 @@
+"""The coordinator of one run: joins silos, runs rounds, learns from sums, prunes, steps the model, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from flwr.serverapp import Grid
+
+from autoflip_secure.autoflip.flops import flops
+from autoflip_secure.config import RunConfig
+from autoflip_secure.data.records import Records
+from autoflip_secure.data.task import Task
+from autoflip_secure.errors import BudgetExhausted, CannotContinue
+from autoflip_secure.federation.events import JsonLines
+from autoflip_secure.federation.exchange import StageExchange
+from autoflip_secure.federation.model_payload import ModelPayload
+from autoflip_secure.federation.plan import session_plan
+from autoflip_secure.federation.provisioning import RunFolder, load_task
+from autoflip_secure.federation.pruning import PruningController
+from autoflip_secure.federation.run_state import RunState, has_checkpoint, load_checkpoint, save_checkpoint
+from autoflip_secure.federation.schedule import RoundPlan, Schedule
+from autoflip_secure.federation.scoring import Scorer
+from autoflip_secure.federation.server_view import ServerView
+from autoflip_secure.federation.silo import JOIN_STAGE, JoinRequest, read_join_reply
+from autoflip_secure.federation.spending import spent_after
+from autoflip_secure.federation.sums import SumRunner, reserve_attempts, scatter
+from autoflip_secure.federation.terms import count_channel, deviation_channel, energy_channel, update_channel
+from autoflip_secure.models.layout import flatten_parameters
+from autoflip_secure.models.spec import build, dense_spec
+from autoflip_secure.secagg.coordinator import SecAggCoordinator
+from autoflip_secure.seeds import torch_stream
+from autoflip_secure.storage import write_atomically
+from autoflip_secure.sums.channels import Aggregate, ChannelSpec
+from autoflip_secure.sums.manifest import PrivacyTerms
+from autoflip_secure.sums.plain import PlainCoordinator
+from autoflip_secure.sums.secure_sum import CoordinatorSecureSum
+
+__all__ = ["Coordinator", "Watcher"]
+
+Watcher = Callable[[dict[str, Any]], None]
+"""Called after every round with the line that goes to metrics.jsonl."""
+
+BYTES_FP32 = 4
+TIMES = ("seconds", "seconds_training", "seconds_secure_sum")
+
+
+class Coordinator:
+    """Runs or resumes the federation of a run folder on a Grid whose nodes are its silos."""
+
+    def __init__(self, folder: RunFolder, config: RunConfig, grid: Grid, watch: Watcher) -> None:
+        self._folder, self._config, self._grid, self._watch = folder, config, grid, watch
+        self._task: Task = load_task(folder)
+        self._schedule = Schedule(config)
+        self.plan = session_plan(config, self._task, self._schedule, public_test=folder.public_test.exists())
+        dense = dense_spec(config.model or self._task.default_model, self._task.input_shape, self._task.classes)
+        self._dense_flops = flops(dense)
+        self._pruning = PruningController(config, self._schedule, dense)
+        self._start = flatten_parameters(build(dense, torch_stream(config.seed, "init"))).numpy()
+        self._dense_size = self._start.size
+        self.state = self._restore() if has_checkpoint(folder.checkpoint) else self._fresh_state(dense)
+        self._events = JsonLines(folder.events, stamp=True)
+        self._metrics = JsonLines(folder.metrics)
+        self._view = ServerView(folder.server_view) if config.record_server_view else None
+        self._exchange = StageExchange(
+            grid, self.state.traffic, timeout=config.stage_timeout, view=self._view, event=self._event
+        )
+        session = folder.session()
+        self._sums = SumRunner(
+            config,
+            session,
+            self._secure_sum(session),
+            self._exchange,
+            self._view,
+            self._event,
+            None if config.trust == "none" else reserve_attempts(config, self._schedule.rounds),
+        )
+        test = Records.load(folder.public_test) if folder.public_test.exists() else None
+        self._scorer = Scorer(config, self._task, self.plan, self._schedule, self._sums, test)
+
+    def run(self) -> RunState:
+        """Run to the last round.
+
+        Raises
+        ------
+        CannotContinue
+            The run stopped; a checkpoint of the last whole round is on disk.
+        """
+        try:
+            self._join()
+            self._census()
+            while self.state.round < self._schedule.rounds:
+                self._round()
+            self._finish()
+        finally:
+            self._events.close()
+            self._metrics.close()
+        return self.state
+
+    # Start
+
+    def _fresh_state(self, dense: Any) -> RunState:
+        records = self._task.nominal_records or 0
+        model = ModelPayload(dense, self._start.copy(), np.ones(self._start.size, bool), records)
+        return RunState(0, model, np.zeros(self._start.size), facts=dict.fromkeys(TIMES, 0.0))
+
+    def _restore(self) -> RunState:
+        state = load_checkpoint(self._folder.checkpoint)
+        self._pruning.restore(state.model.spec, state.pruning, state.facts["pruning"])
+        if state.round < self._schedule.rounds:
+            state.spare_attempts_used += 1  # the interrupted attempt may be in the silos' ledgers
+        return state
+
+    def _secure_sum(self, session: bytes) -> CoordinatorSecureSum:
+        if self._config.aggregation == "none":
+            return PlainCoordinator()
+        return SecAggCoordinator(
+            self._folder.coordinator_identity(),
+            self._folder.roster(),
+            session,
+            slots=self._config.epoch_slots,
+            first_epoch=self._folder.last_epoch() + 1,
+            on_epoch=self._folder.announce_epoch,
+            events=lambda name, fields: self._event(name, **fields),
+        )
+
+    def _join(self) -> None:
+        """Tell every node what will run and learn which silo it is. Silos check it against policy and ledger."""
+        request = JoinRequest(self._sums.session, self._config, self._task.to_json(), self.plan.mechanisms())
+        self._exchange.begin(self.state.round, 0, b"")
+        replies = self._exchange.ask_nodes(JOIN_STAGE, dict.fromkeys(self._grid.get_node_ids(), request.to_bytes()))
+        refused = sorted({reply.error for reply in replies.values() if reply.error})
+        nodes: dict[int, int] = {}
+        for node, reply in replies.items():
+            if reply.status == "ok":
+                silo = read_join_reply(reply.reply)
+                if silo in nodes:
+                    raise CannotContinue(f"two nodes say they are silo {silo}; check which machine runs it")
+                nodes[silo] = node
+        self._event("joined", silos=sorted(nodes), refused=refused)
+        if "BudgetExhausted" in refused:
+            raise BudgetExhausted("a silo's ledger does not cover this run; nothing was trained and nothing was spent")
+        if set(nodes) != set(self._folder.roster().silos):
+            missing = sorted(set(self._folder.roster().silos) - set(nodes))
+            why = f" (refused: {', '.join(refused)})" if refused else ""
+            raise CannotContinue(f"silos {missing} did not join{why}; see silo.log in their folders; nothing was trained")
+        self._exchange.nodes = nodes
+
+    def _census(self) -> None:
+        """Where the number of records is not public, learn it once through a sum (noised under DP)."""
+        if self.state.model.records:
+            return
+        terms = self.plan.census_terms()
+        aggregate = self._sums.run(self.state, "census", self._schedule.whole(), [count_channel()], terms)[0]
+        counted = float(aggregate.sum("count")[0]) * len(self._exchange.nodes) / aggregate.silos
+        self.state.model = replace(self.state.model, records=max(1, round(counted)))
+        self._event("census", records=self.state.model.records)
+
+    # Rounds
+
+    def _round(self) -> None:
+        started = time.perf_counter()
+        state, number = self.state, self.state.round
+        plan = self._schedule.plan(number)
+        terms = self._terms(number)
+        live = state.model.mask
+        aggregates = [
+            scatter(a, state.model) for a in self._sums.run(state, plan.phase, plan, self._channels(number), terms)
+        ]
+        self._step(aggregates)
+        if self._schedule.explores:
+            self._pruning.observe(aggregates, live)
+            if self._pruning.is_decision(number):
+                self._prune(number)
+        state.round += 1
+        scores = self._scorer.score(state, number)
+        seconds = time.perf_counter() - started
+        self._record(number, plan, aggregates, scores, seconds)
+        self._checkpoint()
+
+    def _terms(self, number: int) -> PrivacyTerms:
+        exploring = self._schedule.is_exploration(number)
+        return self.plan.train_terms(exploring)
+
+    def _channels(self, number: int) -> list[ChannelSpec]:
+        config, model = self._config, self.state.model
+        live = int(model.mask.sum())
+        if config.trust != "distributed" and self._schedule.is_exploration(number):
+            channels = [deviation_channel(live)]
+            return [*channels, update_channel(config, live)] if config.warm_start else channels
+        channels = [update_channel(config, live)]
+        if self._schedule.sends_energy:
+            channels.append(energy_channel(self._pruning.units))
+        return channels
+
+    def _step(self, aggregates: Sequence[Aggregate]) -> None:
+        """Move the model by the sum: momentum SGD on the noised gradient sum, or the mean of the silos' updates."""
+        state, config = self.state, self._config
+        if "update" not in aggregates[0].channels:
+            return  # cold start: exploration maps the landscape and leaves the model where it was
+        total = np.sum([a.sum("update") for a in aggregates], axis=0)
+        present = sum(a.silos for a in aggregates)
+        if config.trust == "distributed":
+            assert config.momentum is not None and config.learning_rate is not None and config.sampling_rate is not None
+            expected = config.sampling_rate * state.model.records * present / len(self._exchange.nodes)
+            state.velocity = config.momentum * state.velocity + total / expected
+            step = config.learning_rate * state.velocity
+        else:
+            step = total / present
+        weights = np.where(state.model.mask, state.model.weights + step, 0).astype(np.float32)
+        state.model = replace(state.model, weights=weights)
+
+    def _prune(self, number: int) -> None:
+        state = self.state
+        before = int(state.model.mask.sum())
+        state.model, kept = self._pruning.decide(number, state.model)
+        state.velocity = np.where(state.model.mask, state.velocity[kept], 0.0)
+        self._event(
+            "pruned",
+            round=number,
+            live_before=before,
+            live_after=int(state.model.mask.sum()),
+            widths=list(state.model.spec.widths),
+            flops_ratio=round(flops(state.model.spec) / self._dense_flops, 4),
+        )
+
+    # Records
+
+    def _record(
+        self,
+        number: int,
+        plan: RoundPlan,
+        aggregates: Sequence[Aggregate],
+        scores: dict[str, float | None],
+        seconds: float,
+    ) -> None:
+        state = self.state
+        state.facts["seconds"] += seconds
+        state.facts["seconds_secure_sum"] += self._sums.seconds - self._exchange.training_seconds
+        state.facts["seconds_training"] += self._exchange.training_seconds
+        self._sums.seconds = self._exchange.training_seconds = 0.0
+        agreement = self._pruning.agreement
+        line = {
+            "round": number,
+            "phase": plan.phase,
+            "cohorts": len(plan.cohorts),
+            "silos": sum(a.silos for a in aggregates),
+            **scores,
+            "epsilon": self._epsilon() if scores else None,
+            "agreement": None if agreement is None else round(agreement.overall, 4),
+            "agreement_average": self._pruning.agreement_average,
+            "params_live": int(state.model.mask.sum()),
+            "params_dense": self._dense_size,
+            "flops": flops(state.model.spec),
+            "flops_dense": self._dense_flops,
+            "layers": self._pruning.layer_report(state.model) if self._schedule.explores else [],
+            "upload_bytes_per_silo": state.traffic.upload_contributions / len(self._exchange.nodes),
+            "upload_bytes_total_per_silo": state.traffic.upload_total / len(self._exchange.nodes),
+            "upload_bytes_dense_fp32": BYTES_FP32 * self._dense_size * state.round,
+            "download_bytes_per_silo": state.traffic.download_total / len(self._exchange.nodes),
+            "aborts": state.attempts_aborted,
+            "drops": dict(state.traffic.drops),
+            "seconds": round(seconds, 4),
+        }
+        self._metrics.write(**line)
+        self._watch(line)
+        target = self._config.target_accuracy
+        accuracy = scores.get("accuracy")
+        if target is not None and accuracy is not None and accuracy >= target and "target" not in state.facts:
+            state.facts["target"] = {"rounds": state.round, "upload_bytes": line["upload_bytes_per_silo"]}
+
+    def _epsilon(self) -> float | None:
+        return spent_after(self.plan, self._schedule, self.state.round, self.state.spare_attempts_used)
+
+    def _checkpoint(self) -> None:
+        self.state.pruning = self._pruning.arrays()
+        self.state.facts["pruning"] = self._pruning.facts()
+        self.state.epoch = self._folder.last_epoch()
+        save_checkpoint(self._folder.checkpoint, self.state)
+
+    def _finish(self) -> None:
+        model = self.state.model.to_bytes()
+        write_atomically(self._folder.model, model)
+        if self._view is not None:
+            self._view.close(model)
+
+    def _event(self, event: str, **fields: Any) -> None:
+        self._events.write(event=event, **fields)

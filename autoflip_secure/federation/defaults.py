@@ -1,0 +1,120 @@
+"""Fills in the options the user left open, from the task, the trust mode and the number of silos.
+
+The hyper-parameters were chosen on the embedded, public data sets only, so choosing them cost no silo any privacy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from autoflip_secure.config import RunConfig
+from autoflip_secure.data.task import Task
+from autoflip_secure.errors import ConfigError
+from autoflip_secure.federation.schedule import cohort_minimum, default_colluders
+
+__all__ = ["resolve"]
+
+
+@dataclass(frozen=True)
+class _Training:
+    """Hyper-parameters of one kind of run."""
+
+    rounds: int
+    local_steps: int
+    learning_rate: float
+    momentum: float
+    clip: float
+    sampling_rate: float
+    batch_size: int = 32
+    explore_rounds: int = 1
+    explore_steps: int = 20
+
+
+_IMAGES = {
+    "none": _Training(100, 10, 0.05, 0.9, 1.0, 0.1),
+    "local": _Training(60, 4, 0.5, 0.5, 0.1, 0.1, explore_steps=8),
+    "distributed": _Training(200, 1, 4.0, 0.9, 0.1, 0.1, explore_rounds=20),
+}
+_TABLES = {
+    "none": _Training(40, 10, 0.05, 0.9, 1.0, 0.1),
+    "local": _Training(30, 4, 0.5, 0.5, 0.1, 0.2, explore_steps=8),
+    "distributed": _Training(100, 1, 2.0, 0.9, 0.1, 0.2, explore_rounds=10),
+}
+
+
+def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> RunConfig:
+    """The same configuration with every option set.
+
+    Raises
+    ------
+    ConfigError
+        Options that contradict each other or the data set.
+    """
+    trust = config.trust
+    partition = config.partition or ("natural" if natural_silos else "dirichlet:0.5")
+    silos = _silos(config, partition, natural_silos)
+    training = (_TABLES if len(task.input_shape) == 1 else _IMAGES)[trust]
+    if trust == "distributed" and config.local_steps not in (None, 1):
+        raise ConfigError(
+            f"--local-steps {config.local_steps}: distributed noise covers one gradient sum a round, so it is 1; "
+            "more local steps need --dp-trust local"
+        )
+    colluders = default_colluders(silos) if config.colluders is None else config.colluders
+    explore_rounds = training.explore_rounds if config.explore_rounds is None else config.explore_rounds
+    if trust != "distributed" and explore_rounds != 1:
+        raise ConfigError(
+            f"--explore-rounds {explore_rounds}: without distributed noise every silo explores once, for --explore-steps"
+        )
+    rounds = config.rounds or training.rounds
+    if config.explore_rounds is None:
+        explore_rounds = max(1, min(explore_rounds, rounds // 4))
+    chosen: dict[str, Any] = {
+        "partition": partition,
+        "silos": silos,
+        "model": config.model or task.default_model,
+        "rounds": rounds,
+        "local_steps": training.local_steps,
+        "learning_rate": training.learning_rate,
+        "momentum": training.momentum,
+        "clip": training.clip,
+        "sampling_rate": training.sampling_rate,
+        "batch_size": training.batch_size,
+        "colluders": colluders,
+        "prune_threshold": 0.3,
+        "prune_flops": 0.5,
+        "explore_rounds": explore_rounds,
+        "explore_steps": training.explore_steps,
+        "cohorts": _cohorts(config, silos, colluders),
+        "agreement_every": 20,
+        "prune_steps": 1 if trust == "distributed" else 3,
+        "warm_start": trust == "distributed",
+        "evaluations": 5,
+    }
+    given = config.model_dump()
+    filled = {name: value for name, value in chosen.items() if given[name] is None}
+    if given["warm_start"] is None:
+        filled["warm_start"] = chosen["warm_start"]
+    elif trust == "distributed" and not given["warm_start"]:
+        raise ConfigError("--no-warm-start: exploration under distributed noise is training that was paid for; it goes on")
+    return RunConfig.create(**{**given, **filled})
+
+
+def _silos(config: RunConfig, partition: str, natural_silos: int | None) -> int:
+    if partition != "natural":
+        return config.silos or 10
+    if natural_silos is None:
+        raise ConfigError(f"--partition natural: data set {config.dataset} has no natural silos; use iid or dirichlet:0.5")
+    if config.silos not in (None, natural_silos):
+        raise ConfigError(f"--silos {config.silos}: {config.dataset} has {natural_silos} natural silos")
+    if natural_silos < 3:
+        raise ConfigError(f"--dataset {config.dataset}: a secure sum needs at least 3 silos, it has {natural_silos}")
+    return natural_silos
+
+
+def _cohorts(config: RunConfig, silos: int, colluders: int) -> int:
+    """Two cohorts where distributed noise measures agreement and each could be opened; else one."""
+    if config.trust != "distributed" or config.prune != "autoflip":
+        return 1
+    size = int(config.participation * silos) // 2
+    return 2 if cohort_minimum(size, silos, colluders, config.min_cohort, 1) <= size else 1

@@ -1,0 +1,124 @@
+"""One stage of a secure sum over Flower's Grid: send, wait, count bytes, record what arrived, report who is missing."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from autoflip_secure.errors import ProtocolError
+from autoflip_secure.federation.server_view import ServerView
+from autoflip_secure.federation.wire import Reply, Request, read_reply, request_message
+
+__all__ = ["StageExchange", "Traffic"]
+
+CONTRIBUTION_STAGES = frozenset({"masked", "clear"})
+
+
+@dataclass
+class Traffic:
+    """Bytes and drops of a run so far. Bytes are payloads: transport framing is Flower's own."""
+
+    upload_contributions: int = 0
+    upload_total: int = 0
+    download_total: int = 0
+    drops: Counter[str] = field(default_factory=Counter)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "drops": dict(self.drops)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Traffic:
+        return cls(**{**data, "drops": Counter(data["drops"])})
+
+
+class StageExchange:
+    """Callable with the signature of sums.secure_sum.Exchange, for one attempt at a time."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        traffic: Traffic,
+        *,
+        timeout: float,
+        view: ServerView | None,
+        event: Callable[..., None],
+    ) -> None:
+        self._grid, self._traffic, self._timeout, self._view, self._event = grid, traffic, timeout, view, event
+        self.nodes: dict[int, int] = {}
+        self.round, self.attempt, self.attachment = 0, 0, b""
+        self.refusals: Counter[str] = Counter()
+        self._away: set[int] = set()
+        self.training_seconds = 0.0
+
+    def begin(self, round: int, attempt: int, attachment: bytes) -> None:
+        """Start an attempt; `attachment` is the model that travels with the stage that trains."""
+        self.round, self.attempt, self.attachment = round, attempt, attachment
+        self.refusals.clear()
+        self._away.clear()
+
+    def __call__(self, stage: str, requests: Mapping[int, bytes]) -> Mapping[int, bytes]:
+        by_node = {self.nodes[silo]: request for silo, request in requests.items()}
+        silo_of = {node: silo for silo, node in self.nodes.items()}
+        replies = {silo_of[node]: reply for node, reply in self.ask_nodes(stage, by_node).items()}
+        for silo in sorted(set(requests) - {s for s, r in replies.items() if r.status == "ok"}):
+            reply = replies.get(silo, Reply("silent"))
+            self._count_absence(stage, silo, reply)
+        return {silo: reply.reply for silo, reply in replies.items() if reply.status == "ok"}
+
+    def ask_nodes(self, stage: str, requests: Mapping[int, bytes]) -> dict[int, Reply]:
+        """Replies by node id, whatever their status; nodes that stayed silent until the timeout are absent."""
+        attachment = self.attachment if stage in CONTRIBUTION_STAGES else b""
+        messages = [
+            request_message(node, Request(stage, self.round, self.attempt, request, attachment))
+            for node, request in requests.items()
+        ]
+        self._traffic.download_total += sum(len(r) + len(attachment) for r in requests.values())
+        # Grids set message ids when they push, so they are read from the messages afterwards.
+        started = time.perf_counter()
+        answers = list(self._grid.send_and_receive(messages, timeout=self._timeout))
+        if stage in CONTRIBUTION_STAGES:
+            self.training_seconds += time.perf_counter() - started
+        node_of = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
+        replies = {}
+        for answer in answers:
+            # The source of an error reply is not the node that failed, hence the message it replies to.
+            node = node_of.get(answer.metadata.reply_to_message_id)
+            if node is not None:
+                replies[node] = self._read(stage, node, answer)
+        return replies
+
+    def _read(self, stage: str, node: int, answer: Any) -> Reply:
+        try:
+            reply = read_reply(answer)
+        except ProtocolError as error:
+            reply = Reply("malformed", error=str(error))
+        self._traffic.upload_total += len(reply.reply)
+        if stage in CONTRIBUTION_STAGES and reply.status == "ok":
+            self._traffic.upload_contributions += len(reply.reply)
+        if self._view is not None:
+            sender = next((silo for silo, n in self.nodes.items() if n == node), 0)
+            fields = {"status": reply.status, "reply": reply.reply, "error": reply.error}
+            self._view.received(stage=stage, round=self.round, attempt=self.attempt, sender=sender, fields=fields)
+        return reply
+
+    def _count_absence(self, stage: str, silo: int, reply: Reply) -> None:
+        if reply.error:
+            self.refusals[reply.error] += 1
+        if silo in self._away:
+            return  # a drop is counted at the stage where the silo was first missed
+        self._away.add(silo)
+        self._traffic.drops[stage] += 1
+        self._event(
+            "absent",
+            stage=stage,
+            round=self.round,
+            attempt=self.attempt,
+            silo=silo,
+            status=reply.status,
+            error=reply.error,
+        )

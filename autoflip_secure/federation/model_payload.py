@@ -1,0 +1,80 @@
+"""The model as it travels to silos and lies on disk: live weights, mask and architecture, as one safetensors file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import save
+
+from autoflip_secure.errors import ProtocolError
+from autoflip_secure.models.spec import ModelSpec
+
+__all__ = ["ModelPayload"]
+
+
+@dataclass(frozen=True)
+class ModelPayload:
+    """A public model.
+
+    Attributes
+    ----------
+    spec : ModelSpec
+        Architecture of the compacted network.
+    weights : float32 array, shape (parameters,)
+        In models.layout order; exactly 0 where the mask is False.
+    mask : bool array, shape (parameters,)
+        Which parameters live.
+    records : int
+        Public number of training records the run is normalised by.
+    """
+
+    spec: ModelSpec
+    weights: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    records: int
+
+    def to_bytes(self) -> bytes:
+        """Safetensors file: `weights` holds live values only, `mask` is bit-packed."""
+        tensors = {"mask": np.packbits(self.mask), "weights": self.weights[self.mask].astype(np.float32)}
+        header = {"spec": self.spec.to_json(), "parameters": self.mask.size, "records": self.records}
+        return save(tensors, metadata={"autoflip_secure": json.dumps(header, sort_keys=True)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ModelPayload:
+        """Read and validate.
+
+        Raises
+        ------
+        ProtocolError
+            Not such a file, or sizes that do not agree.
+        """
+        try:
+            tensors, metadata = _load(data)
+            header = json.loads(metadata["autoflip_secure"])
+            size = int(header["parameters"])
+            mask = np.unpackbits(tensors["mask"], count=size).astype(bool)
+            if mask.size != size or tensors["weights"].dtype != np.float32:
+                raise ProtocolError("a model's mask or weights have the wrong size or type")
+            weights = np.zeros(size, np.float32)
+            weights[mask] = tensors["weights"]
+            return cls(ModelSpec.from_json(header["spec"]), weights, mask, int(header["records"]))
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise ProtocolError(f"not a model: {error}") from error
+
+    def mask_hash(self) -> bytes:
+        """SHA-256 of architecture and mask, 32 bytes."""
+        return hashlib.sha256(self.spec.to_json().encode() + b"|" + np.packbits(self.mask).tobytes()).digest()
+
+
+def _load(data: bytes) -> tuple[dict[str, NDArray], dict[str, str]]:
+    from safetensors.numpy import load
+
+    tensors = load(data)
+    # safetensors.numpy.load drops the metadata: it is JSON of the length given in the first eight bytes.
+    length = int.from_bytes(data[:8], "little")
+    return tensors, json.loads(data[8 : 8 + length])["__metadata__"]

@@ -1,0 +1,117 @@
+"""A silo's own policy: the least protection it accepts, whatever the coordinator asks. Default deny."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from pathlib import Path
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from autoflip_secure.config import RunConfig
+from autoflip_secure.errors import ConfigError, PolicyRefusal
+from autoflip_secure.sums.manifest import Manifest
+
+__all__ = ["SiloPolicy"]
+
+LINEAR_CHANNELS = frozenset({"update", "count", "metric"})
+"""What may be released under distributed noise: squares of under-noised vectors are not covered by the sum's promise."""
+
+
+class SiloPolicy(BaseModel):
+    """Limits one institution sets for itself.
+
+    Attributes
+    ----------
+    aggregations, trusts : which kinds of sum and trust modes are accepted.
+    epsilon, delta : largest privacy loss of a record set over all sessions.
+    colluders : silos that must be tolerated as colluders, at least.
+    min_cohort : least fraction of a cohort that must survive.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    aggregations: tuple[str, ...] = ("secagg",)
+    trusts: tuple[str, ...] = ("distributed", "local")
+    epsilon: float = Field(8.0, gt=0)
+    delta: float = Field(1e-5, gt=0, lt=1)
+    colluders: int = Field(0, ge=0)
+    min_cohort: float = Field(0.8, gt=0, le=1)
+
+    @classmethod
+    def accepting(cls, config: RunConfig) -> SiloPolicy:
+        """The policy of a simulated silo that agreed to exactly this run."""
+        return cls(
+            aggregations=(config.aggregation,),
+            trusts=(config.trust,),
+            **({} if config.dp_epsilon is None else {"epsilon": config.dp_epsilon}),
+            delta=config.dp_delta,
+            colluders=config.colluders or 0,
+            min_cohort=config.min_cohort,
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> SiloPolicy:
+        """Read policy.toml.
+
+        Raises
+        ------
+        ConfigError
+            Missing or malformed; the silo then answers nothing.
+        """
+        try:
+            return cls(**tomllib.loads(path.read_text()))
+        except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
+            raise ConfigError(f"cannot read the silo's policy {path}: {error}") from error
+
+    def to_toml(self) -> str:
+        """As a file."""
+        return tomli_w.dumps(self.model_dump(mode="json"))
+
+    @property
+    def budget(self) -> float:
+        """Epsilon that a record set may cost; unbounded only where this silo accepts training without DP."""
+        return math.inf if "none" in self.trusts else self.epsilon
+
+    def check_run(self, config: RunConfig) -> None:
+        """Refuse a run before anything of it starts.
+
+        Raises
+        ------
+        PolicyRefusal
+            Names the rule.
+        """
+        if config.aggregation not in self.aggregations:
+            raise PolicyRefusal(f"policy aggregations: {config.aggregation!r} is not among {self.aggregations}")
+        self._check_privacy(config.trust, config.dp_delta, config.colluders or 0)
+        if config.dp_epsilon is not None and config.dp_epsilon > self.epsilon:
+            raise PolicyRefusal(f"policy epsilon: the run asks for {config.dp_epsilon}, the cap is {self.epsilon}")
+
+    def check_manifest(self, manifest: Manifest) -> None:
+        """Refuse one round.
+
+        Raises
+        ------
+        PolicyRefusal
+            Names the rule.
+        """
+        terms = manifest.privacy
+        self._check_privacy(terms.trust, terms.delta, terms.colluders)
+        for cohort, least in zip(manifest.cohorts, manifest.minimum, strict=True):
+            if least < math.ceil(self.min_cohort * len(cohort)):
+                raise PolicyRefusal(
+                    f"policy min_cohort: {least} of {len(cohort)} silos would do, at least "
+                    f"{self.min_cohort:.0%} must survive"
+                )
+        names = {channel.name for channel in manifest.channels}
+        if terms.trust == "distributed" and not names <= LINEAR_CHANNELS:
+            raise PolicyRefusal(f"distributed noise covers linear channels only, not {sorted(names - LINEAR_CHANNELS)}")
+
+    def _check_privacy(self, trust: str, delta: float, colluders: int) -> None:
+        if trust not in self.trusts:
+            raise PolicyRefusal(f"policy trusts: {trust!r} is not among {self.trusts}")
+        if delta > self.delta:
+            raise PolicyRefusal(f"policy delta: {delta} is above {self.delta}")
+        if colluders < self.colluders:
+            raise PolicyRefusal(f"policy colluders: {colluders} tolerated, at least {self.colluders} are asked for")

@@ -1,0 +1,161 @@
+"""Makes a simulated federation on disk: identities, roster, policies, and each silo's own data.
+
+Layout under the run directory:
+    config.toml  task.json  public_test.npz
+    federation/  coordinator.key  roster.bin  session  epoch
+    silos/silo-001/  identity.key  roster.bin  policy.toml  data/  state.sqlite  silo.log
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoflip_secure.config import RunConfig
+from autoflip_secure.data.federation_data import LoadedData, NamedRecords, split_into_silos
+from autoflip_secure.data.records import Records
+from autoflip_secure.data.silo_folder import write_silo
+from autoflip_secure.data.splits import hold_out, hold_out_by_record
+from autoflip_secure.data.task import Task
+from autoflip_secure.errors import StorageError
+from autoflip_secure.federation.client_app import silo_folder
+from autoflip_secure.federation.policy import SiloPolicy
+from autoflip_secure.secagg.identity import Identity
+from autoflip_secure.secagg.roster import Roster, RosterEntry
+from autoflip_secure.storage import write_atomically
+from autoflip_secure.sums.manifest import SESSION_BYTES
+
+HELD_BACK = 0.2
+"""Share of a silo's records kept for scoring where no public test data exists."""
+
+__all__ = ["RunFolder", "load_task", "provision"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def task(self) -> Path:
+        return self.path / "task.json"
+
+    @property
+    def public_test(self) -> Path:
+        return self.path / "public_test.npz"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def server_view(self) -> Path:
+        return self.path / "server_view"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def _coordinator(self) -> Path:
+        return self.path / "federation"
+
+    def coordinator_identity(self) -> Identity:
+        """The coordinator's signing key."""
+        return Identity.load(self._coordinator / "coordinator.key")
+
+    def roster(self) -> Roster:
+        """Enrolled silos."""
+        return Roster.from_bytes((self._coordinator / "roster.bin").read_bytes())
+
+    def session(self) -> bytes:
+        """Id of the training run, 16 bytes."""
+        return (self._coordinator / "session").read_bytes()
+
+    def last_epoch(self) -> int:
+        """Last key epoch that was announced, 0 before the first."""
+        path = self._coordinator / "epoch"
+        return int(path.read_text()) if path.exists() else 0
+
+    def announce_epoch(self, epoch: int) -> None:
+        """Remember that `epoch` is in use, before its first message: a resumed coordinator opens a later one."""
+        write_atomically(self._coordinator / "epoch", str(epoch).encode())
+
+
+def provision(folder: RunFolder, config: RunConfig, data: LoadedData) -> None:
+    """Create the federation of a resolved configuration in an empty run directory.
+
+    Raises
+    ------
+    ConfigError, DataError
+        The data cannot be divided as asked.
+    StorageError
+        The disk refused.
+    """
+    silos = _silo_records(config, data)
+    try:
+        (folder.path / "federation").mkdir(parents=True)
+        coordinator = Identity.create(folder.path / "federation" / "coordinator.key")
+        entries = []
+        for number, (name, train, holdout) in enumerate(silos, start=1):
+            home = silo_folder(folder.path, number)
+            home.mkdir(parents=True)
+            identity = Identity.create(home / "identity.key")
+            entries.append(RosterEntry(number, name, identity.public))
+            write_silo(home / "data", train, holdout)
+            (home / "policy.toml").write_text(SiloPolicy.accepting(config).to_toml())
+        roster = Roster(coordinator.public, tuple(entries)).to_bytes()
+        for number in range(1, len(silos) + 1):
+            (silo_folder(folder.path, number) / "roster.bin").write_bytes(roster)
+        (folder.path / "federation" / "roster.bin").write_bytes(roster)
+        (folder.path / "federation" / "session").write_bytes(os.urandom(SESSION_BYTES))
+        if data.public_test is not None:
+            data.public_test.save(folder.public_test)
+        folder.task.write_text(data.task.to_json())
+        # Written last: a run directory with a configuration is a whole one.
+        write_atomically(folder.config, config.to_toml().encode())
+    except OSError as error:
+        raise StorageError(f"cannot create the run directory {folder.path}: {error.strerror}") from error
+
+
+def _silo_records(config: RunConfig, data: LoadedData) -> list[tuple[str, Records, Records | None]]:
+    silos = split_into_silos(data, config.partition, config.silos, config.seed)
+    if data.public_test is not None:
+        return [(silo.name, silo.records, None) for silo in silos]
+    return [_with_holdout(silo, config) for silo in silos]
+
+
+def _with_holdout(silo: NamedRecords, config: RunConfig) -> tuple[str, Records, Records | None]:
+    if silo.holdout is not None:
+        return silo.name, silo.records, silo.holdout
+    # Under DP one patient must not move others between the two parts, so each record decides for itself.
+    split = hold_out if config.trust == "none" else hold_out_by_record
+    train, holdout = split(silo.records, HELD_BACK, config.seed, silo.name)
+    return silo.name, train, holdout
+
+
+def load_task(folder: RunFolder) -> Task:
+    """The run's public task."""
+    return Task.from_json(folder.task.read_text())

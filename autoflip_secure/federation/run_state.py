@@ -1,0 +1,126 @@
+"""The coordinator's state between rounds, and its checkpoint: a folder replaced as a whole after every round."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save
+
+from autoflip_secure.errors import StorageError
+from autoflip_secure.federation.exchange import Traffic
+from autoflip_secure.federation.model_payload import ModelPayload
+from autoflip_secure.storage import write_atomically
+
+__all__ = ["RunState", "has_checkpoint", "load_checkpoint", "save_checkpoint"]
+
+MODEL_FILE, ARRAYS_FILE, STATE_FILE = "model.safetensors", "arrays.safetensors", "state.json"
+
+
+@dataclass
+class RunState:
+    """Everything a resumed coordinator needs. All of it is public: nothing here is derived from one silo.
+
+    Attributes
+    ----------
+    round : int
+        Next round to run; equal to the number of rounds done.
+    model : ModelPayload
+    velocity : float64 array, shape (parameters,)
+        Momentum buffer in the model's layout.
+    pruning : dict of str to array
+        Arrays of the pruning controller (guidance, energies, agreement).
+    facts : dict
+        Small JSON facts of the pruning controller and the run (agreement, aborts, seconds, target).
+    epoch : int
+        Last key epoch that was announced.
+    """
+
+    round: int
+    model: ModelPayload
+    velocity: NDArray[np.float64]
+    pruning: dict[str, NDArray[Any]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    traffic: Traffic = field(default_factory=Traffic)
+    epoch: int = 0
+    attempts_aborted: int = 0
+    spare_attempts_used: int = 0
+
+
+def save_checkpoint(folder: Path, state: RunState) -> None:
+    """Write a checkpoint: a new folder beside the old one, then one rename, so a crash leaves one whole checkpoint.
+
+    Raises
+    ------
+    StorageError
+        The disk refused; the previous checkpoint is kept.
+    """
+    fresh = folder.with_name(f"{folder.name}.new")
+    old = folder.with_name(f"{folder.name}.old")
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        write_atomically(fresh / MODEL_FILE, state.model.to_bytes())
+        arrays = {"velocity": state.velocity, **{f"pruning.{name}": a for name, a in state.pruning.items()}}
+        write_atomically(fresh / ARRAYS_FILE, save({name: np.ascontiguousarray(a) for name, a in arrays.items()}))
+        facts = {
+            "round": state.round,
+            "epoch": state.epoch,
+            "attempts_aborted": state.attempts_aborted,
+            "spare_attempts_used": state.spare_attempts_used,
+            "traffic": state.traffic.to_json(),
+            "facts": state.facts,
+        }
+        write_atomically(fresh / STATE_FILE, json.dumps(facts).encode())
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise StorageError(f"cannot write the checkpoint {folder}: {error.strerror}; the last one is kept") from error
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is something to resume from."""
+    return _whole(folder) is not None
+
+
+def load_checkpoint(folder: Path) -> RunState:
+    """Read the newest whole checkpoint.
+
+    Raises
+    ------
+    StorageError
+        There is none, or it is damaged.
+    """
+    source = _whole(folder)
+    if source is None:
+        raise StorageError(f"there is no checkpoint in {folder}")
+    try:
+        facts = json.loads((source / STATE_FILE).read_text())
+        arrays = load_file(source / ARRAYS_FILE)
+        return RunState(
+            round=facts["round"],
+            model=ModelPayload.from_bytes((source / MODEL_FILE).read_bytes()),
+            velocity=arrays.pop("velocity"),
+            pruning={name.removeprefix("pruning."): array for name, array in arrays.items()},
+            facts=facts["facts"],
+            traffic=Traffic.from_json(facts["traffic"]),
+            epoch=facts["epoch"],
+            attempts_aborted=facts["attempts_aborted"],
+            spare_attempts_used=facts["spare_attempts_used"],
+        )
+    except Exception as error:
+        raise StorageError(f"the checkpoint {source} is damaged: {error}") from error
+
+
+def _whole(folder: Path) -> Path | None:
+    """The checkpoint, or the one that a crash between two renames left under another name."""
+    candidates = (folder, folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old"))
+    return next((c for c in candidates if (c / STATE_FILE).exists()), None)

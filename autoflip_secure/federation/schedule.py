@@ -1,0 +1,142 @@
+"""Which round does what, fixed before the run: phases, cohorts, minimums, evaluations. Public, and the same on resume."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from autoflip_secure.config import RunConfig
+from autoflip_secure.errors import ConfigError
+from autoflip_secure.secagg.rules import HARD_FLOOR, most_colluders, share_threshold
+from autoflip_secure.seeds import stream
+
+__all__ = ["RoundPlan", "Schedule", "cohort_minimum", "default_colluders"]
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """One round.
+
+    Attributes
+    ----------
+    phase : str
+        explore or train.
+    cohorts : tuple of tuple of int
+        Silo ids summed together.
+    minimum : tuple of int
+        Fewest survivors of each cohort.
+    """
+
+    phase: str
+    cohorts: tuple[tuple[int, ...], ...]
+    minimum: tuple[int, ...]
+
+
+def default_colluders(silos: int) -> int:
+    """One colluder in ten silos, at least one where the protocol can bear it."""
+    return min(max(1, silos // 10), most_colluders(silos))
+
+
+def cohort_minimum(size: int, silos: int, colluders: int, min_cohort: float, moments: int) -> int:
+    """Fewest survivors whose sum may be opened: max(min_cohort of the cohort, 3, colluders + 2 + moments).
+
+    A cohort that is the whole roster also needs the share threshold that its key shares need.
+    """
+    least = max(math.ceil(min_cohort * size), HARD_FLOOR, colluders + 2 + moments)
+    return max(least, share_threshold(silos)) if size == silos else least
+
+
+class Schedule:
+    """The plan of a resolved configuration.
+
+    Raises
+    ------
+    ConfigError
+        Silos, cohorts, colluders and participation leave no sum that may be opened.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        assert config.silos is not None and config.colluders is not None
+        assert config.rounds is not None and config.cohorts is not None
+        self._silos, self._colluders, self.rounds, self._cohorts = (
+            config.silos,
+            config.colluders,
+            config.rounds,
+            config.cohorts,
+        )
+        if self._colluders > most_colluders(self._silos):
+            raise ConfigError(
+                f"--colluders {self._colluders}: with {self._silos} silos the protocol bears at most "
+                f"{most_colluders(self._silos)}"
+            )
+        if self.explores and config.explore_rounds is not None and config.explore_rounds >= self.rounds:
+            raise ConfigError(
+                f"--explore-rounds {config.explore_rounds}: must be below --rounds {self.rounds}; nothing would be trained"
+            )
+        order = stream(config.seed, "cohorts").permutation(self._silos) + 1
+        self._groups = [sorted(int(silo) for silo in order[i :: self._cohorts]) for i in range(self._cohorts)]
+        for round in {0, self.rounds - 1}:
+            self.plan(round)
+
+    @property
+    def explores(self) -> bool:
+        """Whether the run has an exploration phase."""
+        return self._config.prune == "autoflip"
+
+    @property
+    def moments(self) -> int:
+        """Moments of one coordinate that a round releases: sums, and energies where they are sent."""
+        return 2 if self.sends_energy else 1
+
+    @property
+    def sends_energy(self) -> bool:
+        """Whether training rounds carry unit energies (the moments form of agreement)."""
+        return self.explores and self._config.trust != "distributed"
+
+    def is_exploration(self, round: int) -> bool:
+        """Whether `round` belongs to the first phase."""
+        return self.explores and round < (self._config.explore_rounds or 0)
+
+    def plan(self, round: int) -> RoundPlan:
+        """Plan of one round."""
+        phase = "explore" if self.is_exploration(round) else "train"
+        if self._measures_agreement(round):
+            groups = self._groups
+        else:
+            groups = [list(range(1, self._silos + 1))]
+        present = self._participants(round)
+        cohorts = tuple(tuple(silo for silo in group if silo in present) for group in groups)
+        return RoundPlan(phase, cohorts, tuple(self._minimum(len(cohort)) for cohort in cohorts))
+
+    def whole(self) -> RoundPlan:
+        """Plan of a census or an evaluation: everybody in one cohort."""
+        everybody = tuple(range(1, self._silos + 1))
+        return RoundPlan("evaluate", (everybody,), (self._minimum(len(everybody)),))
+
+    def _measures_agreement(self, round: int) -> bool:
+        if not self.explores or self._cohorts == 1:
+            return False
+        every = self._config.agreement_every or 0
+        return self.is_exploration(round) or (every > 0 and round % every == 0)
+
+    def _participants(self, round: int) -> frozenset[int]:
+        count = max(1, round_half_up(self._config.participation * self._silos))
+        if count == self._silos:
+            return frozenset(range(1, self._silos + 1))
+        draw = stream(self._config.seed, "participation", round).permutation(self._silos)[:count]
+        return frozenset(int(silo) + 1 for silo in draw)
+
+    def _minimum(self, size: int) -> int:
+        least = cohort_minimum(size, self._silos, self._colluders, self._config.min_cohort, self.moments)
+        if least > size:
+            raise ConfigError(
+                f"--colluders {self._colluders}: a cohort of {size} silos may be opened with {least} survivors or more; "
+                "use more silos, fewer --cohorts, fewer --colluders or a larger --participation"
+            )
+        return least
+
+
+def round_half_up(value: float) -> int:
+    """Nearest integer, halves up."""
+    return math.floor(value + 0.5)

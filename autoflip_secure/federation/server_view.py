@@ -1,0 +1,50 @@
+"""--record-server-view: every byte the coordinator received, one msgpack file a message, in order of arrival.
+
+Attacks run on these files, and a test hashes them against what the silos say they sent: nothing else may arrive.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from autoflip_secure.storage import write_atomically
+
+__all__ = ["ServerView", "read_server_view"]
+
+
+class ServerView:
+    """Writes RUN/server_view/NNNNNN.msgpack, and public.msgpack with what the coordinator itself produced.
+
+    Resumed runs go on with the next free number.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._next = 1 + max((int(path.stem) for path in folder.glob("[0-9]*.msgpack")), default=-1)
+
+    def received(self, *, stage: str, round: int, attempt: int, sender: int, fields: dict[str, Any]) -> None:
+        """Record one message as it arrived; `sender` is the silo's id (0: not known yet)."""
+        message = {"stage": stage, "round": round, "attempt": attempt, "from": sender, "fields": fields}
+        (self._folder / f"{self._next:06d}.msgpack").write_bytes(msgpack.packb(message))
+        self._next += 1
+
+    def public(self, *, round: int, attempt: int, manifest: bytes, model: bytes) -> None:
+        """Append a manifest and the model (weights, mask) the coordinator sent with it."""
+        record = msgpack.packb({"round": round, "attempt": attempt, "manifest": manifest, "model": model})
+        with (self._folder / "public.msgpack").open("ab") as file:
+            file.write(record)
+
+    def close(self, final_model: bytes) -> None:
+        """Append the final model."""
+        with (self._folder / "public.msgpack").open("ab") as file:
+            file.write(msgpack.packb({"final_model": final_model}))
+        write_atomically(self._folder / "complete", b"")
+
+
+def read_server_view(folder: Path) -> list[dict[str, Any]]:
+    """All recorded messages, in order."""
+    return [msgpack.unpackb(path.read_bytes()) for path in sorted(folder.glob("[0-9]*.msgpack"))]

@@ -1,0 +1,111 @@
+"""summary.json: the figures of a finished run, under the names other tools rely on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from pathlib import Path
+from typing import Any
+
+from autoflip_secure.config import RunConfig
+from autoflip_secure.federation.client_app import silo_folder
+from autoflip_secure.federation.events import read_json_lines
+from autoflip_secure.federation.plan import SessionPlan, describe
+from autoflip_secure.federation.provisioning import RunFolder
+from autoflip_secure.privacy.ledger import Ledger
+from autoflip_secure.privacy.plan import DATASETS
+from autoflip_secure.storage import open_silo_database
+
+__all__ = ["build_summary", "ledger_summaries"]
+
+SCHEMA = 1
+PACKAGES = ("autoflip-secure", "torch", "opacus", "flwr", "cryptography", "numpy", "dp-accounting", "torch-pruning")
+
+
+def build_summary(folder: RunFolder, config: RunConfig, plan: SessionPlan, facts: dict[str, Any]) -> dict[str, Any]:
+    """Figures of a finished run.
+
+    `upload_bytes_per_silo` counts the protected vectors of all rounds, a silo's mean; `upload_bytes_total_per_silo` adds
+    keys, shares, confirmations and unmasking; both include attempts that aborted. `upload_ratio` is the first over what
+    plain float32 FedAvg of the dense model sends in as many rounds, `upload_ratio_total` the second.
+    """
+    rows = list(read_json_lines(folder.metrics))
+    last = rows[-1]
+    scored = [row for row in rows if "accuracy" in row]
+    ledgers = ledger_summaries(folder, config, plan)
+    agreements = [row["agreement_average"] for row in rows if row["agreement_average"] is not None]
+    dense_bytes = last["upload_bytes_dense_fp32"]
+    spent = max((row["epsilon"] for row in ledgers), default=0.0)
+    target = facts.get("target") or {}
+    best = scored[-1] if scored else {}
+    return {
+        "schema": SCHEMA,
+        "run": folder.path.name,
+        "dataset": config.dataset,
+        "partition": config.partition,
+        "model": config.model,
+        "task": facts["task_kind"],
+        "silos": config.silos,
+        "rounds": facts["round"],
+        "rounds_aborted": facts["attempts_aborted"],
+        "drops": last["drops"],
+        "aggregation": config.aggregation,
+        "prune": config.prune,
+        "dp_trust": config.trust,
+        "engine": config.engine,
+        "seed": config.seed,
+        "accuracy": best.get("accuracy"),
+        "auroc": best.get("auroc"),
+        "loss": best.get("loss"),
+        "epsilon_target": config.dp_epsilon,
+        "epsilon_spent": None if config.trust == "none" or math.isinf(spent) else spent,
+        "delta": config.dp_delta if config.trust != "none" else None,
+        "colluders": config.colluders,
+        "params_dense": last["params_dense"],
+        "params_live": last["params_live"],
+        "params_ratio": last["params_live"] / last["params_dense"],
+        "flops_dense": last["flops_dense"],
+        "flops_live": last["flops"],
+        "flops_ratio": last["flops"] / last["flops_dense"],
+        "upload_bytes_per_silo": last["upload_bytes_per_silo"],
+        "upload_bytes_dense_fp32": dense_bytes,
+        "upload_ratio": last["upload_bytes_per_silo"] / dense_bytes,
+        "upload_bytes_total_per_silo": last["upload_bytes_total_per_silo"],
+        "upload_ratio_total": last["upload_bytes_total_per_silo"] / dense_bytes,
+        "download_bytes_per_silo": last["download_bytes_per_silo"],
+        "rounds_to_target": target.get("rounds"),
+        "upload_bytes_to_target": target.get("upload_bytes"),
+        "agreement_final": agreements[-1] if agreements else None,
+        "seconds_total": facts["seconds_total"],
+        "seconds_training": facts["seconds_training"],
+        "seconds_secure_sum": facts["seconds_secure_sum"],
+        "ledgers": ledgers,
+        "insecure_reproducible_noise": config.insecure_reproducible_noise,
+        "note": facts["task_note"],
+        "privacy": describe(plan),
+        "package_versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def ledger_summaries(folder: RunFolder, config: RunConfig, plan: SessionPlan) -> list[dict[str, Any]]:
+    """Each silo's spending by record set, read from its own ledger. Only a simulator can see them all."""
+    rows = []
+    assert config.silos is not None
+    for number in range(1, config.silos + 1):
+        ledger = _open_ledger(silo_folder(folder.path, number), number, folder.session(), plan)
+        for dataset in DATASETS:
+            lines = [line for line in ledger.lines() if line.dataset == dataset]
+            if lines:
+                row = {"silo": number, "dataset": dataset, "lines": len(lines), "epsilon": ledger.spent(dataset)}
+                rows.append(row)
+    return rows
+
+
+def _open_ledger(home: Path, number: int, session: bytes, plan: SessionPlan) -> Ledger:
+    return Ledger(
+        open_silo_database(home / "state.sqlite"),
+        silo=str(number),
+        session=session,
+        budgets=dict.fromkeys(DATASETS, math.inf),
+        delta=plan.privacy.accounting_delta,
+    )

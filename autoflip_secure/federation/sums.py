@@ -1,0 +1,168 @@
+"""One secure sum of the run: build the manifest, retry aborted attempts on fresh slots, decode to Aggregates."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoflip_secure.config import RunConfig
+from autoflip_secure.errors import Abort, BudgetExhausted, CannotContinue
+from autoflip_secure.federation.exchange import StageExchange
+from autoflip_secure.federation.model_payload import ModelPayload
+from autoflip_secure.federation.run_state import RunState
+from autoflip_secure.federation.schedule import RoundPlan
+from autoflip_secure.federation.server_view import ServerView
+from autoflip_secure.federation.terms import noise_steps
+from autoflip_secure.secagg.rules import share_threshold
+from autoflip_secure.sums.channels import Aggregate, ChannelSpec
+from autoflip_secure.sums.encoding import unpack_sum
+from autoflip_secure.sums.manifest import Manifest, PrivacyTerms
+from autoflip_secure.sums.secure_sum import CohortSum, CoordinatorSecureSum
+
+__all__ = ["SumRunner", "reserve_attempts", "scatter"]
+
+MAX_ATTEMPTS = 10
+LEAST_RESERVE = 2
+
+
+def reserve_attempts(config: RunConfig, rounds: int) -> int:
+    """Attempts paid for beyond one a round: aborted and interrupted attempts stay spent in every ledger."""
+    return math.ceil(config.reserve * rounds) + LEAST_RESERVE
+
+
+@dataclass
+class SumRunner:
+    """Runs sums for one coordinator.
+
+    Attributes
+    ----------
+    reserve : int or None
+        Spare attempts the privacy plan covers; None without DP.
+    """
+
+    config: RunConfig
+    session: bytes
+    secure_sum: CoordinatorSecureSum
+    exchange: StageExchange
+    view: ServerView | None
+    event: Callable[..., None]
+    reserve: int | None
+    seconds: float = 0.0
+
+    def run(
+        self,
+        state: RunState,
+        phase: str,
+        plan: RoundPlan,
+        channels: Sequence[ChannelSpec],
+        terms: PrivacyTerms,
+    ) -> list[Aggregate]:
+        """One Aggregate a cohort, in order.
+
+        Raises
+        ------
+        CannotContinue
+            No attempt gave a sum within the attempts allowed; the checkpoint of the last round stands.
+        """
+        model = state.model.to_bytes()
+        manifest = self._manifest(state, phase, plan, channels, terms, model)
+        for attempt in range(MAX_ATTEMPTS):
+            manifest = replace(manifest, attempt=attempt)
+            self.exchange.begin(state.round, attempt, model)
+            if self.view is not None:
+                self.view.public(round=state.round, attempt=attempt, manifest=manifest.to_bytes(), model=model)
+            started = time.perf_counter()
+            try:
+                sums = self.secure_sum.sum(manifest, self.exchange)
+            except Abort as abort:
+                self._record_abort(state, manifest, abort)
+                continue
+            finally:
+                self.seconds += time.perf_counter() - started
+            self.event("sum", phase=phase, round=state.round, attempt=attempt, silos=[list(s.silos) for s in sums])
+            return [self._decode(manifest, cohort_sum) for cohort_sum in sums]
+        raise CannotContinue(f"round {state.round}: {MAX_ATTEMPTS} attempts in a row gave no sum; the model is unchanged")
+
+    def _manifest(
+        self,
+        state: RunState,
+        phase: str,
+        plan: RoundPlan,
+        channels: Sequence[ChannelSpec],
+        terms: PrivacyTerms,
+        model: bytes,
+    ) -> Manifest:
+        assert self.config.silos is not None
+        return Manifest(
+            session=self.session,
+            epoch=0,
+            slot=0,
+            epoch_hash=bytes(32),
+            round=state.round,
+            attempt=0,
+            phase=phase,
+            cohorts=plan.cohorts,
+            minimum=plan.minimum,
+            threshold=share_threshold(self.config.silos),
+            model_hash=hashlib.sha256(model).digest(),
+            mask_hash=state.model.mask_hash(),
+            config_hash=self.config.digest(),
+            channels=tuple(channels),
+            privacy=terms,
+        )
+
+    def _record_abort(self, state: RunState, manifest: Manifest, abort: Abort) -> None:
+        state.attempts_aborted += 1
+        self.event(
+            "abort",
+            phase=manifest.phase,
+            round=state.round,
+            attempt=manifest.attempt,
+            stage=abort.stage,
+            reason=abort.reason,
+            blamed=list(abort.blamed),
+        )
+        exhausted = self.exchange.refusals["BudgetExhausted"]
+        if exhausted:
+            raise BudgetExhausted(
+                f"round {state.round}: {exhausted} silos have no privacy budget left; the model of the last round is kept"
+            ) from abort
+        state.spare_attempts_used += 1
+        if self.reserve is not None and state.spare_attempts_used > self.reserve:
+            raise CannotContinue(
+                f"round {state.round}: more attempts aborted than the {self.reserve} the privacy plan pays for; the model "
+                "of the last round is kept, a new run with a larger --reserve can start from its budget"
+            ) from abort
+
+    def _decode(self, manifest: Manifest, cohort_sum: CohortSum) -> Aggregate:
+        size = len(manifest.cohorts[cohort_sum.cohort])
+        noise = {
+            channel.name: noise_steps(manifest, channel, cohort_sum.cohort) * channel.step * len(cohort_sum.silos) ** 0.5
+            for channel in manifest.channels
+        }
+        return Aggregate(
+            round=manifest.round,
+            cohort=cohort_sum.cohort,
+            silos=len(cohort_sum.silos),
+            channels=unpack_sum(cohort_sum.words, manifest.channels, size),
+            noise_std=noise,
+        )
+
+
+def scatter(aggregate: Aggregate, model: ModelPayload) -> Aggregate:
+    """The same sums with live coordinates put back in the full layout, masked ones 0."""
+    live = int(model.mask.sum())
+    channels: dict[str, NDArray[Any]] = dict(aggregate.channels)
+    for name in ("update", "deviation"):
+        if name in channels and channels[name].shape == (live,):
+            full = np.zeros(model.mask.size)
+            full[model.mask] = channels[name]
+            channels[name] = full
+    return replace(aggregate, channels=channels)

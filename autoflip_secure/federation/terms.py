@@ -1,0 +1,101 @@
+"""What both sides compute from a manifest alone: noise of one silo, noise of the sum, public ranges of the channels."""
+
+from __future__ import annotations
+
+from autoflip_secure.config import RunConfig
+from autoflip_secure.errors import PolicyRefusal
+from autoflip_secure.privacy.discrete_noise import per_silo_std
+from autoflip_secure.sums.channels import ChannelSpec
+from autoflip_secure.sums.manifest import Manifest
+
+__all__ = [
+    "count_channel",
+    "deviation_channel",
+    "energy_channel",
+    "honest_silos",
+    "metric_channel",
+    "noise_steps",
+    "update_channel",
+]
+
+ROUNDING_SHARE = 1e-9
+"""Part of delta, each round, for stochastic rounding exceeding its sensitivity bound: far below what the privacy plan
+sets aside for the grid in any run of fewer than a hundred thousand rounds."""
+
+GRADIENT_RANGE = 4.0
+"""Public range of a coordinate of a silo's gradient sum, in clipping norms: far above what batches produce, and the
+field of the sum has room for all silos at that range, so noise never wraps."""
+
+EXACT_BITS = 24
+COUNT_STEPS = 2048
+"""Grid steps of one counted record: fine enough that discrete noise is as good as continuous."""
+
+DEVIATION_RANGE = 1.0
+ENERGY_RANGE = 64.0
+
+
+def update_channel(config: RunConfig, live: int) -> ChannelSpec:
+    """Channel of a round's update: a gradient sum (distributed) or a difference of parameters, shape (live,)."""
+    limit = GRADIENT_RANGE * float(config.clip or 0.0) if config.trust == "distributed" else config.update_limit
+    return ChannelSpec("update", live, config.bits, limit)
+
+
+def deviation_channel(live: int) -> ChannelSpec:
+    """Squared deviation from the common start. A fixed public range with a fine grid needs no earlier sum of ranges."""
+    return ChannelSpec("deviation", live, EXACT_BITS, DEVIATION_RANGE)
+
+
+def energy_channel(units: int) -> ChannelSpec:
+    """Squared norm of each unit's update."""
+    return ChannelSpec("unit_energy", units, EXACT_BITS, ENERGY_RANGE)
+
+
+def _counting_channel(name: str, length: int) -> ChannelSpec:
+    levels = (1 << (EXACT_BITS - 1)) - 1
+    return ChannelSpec(name, length, EXACT_BITS, levels / COUNT_STEPS)
+
+
+def count_channel() -> ChannelSpec:
+    """Number of training records of a silo, at most 4095."""
+    return _counting_channel("count", 1)
+
+
+def metric_channel(length: int) -> ChannelSpec:
+    """Counts of scored records."""
+    return _counting_channel("metric", length)
+
+
+def honest_silos(manifest: Manifest, cohort: int) -> int:
+    """Fewest silos whose noise an adversary cannot subtract: survivors minus colluders, or one under local trust.
+
+    Raises
+    ------
+    PolicyRefusal
+        The manifest leaves no honest silo.
+    """
+    if manifest.privacy.trust == "local":
+        return 1
+    honest = manifest.minimum[cohort] - manifest.privacy.colluders
+    if honest < 1:
+        raise PolicyRefusal(
+            f"cohort {cohort} may be opened with {manifest.minimum[cohort]} survivors of which "
+            f"{manifest.privacy.colluders} may collude: nobody's noise is left"
+        )
+    return honest
+
+
+def noise_steps(manifest: Manifest, channel: ChannelSpec, cohort: int) -> float:
+    """Standard deviation, in grid steps, of the noise one silo adds to a coordinate; 0 where none is due.
+
+    Local training is noised inside the silo, so only counts and metrics are noised here under local trust.
+    """
+    terms = manifest.privacy
+    if terms.trust == "none" or (terms.trust == "local" and channel.name not in {"count", "metric"}):
+        return 0.0
+    return per_silo_std(
+        terms.noise_multiplier,
+        terms.clip / channel.step,
+        channel.length,
+        honest_silos(manifest, cohort),
+        ROUNDING_SHARE * terms.delta,
+    )

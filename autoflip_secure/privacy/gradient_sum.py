@@ -1,0 +1,113 @@
+"""The one thing a silo computes from its records in distributed mode: the sum of clipped per-record gradients."""
+
+from __future__ import annotations
+
+import math
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+
+from autoflip_secure.errors import ConfigError
+from autoflip_secure.privacy.per_record import Loss, PerRecordGradients
+
+__all__ = ["CLIP_MARGIN", "ClippedGradientSum"]
+
+CLIP_MARGIN = 2.0**-20
+"""Part of the clip given up so that rounding in float64 cannot push a record's share above it."""
+
+
+class ClippedGradientSum:
+    """Sum over records of per-record gradients, masked, then clipped to an L2 norm, flat in layout order.
+
+    Clipping is Opacus' own (`DPOptimizer.clip_and_accumulate`, factor min(1, C' / (norm + 1e-6))), run on float64
+    copies of the per-record gradients with C' = clip (1 - 2^-20). For a model of d parameters the computed norm is
+    within a relative (d + 2) 2^-53 of the true one and the product within 2^-53, so a record's clipped gradient has
+    norm at most clip (1 - 2^-20)(1 + (d + 4) 2^-53) < clip (1 - 2^-21) for d < 10^9; the float64 sum of n records is
+    within n^2 2^-53 clip of the exact sum, which the other half of the margin covers for n <= 60,000 records a sum.
+    The float32 gradient of a record is taken as its gradient: that a kernel may round it differently beside other
+    records is outside this bound.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Hooked once, until `close`; its parameters are read at each call.
+    loss : str or Loss
+        See `PerRecordGradients`.
+
+    Raises
+    ------
+    ConfigError
+        See `PerRecordGradients`.
+    """
+
+    def __init__(self, module: nn.Module, loss: str | Loss = "cross_entropy") -> None:
+        self._gradients = PerRecordGradients(module, loss)
+        self._masters = self._gradients.masters()
+        self._clipping = DPOptimizer(
+            torch.optim.SGD(self._masters, lr=1.0),
+            noise_multiplier=0.0,
+            max_grad_norm=1.0,
+            expected_batch_size=None,
+            loss_reduction="sum",
+        )
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates of the sum."""
+        return self._gradients.layout.size
+
+    def __call__(self, x: Tensor, y: Tensor, clip: float, live: Tensor | None = None) -> NDArray[np.float64]:
+        """Sum over a sampled batch; zeros where it is empty.
+
+        Parameters
+        ----------
+        x, y : Tensor, first dimension the records
+            On the module's device.
+        clip : float
+            L2 bound of one record's masked gradient, hence of what one record adds to the sum.
+        live : bool Tensor, shape (size,), optional
+            Parameters that take part; the gradients of the others are zeroed BEFORE norms are taken.
+
+        Returns
+        -------
+        float64 array, shape (size,)
+
+        Raises
+        ------
+        ConfigError
+            The clip is not positive, or mask, records and targets do not fit.
+        """
+        if not (math.isfinite(clip) and clip > 0):
+            raise ConfigError(f"a clip of {clip} is not positive and finite")
+        masks = self._gradients.tensors(live)
+        self._clipping.max_grad_norm = clip * (1.0 - CLIP_MARGIN)
+        try:
+            for records, targets in self._gradients.chunks(x, y):
+                self._gradients.fill(self._masters, records, targets, masks)
+                self._clipping.clip_and_accumulate()
+            return self._collect()
+        finally:
+            for p in self._masters:
+                p.grad_sample = p.summed_grad = None
+
+    def _collect(self) -> NDArray[np.float64]:
+        if self._masters[0].summed_grad is None:
+            return np.zeros(self.size)
+        return torch.cat([p.summed_grad.reshape(-1).cpu() for p in self._masters]).numpy()
+
+    def close(self) -> None:
+        """Take the hooks off the module."""
+        self._gradients.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

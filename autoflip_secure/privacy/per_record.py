@@ -1,0 +1,152 @@
+"""Per-record gradients of a module by Opacus' hooks, masked, in float64."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+import torch
+from opacus.grad_sample import GradSampleModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autoflip_secure.errors import ConfigError
+from autoflip_secure.models.layout import ParameterLayout
+
+__all__ = ["LOSSES", "Loss", "PerRecordGradients", "PrivateParameter"]
+
+PrivateParameter: TypeAlias = Any
+"""An nn.Parameter that carries the attributes Opacus works with: grad_sample, summed_grad."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""loss(outputs, targets) -> scalar, SUMMED over the records; the term of a record depends on that record alone."""
+
+CHUNK_RECORDS = 256
+CHUNK_NUMBERS = 1 << 25
+"""At most this many per-record gradient entries at once: 128 MB in float32 and 256 MB in float64."""
+
+
+def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, targets, reduction="sum")
+
+
+def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.mse_loss(outputs, targets, reduction="sum")
+
+
+LOSSES: dict[str, Loss] = {"cross_entropy": _cross_entropy, "squared_error": _squared_error}
+
+
+class PerRecordGradients:
+    """A module with Opacus' hooks on it, from construction to `close` (or the end of a `with` block).
+
+    The hooks are off except inside `fill`, so the module can be trained or evaluated as usual in between.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Every record's output depends on that record alone: GroupNorm, not BatchNorm.
+    loss : str or Loss
+        cross_entropy, squared_error, or a function.
+
+    Raises
+    ------
+    ConfigError
+        Unknown loss, a layer that mixes records or has no per-record gradient, or nothing to train.
+    """
+
+    def __init__(self, module: nn.Module, loss: str | Loss = "cross_entropy") -> None:
+        if isinstance(loss, str) and loss not in LOSSES:
+            raise ConfigError(f"unknown loss {loss!r}; there are {', '.join(sorted(LOSSES))}")
+        self.loss = LOSSES[loss] if isinstance(loss, str) else loss
+        self.layout = ParameterLayout.of(module)
+        if not self.layout.size:
+            raise ConfigError("the model has no trainable parameter")
+        self.module = module
+        self.parameters: list[PrivateParameter] = [p for p in module.parameters() if p.requires_grad]
+        try:
+            self._hooked = GradSampleModule(module, loss_reduction="sum", strict=True)
+        except (NotImplementedError, ValueError) as error:
+            raise ConfigError(
+                f"the model cannot be trained with DP: {error}; replace BatchNorm by GroupNorm"
+            ) from error
+        self._hooked.disable_hooks()
+
+    def masters(self) -> list[PrivateParameter]:
+        """Float64 copies of the trainable parameters, in layout order: what Opacus' optimiser works on.
+
+        Clipping and summing them in float64 keeps rounding out of the sensitivity; see `ClippedGradientSum`.
+        """
+        return [nn.Parameter(p.detach().double()) for p in self.parameters]
+
+    def tensors(self, live: Tensor | None) -> list[Tensor | None]:
+        """The flat mask cut into one bool tensor a parameter, on its device.
+
+        Raises
+        ------
+        ConfigError
+            The mask does not have one entry a parameter.
+        """
+        if live is None:
+            return [None] * len(self.parameters)
+        if live.shape != (self.layout.size,) or live.dtype != torch.bool:
+            raise ConfigError(f"a mask of shape {tuple(live.shape)} does not fit {self.layout.size} parameters")
+        pieces = [live[part].view(shape) for _, part, shape in self.layout.slices()]
+        return [piece.to(p.device) for piece, p in zip(pieces, self.parameters, strict=True)]
+
+    def chunks(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Split a batch so that the per-record gradients of a piece fit in bounded memory; nothing for an empty one."""
+        if len(x) != len(y):
+            raise ConfigError(f"{len(x)} records have {len(y)} targets")
+        size = max(1, min(CHUNK_RECORDS, CHUNK_NUMBERS // self.layout.size))
+        for start in range(0, len(x), size):
+            yield x[start : start + size], y[start : start + size]
+
+    def fill(self, masters: Sequence[PrivateParameter], x: Tensor, y: Tensor, live: Sequence[Tensor | None]) -> None:
+        """Set `grad_sample` of each master, shape (records, *shape): the masked gradient of each record's loss.
+
+        A record whose gradient is not finite counts as zero, like any record a function of it alone.
+        """
+        for p, rows in zip(masters, self._per_record(x, y), strict=True):
+            p.grad_sample = (
+                torch.zeros(len(x), *p.shape, dtype=p.dtype, device=p.device) if rows is None else rows.double()
+            )
+        finite = torch.ones(len(x), dtype=torch.bool, device=masters[0].device)
+        for p, piece in zip(masters, live, strict=True):
+            if piece is not None:
+                p.grad_sample.masked_fill_(~piece, 0.0)
+            finite &= torch.isfinite(p.grad_sample.reshape(len(x), -1).sum(1)).to(finite.device)
+        if not finite.all():
+            for p in masters:
+                p.grad_sample[~finite.to(p.device)] = 0.0
+
+    def _per_record(self, x: Tensor, y: Tensor) -> list[Tensor | None]:
+        training = self.module.training
+        self._hooked.enable_hooks()
+        try:
+            self.module.train()
+            with warnings.catch_warnings(), torch.enable_grad():
+                warnings.simplefilter("ignore")
+                self.loss(self._hooked(x), y).backward()
+            return [p.grad_sample for p in self.parameters]
+        finally:
+            self._hooked.disable_hooks()
+            self.module.train(training)
+            for p in self.parameters:
+                p.grad, p.grad_sample, p._forward_counter = None, None, 0
+            for layer in self.module.modules():
+                vars(layer).pop("activations", None)  # what a failed backward pass left behind
+
+    def close(self) -> None:
+        """Take the hooks and Opacus' attributes off; the module is an ordinary one again."""
+        self._hooked.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

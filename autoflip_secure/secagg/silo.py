@@ -1,0 +1,119 @@
+"""The silo half of the SecAgg-S secure sum."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TypeVar
+
+from autoflip_secure.errors import ProtocolError
+from autoflip_secure.secagg import silo_round, silo_setup
+from autoflip_secure.secagg.identity import Identity
+from autoflip_secure.secagg.roster import Roster
+from autoflip_secure.secagg.round_messages import ConfirmRequest, MaskedRequest, UnmaskRequest
+from autoflip_secure.secagg.rules import SiloRules, refusal
+from autoflip_secure.secagg.setup_messages import AdvertiseRequest, Head, ShareRequest
+from autoflip_secure.secagg.signing import open_signed
+from autoflip_secure.secagg.silo_states import Dealt, Ready
+from autoflip_secure.sums.secure_sum import Contribute
+
+__all__ = ["STAGES", "SecAggSilo"]
+
+STAGES = ("advertise", "share", "masked", "confirm", "unmask")
+
+H = TypeVar("H", bound=Head)
+
+
+class SecAggSilo:
+    """Answers the coordinator's requests, as far as this silo's own rules allow.
+
+    All state is in the database, so each request may be answered by a new process.
+
+    Parameters
+    ----------
+    connection : sqlite3.Connection
+        From `storage.open_silo_database`; no transaction may be open on it.
+    identity : Identity
+    silo_id : int
+    roster : Roster
+    rules : SiloRules
+
+    Raises
+    ------
+    InputError
+        Identity, id, roster and rules do not fit together.
+    StorageError
+        The database cannot be written.
+    """
+
+    stages = STAGES
+
+    def __init__(
+        self, connection: sqlite3.Connection, identity: Identity, silo_id: int, roster: Roster, rules: SiloRules
+    ) -> None:
+        self._party = silo_setup.Party.enrol(connection, identity, silo_id, roster, rules)
+        self._ready: Ready | None = None
+
+    def answer(self, stage: str, request: bytes, contribute: Contribute) -> bytes:
+        """Answer one request.
+
+        Parameters
+        ----------
+        stage : str
+            One of `stages`.
+        request : bytes
+        contribute : callable
+            Called in stage masked only, after the slot was durably spent; what it raises is passed on.
+
+        Raises
+        ------
+        Refusal
+            A rule would be broken; the message names it.
+        ProtocolError
+            The request is malformed or out of order; nothing was changed.
+        EncodingError
+            `contribute` returned words that do not fit the manifest; the slot is spent.
+        """
+        party = self._party
+        if stage == "advertise":
+            return silo_setup.advertise(party, self._open(AdvertiseRequest, request))
+        if stage == "share":
+            return silo_setup.share(party, self._open(ShareRequest, request))
+        if stage == "masked":
+            masked = self._open(MaskedRequest, request)
+            return silo_round.masked(party, self._epoch(masked, masked.delivery), masked, contribute)
+        if stage == "confirm":
+            confirm = self._open(ConfirmRequest, request)
+            return silo_round.confirm(party, self._epoch(confirm, confirm.delivery), confirm, request)
+        if stage == "unmask":
+            unmask = self._open(UnmaskRequest, request)
+            return silo_round.unmask(party, self._epoch(unmask, b""), unmask, request)
+        raise ProtocolError(f"secure aggregation has no stage {stage!r}; stages are {', '.join(STAGES)}")
+
+    def forget(self, session: bytes) -> None:
+        """Delete the keys and shares of a finished session; its epoch numbers stay used."""
+        self._party.state.forget(session)
+        self._ready = None
+
+    def __repr__(self) -> str:
+        return f"SecAggSilo(silo {self._party.silo})"
+
+    def _open(self, kind: type[H], data: bytes) -> H:
+        message = open_signed(kind, self._party.roster.coordinator, data)
+        if message.roster_hash != self._party.roster.hash():
+            raise refusal("roster", "the coordinator works with another roster; both sides need the same file")
+        return message
+
+    def _epoch(self, head: Head, delivery: bytes) -> Ready:
+        state = self._party.state
+        if state.epoch_number(head.session) != head.epoch:
+            raise ProtocolError(f"epoch {head.epoch} is not the one this silo has keys for; nothing was changed")
+        cached = self._ready
+        if cached is not None and (cached.session, cached.epoch) == (head.session, head.epoch):
+            return cached
+        current = state.epoch(head.session)
+        if isinstance(current, Dealt) and delivery:
+            current = silo_setup.take_delivery(self._party, current, head, delivery)
+        if not isinstance(current, Ready):
+            raise ProtocolError(f"the key set-up of epoch {head.epoch} is not complete; nothing was changed")
+        self._ready = current
+        return current

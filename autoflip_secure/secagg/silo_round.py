@@ -1,0 +1,207 @@
+"""A silo's side of a round: masked, confirm, unmask, with every rule it enforces by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from autoflip_secure.errors import EncodingError, ProtocolError, Refusal
+from autoflip_secure.secagg.dealing import REVEALED_BYTES
+from autoflip_secure.secagg.keys import Agreement, SlotSecret, pair_mask_key, pair_sign, self_mask_key
+from autoflip_secure.secagg.prg import apply_masks
+from autoflip_secure.secagg.round_messages import (
+    Confirmation,
+    ConfirmReply,
+    ConfirmRequest,
+    MaskedReply,
+    MaskedRequest,
+    Receipt,
+    UnmaskReply,
+    UnmaskRequest,
+)
+from autoflip_secure.secagg.rules import check_manifest, check_survivors, dropped_silos, refusal, require_exact_types
+from autoflip_secure.secagg.signing import digest_of, sign_message, sign_statement, statement_holds
+from autoflip_secure.secagg.silo_setup import Party
+from autoflip_secure.secagg.silo_states import Answered, Closed, Confirmed, Masked, Ready, SlotState, Spent
+from autoflip_secure.sums.encoding import word_count
+from autoflip_secure.sums.manifest import Manifest
+from autoflip_secure.sums.secure_sum import Contribute
+
+__all__ = ["confirm", "masked", "unmask"]
+
+
+def masked(party: Party, ready: Ready, request: MaskedRequest, contribute: Contribute) -> bytes:
+    """Spend the slot, compute the contribution, and send it masked."""
+    manifest = _read_manifest(ready, request.manifest)
+    _require_unused(party, ready, manifest.slot)
+    with _spend_on_refusal(party, ready, manifest.slot, request.manifest):
+        check_manifest(manifest, party.rules, party.roster, ready.members)
+        cohort = _own_cohort(party, manifest)
+    secret = party.state.spend(ready, manifest.slot, request.manifest)
+    digest = digest_of(request.manifest)
+    words = _packed_words(contribute(manifest), manifest, cohort)
+    _mask(words, party.silo, ready, manifest, digest, cohort, secret)
+    data = words.astype("<u8", copy=False).tobytes()
+    signature = sign_statement(party.identity, Receipt(digest, digest_of(data)))
+    party.state.record_masked(ready, manifest.slot)
+    return MaskedReply(party.silo, signature, data).to_bytes()
+
+
+def confirm(party: Party, ready: Ready, request: ConfirmRequest, raw: bytes) -> bytes:
+    """Sign, once a slot, whose vectors are to be summed; also for a silo that has no vector in the sum."""
+    manifest = _read_manifest(ready, request.manifest)
+    digest, slot = digest_of(request.manifest), manifest.slot
+    state = party.state.slot(ready, slot) or _help_only(party, ready, manifest, request.manifest)
+    if isinstance(state, Closed):
+        raise refusal("slot-once", f"slot {slot} was closed after a broken rule")
+    if isinstance(state, Confirmed | Answered):
+        if state.request_hash != digest_of(raw):
+            raise refusal("confirm-once", f"slot {slot} was confirmed before, for a request that differs from this one")
+        return state.reply
+    if state.manifest != request.manifest:
+        raise refusal("manifest", f"slot {slot} is bound to another manifest")
+    with _close_on_refusal(party, ready, slot):
+        check_survivors(manifest, request.survivors, party.rules, ready.members)
+        if any(party.silo in silos for silos in request.survivors) and not isinstance(state, Masked):
+            raise refusal("survivors", "this silo is listed, but sent no masked vector")
+        _check_receipts(party, digest, request)
+    statement = Confirmation(digest, request.survivors)
+    reply = ConfirmReply(party.silo, sign_statement(party.identity, statement)).to_bytes()
+    confirmed = Confirmed(slot, state.manifest, statement.to_bytes(), digest_of(raw), reply)
+    party.state.record_confirmation(ready, confirmed)
+    return reply
+
+
+def unmask(party: Party, ready: Ready, request: UnmaskRequest, raw: bytes) -> bytes:
+    """Reveal, once a slot, the share of every survivor's seed and of every dropped silo's mask key."""
+    slot = request.slot
+    state = party.state.slot(ready, slot)
+    if isinstance(state, Answered):
+        if state.unmask_hash != digest_of(raw):
+            raise refusal(
+                "unmask-once", f"shares of slot {slot} were revealed before, for a request that differs from this"
+            )
+        return state.unmask_reply
+    if not isinstance(state, Confirmed):
+        raise ProtocolError(f"slot {slot} was not confirmed by this silo; nothing was revealed")
+    statement = Confirmation(request.digest, request.survivors)
+    if statement.to_bytes() != state.statement:
+        raise refusal("confirm-once", f"slot {slot} was confirmed for another manifest or other survivors")
+    with _close_on_refusal(party, ready, slot):
+        _check_confirmations(party, ready, request, statement)
+    survivors = [silo for silos in request.survivors for silo in silos]
+    dropped = dropped_silos(Manifest.from_bytes(state.manifest), request.survivors, ready.members)
+    shares: Mapping[int, bytes] = msgpack.unpackb(party.state.shares(ready, slot), strict_map_key=False)
+    reply = UnmaskReply(
+        party.silo,
+        request.digest,
+        tuple(shares[silo][:REVEALED_BYTES] for silo in survivors),
+        tuple(shares[silo][REVEALED_BYTES:] for silo in dropped),
+    )
+    data = sign_message(party.identity, reply)
+    party.state.record_answer(ready, slot, digest_of(raw), data)
+    return data
+
+
+def _read_manifest(ready: Ready, data: bytes) -> Manifest:
+    manifest = Manifest.from_bytes(data)
+    require_exact_types(manifest)
+    if (manifest.session, manifest.epoch) != (ready.session, ready.epoch):
+        raise refusal("manifest", "the manifest is of another session or epoch than its request")
+    if manifest.epoch_hash != ready.epoch_hash:
+        raise refusal("epoch-keys", "the manifest names other keys than this silo has for the epoch")
+    if manifest.slot >= ready.slots:
+        raise refusal("slot-once", f"the epoch has {ready.slots} slots, the manifest names slot {manifest.slot}")
+    return manifest
+
+
+def _require_unused(party: Party, ready: Ready, slot: int) -> None:
+    if party.state.slot(ready, slot) is not None:
+        raise refusal("slot-once", f"slot {slot} of epoch {ready.epoch} was used before; take the next one")
+
+
+def _own_cohort(party: Party, manifest: Manifest) -> int:
+    try:
+        return manifest.cohort_of(party.silo)
+    except ProtocolError as error:
+        raise refusal("cohort", str(error)) from error
+
+
+def _help_only(party: Party, ready: Ready, manifest: Manifest, data: bytes) -> SlotState:
+    with _spend_on_refusal(party, ready, manifest.slot, data):
+        check_manifest(manifest, party.rules, party.roster, ready.members)
+    party.state.spend(ready, manifest.slot, data)
+    return Spent(manifest.slot, data)
+
+
+@contextmanager
+def _spend_on_refusal(party: Party, ready: Ready, slot: int, manifest: bytes) -> Iterator[None]:
+    try:
+        yield
+    except Refusal:
+        party.state.spend(ready, slot, manifest, closed=True)
+        raise
+
+
+@contextmanager
+def _close_on_refusal(party: Party, ready: Ready, slot: int) -> Iterator[None]:
+    try:
+        yield
+    except Refusal:
+        party.state.close(ready, slot)
+        raise
+
+
+def _packed_words(words: NDArray[np.uint64], manifest: Manifest, cohort: int) -> NDArray[np.uint64]:
+    size = word_count(manifest.channels, len(manifest.cohorts[cohort]))
+    if words.dtype != np.uint64 or words.shape != (size,):
+        raise EncodingError(
+            f"the contribution is {words.dtype} of shape {words.shape}, the manifest asks {size} words of uint64; "
+            "nothing was sent and the slot is spent"
+        )
+    return words.copy()
+
+
+def _mask(
+    words: NDArray[np.uint64],
+    silo: int,
+    ready: Ready,
+    manifest: Manifest,
+    digest: bytes,
+    cohort: int,
+    secret: SlotSecret,
+) -> None:
+    slot, agreement = manifest.slot, Agreement(secret.mask_key)
+    peers = [peer for peer in manifest.cohorts[cohort] if peer != silo and peer in ready.mask_keys]
+    keys, signs = [self_mask_key(secret.seed, digest, silo, slot)], [1]
+    for peer in peers:
+        shared = agreement.with_peer(ready.mask_key(peer, slot))
+        keys.append(pair_mask_key(shared, digest, silo, peer, slot, cohort))
+        signs.append(pair_sign(silo, peer))
+    apply_masks(words, keys, signs)
+
+
+def _check_receipts(party: Party, digest: bytes, request: ConfirmRequest) -> None:
+    """Every survivor must have signed a masked vector under this very manifest.
+
+    Without this the coordinator could show one silo another manifest, with a cohort of silos it then declares dropped
+    to everybody else, and recover all masks of that silo.
+    """
+    survivors = (silo for silos in request.survivors for silo in silos)
+    for silo, (words_hash, signature) in zip(survivors, request.receipts, strict=True):
+        if not statement_holds(party.roster.public(silo), Receipt(digest, words_hash), signature):
+            raise refusal("receipts", f"silo {silo} did not sign a masked vector under this manifest")
+
+
+def _check_confirmations(party: Party, ready: Ready, request: UnmaskRequest, statement: Confirmation) -> None:
+    if len(request.confirmations) < party.threshold:
+        raise refusal("confirmations", f"{len(request.confirmations)} silos confirmed, {party.threshold} are needed")
+    for silo, signature in request.confirmations:
+        if silo not in ready.mask_keys:
+            raise refusal("known-silos", f"silo {silo} confirmed, but is not of this epoch")
+        if not statement_holds(party.roster.public(silo), statement, signature):
+            raise refusal("confirmations", f"silo {silo} did not sign this manifest and these survivors")

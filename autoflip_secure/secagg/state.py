@@ -1,0 +1,231 @@
+"""A silo's durable protocol state: SQLite tables on the connection it shares with the privacy ledger.
+
+Every method that changes something is one transaction, committed to disk before it returns, so nothing leaves the silo
+that a restart would forget. A slot's secrets are deleted in the transaction that spends the slot.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+
+import msgpack
+
+from autoflip_secure.errors import ProtocolError
+from autoflip_secure.secagg.keys import SlotSecret
+from autoflip_secure.secagg.rules import refusal
+from autoflip_secure.secagg.silo_states import (
+    Advertised,
+    Answered,
+    Closed,
+    Confirmed,
+    Dealt,
+    EpochState,
+    Masked,
+    Ready,
+    SlotState,
+    Spent,
+)
+from autoflip_secure.secagg.store import Store
+
+__all__ = ["SiloState"]
+
+PER_EPOCH = ("secagg_epoch", "secagg_secret", "secagg_share", "secagg_slot")
+
+
+class SiloState:
+    """State of one silo over all sessions; one epoch a session is kept."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._store = Store(connection)
+
+    def open_epoch(
+        self,
+        session: bytes,
+        epoch: int,
+        advertisement: bytes,
+        box_key: bytes,
+        secrets: Sequence[SlotSecret],
+    ) -> None:
+        """Start an epoch and forget the session's former one, its secrets included.
+
+        Raises
+        ------
+        Refusal
+            The epoch is not greater than every one seen in the session.
+        """
+        with self._store.change() as db:
+            newest = db.execute("SELECT newest_epoch FROM secagg_session WHERE session = ?", (session,)).fetchone()
+            if newest is not None and epoch <= newest[0]:
+                raise refusal("epoch-order", f"epoch {epoch} is not after epoch {newest[0]}; open a later one")
+            self._forget(db, session)
+            db.execute("INSERT OR REPLACE INTO secagg_session VALUES (?, ?)", (session, epoch))
+            db.execute(
+                "INSERT INTO secagg_epoch (session, epoch, slots, stage, advertisement, box_key)"
+                " VALUES (?, ?, ?, 'advertised', ?, ?)",
+                (session, epoch, len(secrets), advertisement, box_key),
+            )
+            rows = ((session, slot, secret.seed, secret.mask_key) for slot, secret in enumerate(secrets))
+            db.executemany("INSERT INTO secagg_secret VALUES (?, ?, ?, ?)", rows)
+
+    def forget(self, session: bytes) -> None:
+        """Delete all keys and shares of a session; that its epochs were seen is kept."""
+        with self._store.change() as db:
+            self._forget(db, session)
+
+    @staticmethod
+    def _forget(db: sqlite3.Connection, session: bytes) -> None:
+        for table in PER_EPOCH:
+            db.execute(f"DELETE FROM {table} WHERE session = ?", (session,))
+
+    def epoch_number(self, session: bytes) -> int | None:
+        """Number of the session's current epoch."""
+        row = self._store.row("SELECT epoch FROM secagg_epoch WHERE session = ?", session)
+        return None if row is None else int(row[0])
+
+    def epoch(self, session: bytes) -> EpochState:
+        """Where the session's current epoch stands.
+
+        Raises
+        ------
+        ProtocolError
+            The session has none.
+        """
+        row = self._store.row(
+            "SELECT epoch, slots, stage, advertisement, box_key, keys_hash, advertisements, epoch_hash, mask_keys"
+            " FROM secagg_epoch WHERE session = ?",
+            session,
+        )
+        if row is None:
+            raise ProtocolError("this silo has no keys in the session; advertise comes first")
+        epoch, slots, stage, advertisement, box_key, keys_hash, advertisements, epoch_hash, mask_keys = row
+        if stage == "advertised":
+            return Advertised(session, epoch, slots, advertisement)
+        if stage == "dealt":
+            return Dealt(session, epoch, slots, box_key, keys_hash, msgpack.unpackb(advertisements, use_list=False))
+        return Ready(session, epoch, slots, epoch_hash, msgpack.unpackb(mask_keys, strict_map_key=False))
+
+    def secrets(self, state: Advertised) -> tuple[bytes, tuple[SlotSecret, ...]]:
+        """Private box key and the secrets of all slots, to be dealt."""
+        box_key = self._store.row("SELECT box_key FROM secagg_epoch WHERE session = ?", state.session)
+        rows = self._store.rows(
+            "SELECT seed, mask_key FROM secagg_secret WHERE session = ? ORDER BY slot", state.session
+        )
+        if box_key is None or len(rows) != state.slots:
+            raise refusal("epoch-keys", f"the keys of epoch {state.epoch} are gone; open a later one")
+        return box_key[0], tuple(SlotSecret(*row) for row in rows)
+
+    def record_dealing(self, state: Advertised, keys_hash: bytes, advertisements: Sequence[bytes]) -> None:
+        """Note that this silo dealt its secrets, and for whom; it deals once an epoch."""
+        self._store.step(
+            "UPDATE secagg_epoch SET stage = 'dealt', keys_hash = ?, advertisements = ?, advertisement = NULL"
+            " WHERE session = ? AND epoch = ? AND stage = 'advertised'",
+            (keys_hash, msgpack.packb(list(advertisements)), state.session, state.epoch),
+            refusal("deal-once", f"shares of epoch {state.epoch} were already dealt"),
+        )
+
+    def record_delivery(
+        self, state: Dealt, epoch_hash: bytes, mask_keys: Mapping[int, bytes], shares: Sequence[bytes]
+    ) -> None:
+        """Keep the shares received, one blob a slot, and the peers' mask keys; forget the private box key."""
+        with self._store.change() as db:
+            changed = db.execute(
+                "UPDATE secagg_epoch SET stage = 'ready', epoch_hash = ?, mask_keys = ?, advertisements = NULL,"
+                " box_key = NULL WHERE session = ? AND epoch = ? AND stage = 'dealt'",
+                (epoch_hash, msgpack.packb(dict(mask_keys)), state.session, state.epoch),
+            ).rowcount
+            if changed != 1:
+                raise refusal("delivery-once", f"shares of epoch {state.epoch} were already delivered")
+            rows = ((state.session, slot, blob) for slot, blob in enumerate(shares))
+            db.executemany("INSERT INTO secagg_share VALUES (?, ?, ?)", rows)
+
+    def slot(self, ready: Ready, slot: int) -> SlotState | None:
+        """What this silo did in a slot; None where it is unused."""
+        row = self._store.row(
+            "SELECT stage, manifest, statement, confirm_hash, confirm_reply, unmask_hash, unmask_reply FROM secagg_slot"
+            " WHERE session = ? AND slot = ?",
+            ready.session,
+            slot,
+        )
+        if row is None:
+            return None
+        stage, manifest, statement, *answers = row
+        if stage == "confirmed":
+            return Confirmed(slot, manifest, statement, *answers[:2])
+        if stage == "answered":
+            return Answered(slot, manifest, statement, *answers)
+        bare: dict[str, type[Spent] | type[Masked] | type[Closed]] = {
+            "spent": Spent,
+            "masked": Masked,
+            "closed": Closed,
+        }
+        return bare[stage](slot, manifest)
+
+    def spend(self, ready: Ready, slot: int, manifest: bytes, *, closed: bool = False) -> SlotSecret:
+        """Use up a slot for a manifest: return its secrets and delete them from disk.
+
+        Raises
+        ------
+        Refusal
+            The slot was used, or the epoch's secrets are gone.
+        """
+        key = (ready.session, slot)
+        with self._store.change() as db:
+            current = db.execute("SELECT epoch FROM secagg_epoch WHERE session = ?", (ready.session,)).fetchone()
+            secret = db.execute(
+                "SELECT seed, mask_key FROM secagg_secret WHERE session = ? AND slot = ?", key
+            ).fetchone()
+            if current != (ready.epoch,) or secret is None:
+                raise refusal("slot-once", f"slot {slot} of epoch {ready.epoch} was used before; take the next one")
+            db.execute("DELETE FROM secagg_secret WHERE session = ? AND slot = ?", key)
+            stage = "closed" if closed else "spent"
+            db.execute(
+                "INSERT INTO secagg_slot (session, slot, stage, manifest) VALUES (?, ?, ?, ?)", (*key, stage, manifest)
+            )
+            if closed:
+                db.execute("DELETE FROM secagg_share WHERE session = ? AND slot = ?", key)
+        return SlotSecret(*secret)
+
+    def record_masked(self, ready: Ready, slot: int) -> None:
+        """Note that the masked vector exists."""
+        self._store.step(
+            "UPDATE secagg_slot SET stage = 'masked' WHERE session = ? AND slot = ? AND stage = 'spent'",
+            (ready.session, slot),
+            refusal("slot-once", f"slot {slot} of epoch {ready.epoch} was closed meanwhile"),
+        )
+
+    def record_confirmation(self, ready: Ready, confirmed: Confirmed) -> None:
+        """Note the one confirmation of a slot, before it is sent."""
+        self._store.step(
+            "UPDATE secagg_slot SET stage = 'confirmed', statement = ?, confirm_hash = ?, confirm_reply = ?"
+            " WHERE session = ? AND slot = ? AND stage IN ('spent', 'masked')",
+            (confirmed.statement, confirmed.request_hash, confirmed.reply, ready.session, confirmed.slot),
+            refusal("confirm-once", f"slot {confirmed.slot} was confirmed meanwhile"),
+        )
+
+    def record_answer(self, ready: Ready, slot: int, request_hash: bytes, reply: bytes) -> None:
+        """Note the one unmask answer of a slot, before it is sent, and forget the slot's shares."""
+        key = (ready.session, slot)
+        with self._store.change() as db:
+            changed = db.execute(
+                "UPDATE secagg_slot SET stage = 'answered', unmask_hash = ?, unmask_reply = ?"
+                " WHERE session = ? AND slot = ? AND stage = 'confirmed'",
+                (request_hash, reply, *key),
+            ).rowcount
+            if changed != 1:
+                raise refusal("unmask-once", f"slot {slot} was answered meanwhile")
+            db.execute("DELETE FROM secagg_share WHERE session = ? AND slot = ?", key)
+
+    def close(self, ready: Ready, slot: int) -> None:
+        """Give up a slot after a broken rule: its shares are deleted, so this silo cannot help to open it."""
+        key = (ready.session, slot)
+        with self._store.change() as db:
+            db.execute("UPDATE secagg_slot SET stage = 'closed' WHERE session = ? AND slot = ?", key)
+            db.execute("DELETE FROM secagg_share WHERE session = ? AND slot = ?", key)
+
+    def shares(self, ready: Ready, slot: int) -> bytes:
+        """Shares received for a slot, as `record_delivery` got them."""
+        row = self._store.row("SELECT shares FROM secagg_share WHERE session = ? AND slot = ?", ready.session, slot)
+        if row is None:
+            raise refusal("unmask-once", f"the shares of slot {slot} are gone")
+        return row[0]

@@ -1,0 +1,78 @@
+"""The SQLite tables of a silo's protocol state, and transactions that are on disk before they return."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from autoflip_secure.errors import StorageError
+
+__all__ = ["Store"]
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS secagg_session (session BLOB PRIMARY KEY, newest_epoch INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS secagg_epoch (
+    session BLOB PRIMARY KEY, epoch INTEGER NOT NULL, slots INTEGER NOT NULL, stage TEXT NOT NULL,
+    advertisement BLOB, box_key BLOB, keys_hash BLOB, advertisements BLOB, epoch_hash BLOB, mask_keys BLOB) STRICT;
+CREATE TABLE IF NOT EXISTS secagg_secret (
+    session BLOB, slot INTEGER, seed BLOB NOT NULL, mask_key BLOB NOT NULL, PRIMARY KEY (session, slot)) STRICT;
+CREATE TABLE IF NOT EXISTS secagg_share (
+    session BLOB, slot INTEGER, shares BLOB NOT NULL, PRIMARY KEY (session, slot)) STRICT;
+CREATE TABLE IF NOT EXISTS secagg_slot (
+    session BLOB, slot INTEGER, stage TEXT NOT NULL, manifest BLOB NOT NULL, statement BLOB,
+    confirm_hash BLOB, confirm_reply BLOB, unmask_hash BLOB, unmask_reply BLOB, PRIMARY KEY (session, slot)) STRICT;
+"""
+
+
+class Store:
+    """Reads and changes, with the database's errors turned into StorageError.
+
+    Raises
+    ------
+    StorageError
+        The tables cannot be made.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        try:
+            # Statement by statement: executescript would commit a transaction of the caller.
+            for statement in filter(str.strip, TABLES.split(";")):
+                connection.execute(statement)
+        except sqlite3.Error as error:
+            raise StorageError(f"cannot prepare the silo's secure-sum state: {error}") from error
+
+    @contextmanager
+    def change(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all of it is kept, or none where the block raises."""
+        connection = self._connection
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise StorageError(f"cannot write the silo's secure-sum state: {error}; nothing was sent") from error
+
+    def step(self, statement: str, values: Sequence[object], otherwise: Exception) -> None:
+        """A change of exactly one row; raises `otherwise` where no row fits."""
+        with self.change() as db:
+            if db.execute(statement, values).rowcount != 1:
+                raise otherwise
+
+    def row(self, query: str, *values: object) -> Any:
+        """First row, or None."""
+        rows = self.rows(query, *values)
+        return rows[0] if rows else None
+
+    def rows(self, query: str, *values: object) -> list[Any]:
+        """All rows."""
+        try:
+            return self._connection.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise StorageError(f"cannot read the silo's secure-sum state: {error}") from error

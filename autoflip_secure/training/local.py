@@ -1,0 +1,129 @@
+"""Plain local training (no privacy noise): a fixed number of SGD steps on seeded batches, under a pruning mask."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autoflip_secure.errors import ConfigError, DataError
+from autoflip_secure.models.layout import ParameterLayout
+
+__all__ = ["batches", "local_sgd"]
+
+
+def batches(records: int, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """`steps` batches of record indices: passes over all records, each in a fresh order without replacement.
+
+    The last batch of a pass holds what is left, so that every pass uses every record once.
+
+    Yields
+    ------
+    int64 tensor, shape (at most batch_size,)
+    """
+    left = torch.empty(0, dtype=torch.int64)
+    for _ in range(steps):
+        if not len(left):
+            left = torch.randperm(records, generator=generator)
+        yield left[:batch_size]
+        left = left[batch_size:]
+
+
+def local_sgd(
+    module: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    generator: torch.Generator,
+    momentum: float = 0.0,
+    live: Tensor | None = None,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+) -> None:
+    """Minimise the mean cross-entropy by SGD with momentum, in place. The number of steps never depends on the data.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Returns logits of shape (batch, classes). Its training flag is restored at the end.
+    x : float tensor, shape (n, *input_shape)
+    y : int64 tensor, shape (n,)
+        Both on the module's device.
+    generator : torch.Generator
+        CPU generator of the batches.
+    live : bool tensor, shape (parameters,), or None
+        In the order of `models.layout`; where it is False the parameter is set to 0 and stays exactly 0.
+    weight_decay : float
+        L2 penalty, added to the gradient as in torch.optim.SGD.
+    clip_norm : float or None
+        Largest L2 norm of a batch's gradient, taken after masking. It bounds a step, not a record's influence.
+
+    Raises
+    ------
+    ConfigError
+        An option is out of range.
+    DataError
+        No records, or features and labels that do not match.
+    """
+    _check_options(steps, batch_size, learning_rate, momentum, weight_decay, clip_norm)
+    if not len(x) or y.shape != (len(x),):
+        raise DataError(f"features of shape {tuple(x.shape)} and labels of shape {tuple(y.shape)} do not match")
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    dead = _dead_masks(module, live)
+    optimiser = torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
+    was_training = module.training
+    module.train()
+    _zero(parameters, dead)
+    for indices in batches(len(x), batch_size, steps, generator):
+        chosen = indices.to(x.device)
+        optimiser.zero_grad()
+        torch.autograd.backward(F.cross_entropy(module(x[chosen]), y[chosen]))
+        _zero([parameter.grad for parameter in parameters], dead)
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, clip_norm)
+        optimiser.step()
+    optimiser.zero_grad()
+    module.train(was_training)
+
+
+def _dead_masks(module: nn.Module, live: Tensor | None) -> list[Tensor] | None:
+    """For each trainable parameter, True where it must be zero."""
+    if live is None:
+        return None
+    layout = ParameterLayout.of(module)
+    if live.dtype != torch.bool or live.shape != (layout.size,):
+        raise ConfigError(
+            f"a mask of {live.dtype} and shape {tuple(live.shape)} does not fit; "
+            f"it needs one bool for each of {layout.size} parameters"
+        )
+    device = next(module.parameters()).device
+    return [~live[part].view(shape).to(device) for _, part, shape in layout.slices()]
+
+
+@torch.no_grad()
+def _zero(tensors: Sequence[Tensor | None], dead: list[Tensor] | None) -> None:
+    # Filled rather than multiplied: 0 * inf is not 0, and 0 * -1 is -0.
+    for tensor, mask in zip(tensors, dead or (), strict=dead is not None):
+        if tensor is not None:
+            tensor.masked_fill_(mask, 0.0)
+
+
+def _check_options(
+    steps: int, batch_size: int, learning_rate: float, momentum: float, weight_decay: float, clip_norm: float | None
+) -> None:
+    if steps < 1 or batch_size < 1:
+        raise ConfigError(f"local training needs a positive number of steps and records, not {steps} and {batch_size}")
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise ConfigError(f"learning rate {learning_rate} is not a positive number")
+    if not 0 <= momentum < 1:
+        raise ConfigError(f"momentum {momentum} is not within 0 <= momentum < 1")
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise ConfigError(f"weight decay {weight_decay} is negative or not finite")
+    if clip_norm is not None and not (math.isfinite(clip_norm) and clip_norm > 0):
+        raise ConfigError(f"gradient-norm clip {clip_norm} is not a positive number")

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from autoflip_secure.errors import ConfigError, DataError
+from autoflip_secure.models.layout import flatten_parameters
+from autoflip_secure.seeds import torch_stream
+from autoflip_secure.training.evaluation import evaluate
+from autoflip_secure.training.local import batches, local_sgd
+
+OPTIONS = {"steps": 12, "batch_size": 16, "learning_rate": 0.1, "momentum": 0.9}
+
+
+def train(module, data, *, seed=0, **changes):
+    local_sgd(module, *data, **(OPTIONS | {"generator": torch_stream(seed, "batches")} | changes))
+    return flatten_parameters(module)
+
+
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(1, 30), st.integers(0, 2**32))
+def test_each_pass_uses_every_record_once(records, batch_size, steps, seed):
+    drawn = list(batches(records, batch_size, steps, torch.Generator().manual_seed(seed)))
+    assert len(drawn) == steps
+    per_pass = -(-records // batch_size)
+    for start in range(0, steps - per_pass + 1, per_pass):
+        assert torch.cat(drawn[start : start + per_pass]).sort().values.tolist() == list(range(records))
+    flat = torch.cat(drawn)
+    assert (flat >= 0).all()
+    assert (flat < records).all()
+
+
+def test_training_learns(make_network, clusters):
+    module = make_network()
+    before = evaluate(module, clusters[0].numpy(), clusters[1].numpy(), "multiclass")
+    train(module, clusters, steps=60)
+    after = evaluate(module, clusters[0].numpy(), clusters[1].numpy(), "multiclass")
+    assert after.accuracy > 0.95 > before.accuracy
+    assert after.loss < before.loss / 3
+
+
+def test_same_generator_same_model(make_network, clusters):
+    assert torch.equal(train(make_network(), clusters), train(make_network(), clusters))
+    assert not torch.equal(train(make_network(), clusters), train(make_network(), clusters, seed=1))
+
+
+def test_global_random_state_is_left_alone(make_network, clusters):
+    module = make_network()
+    state = torch.get_rng_state()
+    train(module, clusters)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    share=st.floats(0, 1),
+    momentum=st.sampled_from([0.0, 0.9]),
+    weight_decay=st.sampled_from([0.0, 0.1]),
+    clip_norm=st.sampled_from([None, 0.5]),
+)
+def test_masked_parameters_stay_exactly_zero(seed, share, momentum, weight_decay, clip_norm):
+    generator = torch.Generator().manual_seed(seed)
+    module = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    data = torch.randn(40, 6, generator=generator), torch.randint(3, (40,), generator=generator)
+    live = torch.rand(flatten_parameters(module).numel(), generator=generator) < share
+    after = train(module, data, live=live, momentum=momentum, weight_decay=weight_decay, clip_norm=clip_norm)
+    assert (after[~live].view(torch.int32) == 0).all()  # the bits: -0.0 would be another model
+
+
+def test_live_parameters_move_and_the_mask_matters(make_network, clusters):
+    live = torch.ones(flatten_parameters(make_network()).numel(), dtype=torch.bool)
+    whole = train(make_network(), clusters)
+    assert torch.equal(train(make_network(), clusters, live=live), whole)
+    live[::2] = False
+    masked = train(make_network(), clusters, live=live)
+    assert (masked[live] != 0).all()
+    assert not torch.equal(masked[live], whole[live])
+
+
+def test_masked_gradient_may_be_infinite(clusters):
+    module = nn.Linear(6, 3)
+    with torch.no_grad():
+        module.weight.fill_(3e38)
+    live = torch.zeros(21, dtype=torch.bool)
+    assert (train(module, clusters, live=live, learning_rate=1e30) == 0).all()
+
+
+def test_one_step_is_gradient_descent(make_network, clusters):
+    module, reference = make_network(), make_network()
+    x, y = clusters
+    after = train(module, clusters, steps=1, batch_size=1000, momentum=0.0, weight_decay=0.01)
+    F.cross_entropy(reference(x), y).backward()
+    expected = torch.cat([(p - 0.1 * (p.grad + 0.01 * p)).detach().reshape(-1) for p in reference.parameters()])
+    assert torch.allclose(after, expected, atol=1e-6)
+
+
+def test_clip_norm_bounds_a_step(make_network, clusters):
+    before = flatten_parameters(make_network())
+    after = train(make_network(), clusters, steps=1, momentum=0.0, learning_rate=1.0, clip_norm=0.01)
+    assert float((after - before).norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_training_flag_and_gradients_are_restored(make_network, clusters):
+    module = make_network().eval()
+    train(module, clusters)
+    assert not module.training
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_frozen_parameters_are_left_alone(make_network, clusters):
+    module = make_network()
+    module[0].weight.requires_grad_(False)
+    frozen = module[0].weight.clone()
+    live = torch.zeros(flatten_parameters(module).numel(), dtype=torch.bool)
+    train(module, clusters, live=live)
+    assert torch.equal(module[0].weight, frozen)
+    assert not module[2].weight.any()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 0},
+        {"batch_size": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"momentum": 1.0},
+        {"weight_decay": -0.1},
+        {"clip_norm": 0.0},
+        {"live": torch.ones(4, dtype=torch.bool)},
+        {"live": torch.ones(163)},
+    ],
+)
+def test_options_out_of_range(make_network, clusters, change):
+    module = make_network()
+    before = flatten_parameters(module)
+    with pytest.raises(ConfigError):
+        train(module, clusters, **change)
+    assert torch.equal(flatten_parameters(module), before)
+
+
+def test_records_that_do_not_match(make_network, clusters):
+    with pytest.raises(DataError, match="do not match"):
+        train(make_network(), (clusters[0], clusters[1][:-1]))
+    with pytest.raises(DataError, match="do not match"):
+        train(make_network(), (clusters[0][:0], clusters[1][:0]))
