@@ -52,6 +52,7 @@ def write_silo(directory: Path, train: Records, holdout: Records | None) -> None
     data = SiloData(train, holdout)
     try:
         directory.mkdir(mode=OWNER_ONLY_FOLDER, parents=True, exist_ok=True)
+        (directory / HOLDOUT_FILE).unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"cannot write {directory}: {error.strerror}; nothing was changed") from error
     data.train.save(directory / TRAIN_FILE)

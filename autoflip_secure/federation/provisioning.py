@@ -9,7 +9,7 @@ Layout under the run directory:
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoflip_secure.config import RunConfig
@@ -133,11 +133,20 @@ def provision(folder: RunFolder, config: RunConfig, data: LoadedData) -> None:
         (folder.path / "federation" / "session").write_bytes(os.urandom(SESSION_BYTES))
         if data.public_test is not None:
             data.public_test.save(folder.public_test)
-        folder.task.write_text(data.task.to_json())
+        folder.task.write_text(_training_task(data).to_json())
         # Written last: a run directory with a configuration is a whole one.
         write_atomically(folder.config, config.to_toml().encode())
     except OSError as error:
         raise StorageError(f"cannot create the run directory {folder.path}: {error.strerror}") from error
+
+
+def _training_task(data: LoadedData) -> Task:
+    """The task with the public number of records that are trained on: less a fifth where silos hold one back."""
+    task = data.task
+    brings_holdout = bool(data.natural) and all(silo.holdout is not None for silo in data.natural or ())
+    if task.nominal_records is None or data.public_test is not None or brings_holdout:
+        return task
+    return replace(task, nominal_records=max(1, round(task.nominal_records * (1 - HELD_BACK))))
 
 
 def _silo_records(config: RunConfig, data: LoadedData) -> list[tuple[str, Records, Records | None]]:

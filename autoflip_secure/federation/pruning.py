@@ -75,8 +75,8 @@ class PruningController:
 
     @property
     def agreement_average(self) -> float | None:
-        """Averaged agreement of the whole model within [0, 1]; None before it was measured."""
-        return self._guidance.overall if self._guidance.rounds else None
+        """Averaged raw agreement of the whole model; None before it was measured."""
+        return self._guidance.overall_average if self._guidance.rounds else None
 
     def observe(self, aggregates: Sequence[Aggregate], live: NDArray[np.bool_]) -> None:
         """Learn from one round's sums (full layout, masked coordinates 0)."""

@@ -227,7 +227,7 @@ class _Session:
             from autoflip_secure.training.device import pick_device
 
             task = Task.from_json(self._request.task)
-            data = read_silo(self._silo.folder / "data")
+            data = read_silo(self._silo.folder / "data", task)
             device = str(pick_device(self._config.device))
             self._contributor = Contributor(self._config, task, data, self._silo.id, device)
         return self._contributor

@@ -35,7 +35,6 @@ def build_summary(folder: RunFolder, config: RunConfig, plan: SessionPlan, facts
     ledgers = ledger_summaries(folder, config, plan)
     agreements = [row["agreement_average"] for row in rows if row["agreement_average"] is not None]
     dense_bytes = last["upload_bytes_dense_fp32"]
-    spent = max((row["epsilon"] for row in ledgers), default=0.0)
     target = facts.get("target") or {}
     best = scored[-1] if scored else {}
     return {
@@ -58,7 +57,7 @@ def build_summary(folder: RunFolder, config: RunConfig, plan: SessionPlan, facts
         "auroc": best.get("auroc"),
         "loss": best.get("loss"),
         "epsilon_target": config.dp_epsilon,
-        "epsilon_spent": None if config.trust == "none" or math.isinf(spent) else spent,
+        "epsilon_spent": None if config.trust == "none" else max(row["epsilon"] for row in ledgers),
         "delta": config.dp_delta if config.trust != "none" else None,
         "colluders": config.colluders,
         "params_dense": last["params_dense"],
@@ -96,8 +95,8 @@ def ledger_summaries(folder: RunFolder, config: RunConfig, plan: SessionPlan) ->
         for dataset in DATASETS:
             lines = [line for line in ledger.lines() if line.dataset == dataset]
             if lines:
-                row = {"silo": number, "dataset": dataset, "lines": len(lines), "epsilon": ledger.spent(dataset)}
-                rows.append(row)
+                epsilon = ledger.spent(dataset) if config.trust != "none" else None
+                rows.append({"silo": number, "dataset": dataset, "lines": len(lines), "epsilon": epsilon})
     return rows
 
 

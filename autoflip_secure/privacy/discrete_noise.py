@@ -21,7 +21,7 @@ __all__ = ["MAX_STD", "DiscreteGaussian", "discretisation_delta", "per_silo_std"
 
 MAX_STD = 2e5
 CHUNK = 1 << 20
-ROUNDING_SLACK = 2.0**-30
+ROUNDING_SLACK = 2.0**-26
 KURTOSIS_DIVISOR = 2880.0
 KL_MARGIN = 1.05
 
@@ -83,7 +83,7 @@ def rounded_sensitivity(clip_steps: float, length: int, failure: float) -> float
         P[Delta^2 > E Delta^2 + (2 D + sqrt d) sqrt(ln(1 / failure) / 2)] <= failure     (Hoeffding).
 
     Clipping to the channel's range, before and after rounding, is 1-Lipschitz and does not add to it. The dither has 32
-    bits and the arithmetic 53; on channels of up to 21 bits both move a difference by less than 2^-30 of a step, which
+    bits and the arithmetic 53; on channels of up to 25 bits both move a difference by less than 2^-26 of a step, which
     is added.
 
     Parameters

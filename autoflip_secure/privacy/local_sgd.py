@@ -59,7 +59,7 @@ def dp_sgd(
     x: Tensor,
     y: Tensor,
     *,
-    records: int,
+    nominal_records: int,
     steps: int,
     sampling_rate: float,
     clip: float,
@@ -74,14 +74,14 @@ def dp_sgd(
     """Train `module` in place with `steps` steps of DP-SGD (Abadi et al. 2016). The ledger is the accountant.
 
     Each step Poisson-samples the records, masks and clips each gradient, adds Gaussian noise of standard deviation
-    noise_multiplier * clip, divides by the expected batch size sampling_rate * records and steps. The number of steps
+    noise_multiplier * clip, divides by the expected batch size sampling_rate * nominal_records and steps. The number of steps
     never depends on the data. Weights are kept in float64 between steps and rounded to the module's type after each.
 
     Parameters
     ----------
     x, y : Tensor, first dimension the records
         All of the silo's training records.
-    records : int
+    nominal_records : int
         PUBLIC nominal number of records; the true one is private and must not set the step size.
     live : bool Tensor, shape (parameters,), optional
         Parameters that are trained; the others get neither gradient nor noise and keep their value.
@@ -93,7 +93,7 @@ def dp_sgd(
     ConfigError
         A parameter is out of its range, or see `PerRecordGradients`.
     """
-    _check(records, steps, sampling_rate, clip, noise_multiplier, learning_rate, momentum)
+    _check(nominal_records, steps, sampling_rate, clip, noise_multiplier, learning_rate, momentum)
     with PerRecordGradients(module, loss) as gradients:
         masks = gradients.tensors(live)
         masters = gradients.masters()
@@ -103,7 +103,7 @@ def dp_sgd(
             live=masks,
             noise_multiplier=noise_multiplier,
             max_grad_norm=clip * (1.0 - CLIP_MARGIN),
-            expected_batch_size=sampling_rate * records,
+            expected_batch_size=sampling_rate * nominal_records,
         )
         for _ in range(steps):
             batch = torch.from_numpy(poisson_sample(len(x), sampling_rate, sampling)).to(x.device)

@@ -68,9 +68,13 @@ class PerRecordGradients:
         self.parameters: list[PrivateParameter] = [p for p in module.parameters() if p.requires_grad]
         try:
             self._hooked = GradSampleModule(module, loss_reduction="sum", strict=True)
-        except (NotImplementedError, ValueError) as error:
+        except NotImplementedError as error:
             raise ConfigError(
-                f"the model cannot be trained with DP: {error}; replace BatchNorm by GroupNorm"
+                "a layer of the model mixes records (BatchNorm?); DP needs GroupNorm in its place"
+            ) from error
+        except ValueError as error:
+            raise ConfigError(
+                f"the model cannot be hooked for per-record gradients: {error}; close the other"
             ) from error
         self._hooked.disable_hooks()
 

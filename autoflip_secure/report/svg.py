@@ -1,4 +1,4 @@
-"""matplotlib figures as inline SVG: text stays text, and colours are names that the page's light or dark theme fills in."""
+"""matplotlib figures as inline SVG: text stays text, colours are names that the page's light or dark theme fills in."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def draw_svg(draw: Callable[[Figure], None], *, name: str, height: float, alt: s
         What the figure shows, for those who cannot see it.
     """
     buffer = io.StringIO()
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "svg", **STYLE}):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a reader's own style sheet must not bring other colours in
+        matplotlib.rcParams.update(STYLE)
         figure = Figure(figsize=(WIDTH, height))
         draw(figure)
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))

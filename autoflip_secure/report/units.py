@@ -1,4 +1,4 @@
-"""Numbers as people read them. A value that is missing (None, NaN) is a dash; nothing here rounds a privacy cost down."""
+"""Numbers as people read them. A missing value (None, NaN) is a dash; nothing here rounds a privacy cost down."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ import math
 from collections.abc import Collection
 from typing import Any
 
-__all__ = ["MISSING", "byte_unit", "bytes_text", "count", "count_of", "duration", "epsilon", "number", "percent", "score"]
+__all__ = [
+    "MISSING",
+    "byte_unit",
+    "bytes_text",
+    "count",
+    "count_of",
+    "duration",
+    "epsilon",
+    "number",
+    "percent",
+    "score",
+]
 
 MISSING = "–"  # noqa: RUF001
 BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")

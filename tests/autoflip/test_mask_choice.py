@@ -157,8 +157,9 @@ def test_starvation_spreads_to_units_that_read_or_feed_only_dead_ones() -> None:
 def test_the_floor_keeps_the_best_units_and_their_best_weights() -> None:
     units = UnitMap.of(TANH)
     parameter_scores, unit_scores = drawn(TANH, 1)
-    parameter_scores[units.layer.size and units.owner < 16] = 1e-9 * parameter_scores[units.owner < 16]
-    decision = choose(TANH, (parameter_scores, unit_scores), PruneSettings(threshold=0.9, layer_floor=0.2))
+    parameter_scores[units.owner < 16] *= 1e-9
+    prune = PruneSettings(threshold=1e-6, threshold_kind="absolute", layer_floor=0.2)
+    decision = choose(TANH, (parameter_scores, unit_scores), prune)
     alive = np.flatnonzero(~decision.dead_units[units.layer == 0])
     best = np.argsort(-unit_scores[:16], kind="stable")[:4]
     np.testing.assert_array_equal(alive, np.sort(best))
@@ -262,7 +263,7 @@ def test_cut_units_against_recounting_from_scratch() -> None:
     np.testing.assert_array_equal(dead, slow)
 
 
-WIDE = ModelSpec("mlp", (30,), 20, (40, 24))
+WIDE = dense_spec("mlp", (30,), 20)
 """So many weights a neuron that uniform scores starve none."""
 
 

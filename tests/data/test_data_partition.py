@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -89,7 +90,10 @@ def test_iid_mixes_sorted_classes_into_equal_sizes():
 
 
 def test_partition_prints_nothing(capfd):
-    partition(numbered(200, 5), "dirichlet:0.05", 8, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(5):  # so few records for so small an ALPHA need several draws
+            partition(numbered(60, 5), "dirichlet:0.3", 12, seed)
     assert capfd.readouterr() == ("", "")
 
 
@@ -139,6 +143,13 @@ def test_impossible_partitions(how, silos, said):
         partition(numbered(40, 4), how, silos, 0)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_silo_of_one_record_is_refused():
+    labels = np.array([0, 0] + [1] * 10)
+    records = Records(np.zeros((12, 1), np.float32), labels)
+    with pytest.raises(ConfigError, match="--partition pathological:1: a silo gets 1 records, 2 are needed"):
+        partition(records, "pathological:1", 4, 0)
 
 
 def test_smallest_possible_silos():

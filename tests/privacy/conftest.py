@@ -14,12 +14,7 @@ from autoflip_secure.storage import open_silo_database
 SESSION = b"s" * 16
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture()
+@pytest.fixture
 def cnn() -> nn.Module:
     torch.manual_seed(1)
     return nn.Sequential(
@@ -28,40 +23,39 @@ def cnn() -> nn.Module:
     )  # fmt: skip
 
 
-@pytest.fixture()
+@pytest.fixture
 def mlp() -> nn.Module:
     torch.manual_seed(2)
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3))
 
 
-@pytest.fixture()
+@pytest.fixture
 def batch() -> Callable[[int], tuple[Tensor, Tensor]]:
     """batch(records) -> 8x8 images of varied contrast and one of three labels each."""
 
     def make(records: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(records)
-        x = (
-            torch.randn(records, 1, 8, 8, generator=generator)
-            * torch.logspace(-3, 1, max(records, 1))[:records, None, None, None]
+        contrast = torch.logspace(-3, 1, records)[:, None, None, None]
+        return contrast * torch.randn(records, 1, 8, 8, generator=generator), torch.randint(
+            0, 3, (records,), generator=generator
         )
-        return x, torch.randint(0, 3, (records,), generator=generator)
 
     return make
 
 
-@pytest.fixture()
+@pytest.fixture
 def state_file(tmp_path: Path) -> Path:
     return tmp_path / "silo.sqlite"
 
 
-@pytest.fixture()
+@pytest.fixture
 def connection(state_file: Path) -> Iterator[sqlite3.Connection]:
     connection = open_silo_database(state_file)
     yield connection
     connection.close()
 
 
-@pytest.fixture()
+@pytest.fixture
 def open_ledger(connection: sqlite3.Connection) -> Callable[..., Ledger]:
     def make(session: bytes = SESSION, epsilon: float = 8.0, silo: str = "north", **options: object) -> Ledger:
         budgets = {"train": epsilon, "holdout": epsilon}
@@ -70,12 +64,12 @@ def open_ledger(connection: sqlite3.Connection) -> Callable[..., Ledger]:
     return make
 
 
-@pytest.fixture()
+@pytest.fixture
 def line() -> Callable[..., LedgerLine]:
     def make(**changes: object) -> LedgerLine:
         values: dict[str, object] = {
-            "session": SESSION, "phase": "train", "round": 0, "attempt": 0, "dataset": "train", "sampling_rate": 0.1,
-            "noise_multiplier": 1.3, "sensitivity": 0.1, "count": 1, "manifest": bytes(32), "time": 1.5e9,
+            "session": SESSION, "phase": "train", "round": 0, "attempt": 0, "dataset": "train", "sampling_rate": 1.0,
+            "noise_multiplier": 13.0, "sensitivity": 0.1, "count": 1, "manifest": bytes(32), "time": 1.5e9,
         }  # fmt: skip
         return LedgerLine(**(values | changes))  # type: ignore[arg-type]
 

@@ -28,7 +28,7 @@ def _forget_verified() -> None:
     verified.cache_clear()
 
 
-@pytest.fixture()
+@pytest.fixture
 def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     calls: list[Any] = []
 
@@ -59,7 +59,7 @@ def test_spent_is_the_composition_of_all_lines_by_any_accountant(open_ledger: Op
         ledger.charge(line(round=r))
     ledger.charge(line(phase="census", sampling_rate=1.0, noise_multiplier=20.0))
     ledger.charge(line(phase="evaluate", dataset="holdout", sampling_rate=1.0, noise_multiplier=2.0))
-    train = [Mechanism(0.1, 1.3, 30), Mechanism(1.0, 20.0, 1)]
+    train = [Mechanism(1.0, 13.0, 30), Mechanism(1.0, 20.0, 1)]
     assert ledger.spent("train") == epsilon(train, 1e-5)
     assert ledger.spent("train") == pytest.approx(
         epsilon([m.mechanism for m in ledger.lines()[:-1]], 1e-5, "pld"), rel=0.01
@@ -73,7 +73,7 @@ def test_a_line_that_is_not_written_shows(open_ledger: Open, line: Line, monkeyp
     def all_counted(ledger: Ledger) -> bool:
         for r in range(5):
             ledger.charge(line(round=r))
-        return ledger.mechanisms("train") == (Mechanism(0.1, 1.3, 5),) and len(ledger.lines()) == 5
+        return ledger.mechanisms("train") == (Mechanism(1.0, 13.0, 5),) and len(ledger.lines()) == 5
 
     append = Ledger._append
     assert all_counted(open_ledger())
@@ -86,14 +86,19 @@ def test_over_budget_is_refused_with_numbers_and_nothing_is_written(
 ) -> None:
     ledger = open_ledger(epsilon=2.0)
     charged = 0
-    with pytest.raises(
-        BudgetExhausted, match=r"spent epsilon 1\.9\d\d of 2 .* would make it 2\.\d+; no record was touched"
-    ):
+
+    def charge_all() -> None:
+        nonlocal charged
         for r in range(200):
             ledger.charge(line(round=r))
             charged += 1
+
+    with pytest.raises(
+        BudgetExhausted, match=r"spent epsilon 1\.9\d\d of 2 .* would make it 2\.\d+; no record was touched"
+    ):
+        charge_all()
     assert rows(connection) == charged
-    assert ledger.spent("train") <= 2.0 < epsilon([Mechanism(0.1, 1.3, charged + 1)], 1e-5)
+    assert ledger.spent("train") <= 2.0 < epsilon([Mechanism(1.0, 13.0, charged + 1)], 1e-5)
     ledger.charge(
         line(dataset="holdout", sampling_rate=1.0, noise_multiplier=5.0)
     )  # the other patients' budget is whole
@@ -108,11 +113,11 @@ def test_one_large_charge_counts_all_its_steps(open_ledger: Open, line: Line) ->
 def test_next_session_sees_what_the_last_one_spent(open_ledger: Open, line: Line) -> None:
     open_ledger(epsilon=2.0).charge(line(count=20))
     following = open_ledger(session=NEXT, epsilon=2.0)
-    assert following.spent() == epsilon([Mechanism(0.1, 1.3, 20)], 1e-5)
+    assert following.spent() == epsilon([Mechanism(1.0, 13.0, 20)], 1e-5)
     with pytest.raises(BudgetExhausted):
         following.charge(line(session=NEXT, count=20))
     with pytest.raises(BudgetExhausted):
-        following.expect("train", [Mechanism(0.1, 1.3, 20)])
+        following.expect("train", [Mechanism(1.0, 13.0, 20)])
     with pytest.raises(ConfigError, match="another session"):
         following.charge(line())
 
@@ -120,7 +125,7 @@ def test_next_session_sees_what_the_last_one_spent(open_ledger: Open, line: Line
 def test_an_expected_plan_needs_one_evaluation_for_all_silos(
     tmp_path: Path, line: Line, evaluations: list[Any]
 ) -> None:
-    plan = [Mechanism(0.1, 1.3, 200), Mechanism(1.0, 20.0, 1)]
+    plan = [Mechanism(1.0, 13.0, 200), Mechanism(1.0, 20.0, 1)]
     for silo in ("north", "south", "west"):
         connection = open_silo_database(tmp_path / f"{silo}.sqlite")
         budgets = {"train": 8.0}
@@ -134,7 +139,7 @@ def test_an_expected_plan_needs_one_evaluation_for_all_silos(
 
 
 def test_resuming_a_session_does_not_count_its_own_lines_twice(open_ledger: Open, line: Line) -> None:
-    plan = [Mechanism(0.1, 1.3, 40)]
+    plan = [Mechanism(1.0, 13.0, 40)]
     budget = epsilon(plan, 1e-5) + 1e-6
     ledger = open_ledger(epsilon=budget)
     ledger.expect("train", plan)
@@ -154,7 +159,7 @@ def test_unexpected_charges_need_few_evaluations(open_ledger: Open, line: Line, 
 
 
 def test_what_is_known_of_one_budget_is_not_used_for_another(open_ledger: Open, line: Line) -> None:
-    open_ledger(epsilon=50.0).expect("train", [Mechanism(0.1, 1.3, 200)])
+    open_ledger(epsilon=50.0).expect("train", [Mechanism(1.0, 13.0, 200)])
     with pytest.raises(BudgetExhausted):
         open_ledger(epsilon=1.0).charge(line(count=100))
 
@@ -181,8 +186,8 @@ def test_a_budget_does_not_cover_use_without_noise(open_ledger: Open, line: Line
         "DELETE FROM privacy_ledger",
         "DELETE FROM privacy_ledger WHERE line = 1",
         "INSERT OR REPLACE INTO privacy_ledger SELECT * FROM privacy_ledger WHERE line = 1",
-        "REPLACE INTO privacy_ledger SELECT line, session, phase, round, attempt, dataset, sampling_rate, 99.0, sensitivity, "
-        "count, manifest, time, chain FROM privacy_ledger",
+        "REPLACE INTO privacy_ledger SELECT line, session, phase, round, attempt, dataset, sampling_rate, 99.0, "
+        "sensitivity, count, manifest, time, chain FROM privacy_ledger",
     ],
 )
 def test_the_table_is_append_only(
@@ -261,7 +266,7 @@ def test_charges_never_ride_in_a_transaction_that_could_be_undone(
 
 
 def test_two_processes_cannot_both_take_the_last_of_a_budget(state_file: Path, line: Line) -> None:
-    budget = epsilon([Mechanism(0.1, 1.3, 8)], 1e-5) + 1e-9
+    budget = epsilon([Mechanism(1.0, 13.0, 8)], 1e-5) + 1e-9
     outcomes: list[str] = []
 
     def spend() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from autoflip_secure.errors import AutoflipSecureError
 from autoflip_secure.secagg import Identity, Roster, RosterEntry, SecAggCoordinator, SecAggSilo, SiloRules
+from autoflip_secure.secagg.coordinator_setup import KeyedEpoch, OpenEpoch
 from autoflip_secure.secagg.desk import Desk
 from autoflip_secure.secagg.rules import share_threshold
 from autoflip_secure.secagg.signing import sign_message
@@ -120,6 +121,17 @@ class Federation:
 
     def plain_sum(self, silos: tuple[int, ...]) -> np.ndarray:
         return sum((self.vectors[silo] for silo in silos), np.zeros_like(self.vectors[silos[0]]))
+
+    def open_epoch(self, slots: int) -> KeyedEpoch:
+        """Keys for `slots` attempts, set up with every silo present."""
+        number = 1000 + len(self.epochs)
+        self.epochs.append(number)
+        return OpenEpoch(self.desk, number, slots).advertise(self.exchange()).share(self.exchange())
+
+    def bind(self, epoch: KeyedEpoch, manifest: Manifest) -> Manifest:
+        """The manifest in the epoch's next slot."""
+        slot = epoch.take_slot()
+        return manifest.with_slot(epoch=epoch.number, slot=slot, epoch_hash=epoch.epoch_hash, attempt=0)
 
     def signed(self, message: Any) -> bytes:
         """A request as a malicious coordinator would sign it."""

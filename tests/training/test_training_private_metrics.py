@@ -67,6 +67,12 @@ def test_layout_is_as_documented():
     assert counts.tolist() == [1, 0, 1, 0, 0, 1]
 
 
+def test_a_tie_is_read_alike_from_records_and_from_counts():
+    probabilities, y = np.full((3, 2), 0.5), np.array([0, 1, 1])
+    assert score(probabilities, y, "binary").accuracy == pytest.approx(2 / 3)
+    assert metrics_from_counts(metric_counts(probabilities, y, "binary"), "binary").accuracy == pytest.approx(2 / 3)
+
+
 def test_counts_of_silos_add_up():
     probabilities, y = binary_example(100)
     parts = [metric_counts(probabilities[part], y[part], "binary") for part in np.split(np.arange(100), [30, 55])]

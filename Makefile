@@ -1,0 +1,35 @@
+# Two commands do all the set-up on a fresh machine: `make sim` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# `make sim ARGS="--silos 5 --dp-epsilon 3"` passes options on; the last one given wins. `make sim DP=` runs without DP.
+DP ?= --dp-epsilon 8
+ARGS ?=
+
+.PHONY: sim test lint bench-secagg bench-privacy bench-pruning bench-ckks bench-threats clean
+
+sim: $(VENV)/.installed
+	$(BIN)/python -m autoflip_secure.sim $(DP) $(ARGS)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench-secagg bench-privacy bench-pruning bench-ckks bench-threats: $(VENV)/.installed-test
+	@echo "$@: not available in this version" >&2; exit 2
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,91 @@
+"""Imports point down: sim, cli -> report, federation -> {autoflip, secagg, privacy, training, data} -> models, sums -> base."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "autoflip_secure"
+
+ALLOWED = {
+    "base": set(),
+    "sums": {"base"},
+    "models": {"base"},
+    "data": {"base"},
+    "autoflip": {"base", "sums", "models"},
+    "secagg": {"base", "sums"},
+    "privacy": {"base", "sums", "models"},
+    "training": {"base", "models"},
+    "federation": {"base", "config", "sums", "models", "data", "autoflip", "secagg", "privacy", "training"},
+    "config": {"base"},
+    "options": {"base", "config"},
+    "report": {"base", "config", "federation"},
+    "sim": {"base", "config", "options", "data", "models", "training", "federation", "report"},
+    "cli": {"base", "config", "options", "sim", "federation", "report"},
+}
+BASE = {"errors", "seeds", "storage", "__init__"}
+
+
+def part_of(module: str) -> str:
+    """`autoflip_secure.secagg.prg` -> secagg; errors, seeds, storage -> base."""
+    names = module.split(".")
+    name = names[1] if len(names) > 1 else "__init__"
+    return "base" if name in BASE else name
+
+
+def imports_of(path: Path) -> set[str]:
+    """Our own modules a file imports, also inside functions and under TYPE_CHECKING."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == "autoflip_secure":
+                found |= {f"autoflip_secure.{alias.name}" for alias in node.names if not alias.name.startswith("__")}
+            found.add(node.module or "")
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.startswith("autoflip_secure.")}
+
+
+def third_party_of(path: Path) -> set[str]:
+    """First names of all modules a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+    return names
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_import_points_up_or_across(path: Path) -> None:
+    own = part_of("autoflip_secure." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts))
+    for module in imports_of(path):
+        target = part_of(module)
+        assert target == own or target in ALLOWED[own], f"{path.name} ({own}) imports {module} ({target})"
+
+
+@pytest.mark.parametrize(
+    ("part", "forbidden"),
+    [
+        ("autoflip", {"cryptography", "flwr", "opacus", "tenseal", "socket"}),
+        ("secagg", {"torch", "flwr", "opacus", "tenseal"}),
+        ("sums", {"torch", "flwr", "opacus", "tenseal"}),
+        ("privacy", {"flwr", "tenseal"}),
+        ("models", {"cryptography", "flwr", "opacus"}),
+    ],
+)
+def test_parts_stay_free_of_what_is_not_theirs(part: str, forbidden: set[str]) -> None:
+    for path in (PACKAGE / part).rglob("*.py"):
+        assert not third_party_of(path) & forbidden, path
+
+
+def test_every_part_is_listed() -> None:
+    parts = {part_of("autoflip_secure." + ".".join(p.relative_to(PACKAGE).with_suffix("").parts)) for p in FILES}
+    assert parts <= set(ALLOWED), parts - set(ALLOWED)
