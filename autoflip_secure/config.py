@@ -10,14 +10,14 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from autoflip_secure.errors import ConfigError, NotAvailable
 
-__all__ = ["LOCAL_ONLY_FIELDS", "RunConfig", "flag_of", "load_config_file"]
+__all__ = ["LOCAL_ONLY_FIELDS", "ResolvedConfig", "RunConfig", "flag_of", "load_config_file"]
 
 ARRIVES_LATER = {
     "aggregation": {"ckks"},
@@ -80,10 +80,13 @@ class RunConfig(BaseModel):
     update_limit: float = Field(1.0, gt=0, description="public range of one coordinate of a local update")
 
     # Privacy
-    dp_epsilon: float | None = Field(None, gt=0, description="privacy budget of every silo for the whole run (absent: no DP)")
+    dp_epsilon: float | None = Field(
+        None, gt=0, description="privacy budget of every silo for the whole run (absent: no DP)"
+    )
     dp_delta: float = Field(1e-5, gt=0, lt=1, description="failure probability of the promise")
     dp_trust: Literal["distributed", "local"] = Field(
-        "distributed", description="distributed: noise adds up inside the secure sum | local: each silo alone meets the budget"
+        "distributed",
+        description="distributed: noise adds up inside the secure sum | local: each silo alone meets the budget",
     )
     clip: float | None = Field(None, gt=0, description="L2 norm to which a record's gradient is clipped")
     sampling_rate: float | None = Field(None, gt=0, le=1, description="Poisson sampling rate of a record in a step")
@@ -149,7 +152,7 @@ class RunConfig(BaseModel):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
     @classmethod
-    def create(cls, **options: Any) -> RunConfig:
+    def create(cls, **options: Any) -> Self:
         """Validate options.
 
         Raises
@@ -157,12 +160,47 @@ class RunConfig(BaseModel):
         ConfigError
             One line that names the first wrong option, as a flag, and what would be right.
         """
+        return cls._validated(options)
+
+    @classmethod
+    def _validated(cls, options: dict[str, Any]) -> Self:
         try:
             return cls(**options)
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0]) if first["loc"] else "configuration"
             raise ConfigError(_explain(name, first)) from None
+
+
+class ResolvedConfig(RunConfig):
+    """A configuration with every option set, as the coordinator and the silos of a run know it."""
+
+    model: str
+    silos: int
+    partition: str
+    rounds: int
+    local_steps: int
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    colluders: int
+    clip: float
+    sampling_rate: float
+    evaluations: int
+    prune_threshold: float
+    prune_flops: float
+    explore_rounds: int
+    explore_steps: int
+    cohorts: int
+    agreement_every: int
+    prune_steps: int
+    warm_start: bool
+
+    @classmethod
+    def create(cls, **options: Any) -> Self:
+        """Validate; the ranges are those of RunConfig."""
+        RunConfig.create(**options)
+        return cls._validated(options)
 
 
 def flag_of(field: str) -> str:

@@ -43,7 +43,7 @@ def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
         shown = "" if field.default is None or kind is bool else f" [{field.default}]"
         names = [f"{flag_of(name)}/--no-{name.replace('_', '-')}"] if kind is bool else [flag_of(name)]
         option = typer.Option(*names, help=(field.description or "") + shown, show_default=False)
-        annotation = Annotated[kind | None, option]
+        annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
 
     def run(**values: Any) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autoflip_secure.config import RunConfig, load_config_file
+from autoflip_secure.config import ResolvedConfig, RunConfig, load_config_file
 from autoflip_secure.errors import CannotContinue, ConfigError
 from autoflip_secure.options import config_from, run_command, with_config_options
 
@@ -31,7 +31,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="no progress on stderr")]
 @app.command()
 @with_config_options
 def simulate(
-    options: dict[str, Any], *, resume: Resume = None, config: Config = None, summary: Summary = None, quiet: Quiet = False
+    options: dict[str, Any],
+    *,
+    resume: Resume = None,
+    config: Config = None,
+    summary: Summary = None,
+    quiet: Quiet = False,
 ) -> None:
     """Train one private, pruned model in a federation of silos simulated on this machine."""
     if summary not in (None, "json"):
@@ -51,8 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
     return run_command(app, arguments)
 
 
-def _prepare(config: RunConfig) -> tuple[RunFolder, RunConfig]:
+def _prepare(config: RunConfig) -> tuple[RunFolder, ResolvedConfig]:
     """Load the data, fill in the options and create the federation on disk."""
+    from autoflip_secure.autoflip.settings import PruneSettings
+    from autoflip_secure.autoflip.unit_budget import check_reachable
     from autoflip_secure.data.registry import load
     from autoflip_secure.federation.defaults import resolve
     from autoflip_secure.federation.provisioning import RunFolder, provision
@@ -64,24 +71,28 @@ def _prepare(config: RunConfig) -> tuple[RunFolder, RunConfig]:
     resolved = resolve(config, data.task, natural_silos=len(data.natural) if data.natural else None)
     pick_device(resolved.device)
     Schedule(resolved)
-    dense_spec(resolved.model or data.task.default_model, data.task.input_shape, data.task.classes)
+    dense = dense_spec(resolved.model, data.task.input_shape, data.task.classes)
+    if resolved.prune != "none":
+        check_reachable(dense, PruneSettings(resolved.prune_threshold, flops_kept=resolved.prune_flops))
     folder = RunFolder(_new_directory(resolved))
     provision(folder, resolved, data)
     return folder, resolved
 
 
-def _new_directory(config: RunConfig) -> Path:
+def _new_directory(config: ResolvedConfig) -> Path:
     import time
 
     if config.run_dir is None:
         name = config.dataset.replace(":", "-").replace("/", "-").strip("-")
         return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1000:03d}"
     if config.run_dir.exists() and (not config.run_dir.is_dir() or any(config.run_dir.iterdir())):
-        raise ConfigError(f"--run-dir {config.run_dir}: is not empty; go on with --resume {config.run_dir} or name another")
+        raise ConfigError(
+            f"--run-dir {config.run_dir}: is not empty; go on with --resume {config.run_dir} or name another"
+        )
     return config.run_dir
 
 
-def _reopen(path: Path) -> tuple[RunFolder, RunConfig]:
+def _reopen(path: Path) -> tuple[RunFolder, ResolvedConfig]:
     from autoflip_secure.federation.provisioning import RunFolder
 
     folder = RunFolder(path)
@@ -89,10 +100,10 @@ def _reopen(path: Path) -> tuple[RunFolder, RunConfig]:
         raise ConfigError(f"--resume {path}: is not the directory of a run")
     if folder.summary.exists():
         raise ConfigError(f"--resume {path}: the run is finished; see {folder.summary}")
-    return folder, RunConfig.create(**load_config_file(folder.config))
+    return folder, ResolvedConfig.create(**load_config_file(folder.config))
 
 
-def _run(folder: RunFolder, config: RunConfig, *, quiet: bool, summary: str | None) -> None:
+def _run(folder: RunFolder, config: ResolvedConfig, *, quiet: bool, summary: str | None) -> None:
     import json
 
     from autoflip_secure.federation.engines import run_federation

@@ -1,4 +1,4 @@
-"""Imports point down: sim, cli -> report, federation -> {autoflip, secagg, privacy, training, data} -> models, sums -> base."""
+"""Imports point down: sim, cli -> federation -> {autoflip, secagg, privacy, training, data} -> models, sums -> base."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALLOWED = {
     "config": {"base"},
     "options": {"base", "config"},
     "report": {"base", "config", "federation"},
-    "sim": {"base", "config", "options", "data", "models", "training", "federation", "report"},
+    "sim": {"base", "config", "options", "data", "models", "autoflip", "training", "federation", "report"},
     "cli": {"base", "config", "options", "sim", "federation", "report"},
 }
 BASE = {"errors", "seeds", "storage", "__init__"}

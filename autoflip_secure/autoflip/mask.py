@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoflip_secure.autoflip.settings import PruneSettings
-from autoflip_secure.autoflip.unit_budget import budgets_of, cut_units, floor_units, layer_normalised
+from autoflip_secure.autoflip.unit_budget import budget_ranking, budgets_of, cut_units, floor_units
 from autoflip_secure.autoflip.units import UnitMap
 from autoflip_secure.errors import ConfigError, EncodingError
 from autoflip_secure.models.spec import ModelSpec, dense_spec
@@ -50,8 +50,8 @@ def choose_mask(
        compound. `absolute`: those with a score below Tp.
     2. A unit none of whose incoming weights lives dies whole, and so does one that nothing reads; this may starve
        further units.
-    3. For a budget the lowest units die (scores over their layer's mean, one ranking of all layers) until the compacted
-       network meets it; see `unit_budget.cut_units`. Steps 1 and 2 are then repeated with these units dead.
+    3. For a budget the lowest units die, in one ranking of all layers (`unit_budget.budget_ranking`), until the
+       compacted network meets it (`unit_budget.cut_units`). Steps 1 and 2 are then repeated with these units dead.
 
     Units that step 1 would starve without a budget die in any case. Of each layer the best units of the floor stay, and
     each of them and each output neuron keeps its best weights: no mask cuts the network in two. Biases and
@@ -86,7 +86,7 @@ def choose_mask(
     decision = _settle(units, keys, gone, protected, settings, current_mask)
     budgets = budgets_of(spec, settings)
     if budgets:
-        ranking = layer_normalised(units, unit_scores.astype(np.float64), gone)
+        ranking = budget_ranking(units, unit_scores.astype(np.float64), gone, budgets)
         dead = cut_units(units, ranking, decision.dead_units, protected, budgets)
         decision = _settle(units, keys, dead, protected, settings, current_mask)
     return decision

@@ -13,7 +13,7 @@ from autoflip_secure.errors import ProtocolError
 from autoflip_secure.federation.silo import JOIN_STAGE, Silo
 from autoflip_secure.federation.wire import Reply, message_type_of, read_request, reply_message
 
-__all__ = ["STAGES", "ClientAppFactory", "make_client_app"]
+__all__ = ["STAGES", "ClientAppFactory", "close_silos", "make_client_app", "silo_folder"]
 
 STAGES = (JOIN_STAGE, "clear", "advertise", "share", "masked", "confirm", "unmask")
 
@@ -56,6 +56,12 @@ class ClientAppFactory:
 def silo_folder(federation: Path, silo: int) -> Path:
     """Folder of a simulated silo."""
     return federation / "silos" / f"silo-{silo:03d}"
+
+
+def close_silos() -> None:
+    """Forget the silos this process has opened; the next message opens them from disk."""
+    while _open_silos:
+        _open_silos.popitem()[1].close()
 
 
 def _open(folder: Path) -> Silo:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from autoflip_secure.autoflip.exploration import deviation
 from autoflip_secure.autoflip.units import UnitMap
-from autoflip_secure.config import RunConfig
+from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.data.silo_folder import SiloData
 from autoflip_secure.data.task import Task
 from autoflip_secure.errors import ProtocolError
@@ -41,7 +41,7 @@ class Contributor:
     Networks are kept between rounds of one architecture, since wrapping a module for per-record gradients is slow.
     """
 
-    def __init__(self, config: RunConfig, task: Task, data: SiloData, silo: int, device: str) -> None:
+    def __init__(self, config: ResolvedConfig, task: Task, data: SiloData, silo: int, device: str) -> None:
         self._config, self._task, self._data, self._silo = config, task, data, silo
         self._device = torch.device(device)
         self._spec: ModelSpec | None = None
@@ -56,7 +56,9 @@ class Contributor:
         """
         vectors = self._vectors(manifest, model)
         if set(vectors) != {channel.name for channel in manifest.channels}:
-            raise ProtocolError(f"phase {manifest.phase} yields channels {sorted(vectors)}, the manifest asks for others")
+            raise ProtocolError(
+                f"phase {manifest.phase} yields channels {sorted(vectors)}, the manifest asks for others"
+            )
         cohort = manifest.cohort_of(self._silo)
         values = {}
         for channel in manifest.channels:
@@ -116,9 +118,8 @@ class Contributor:
             vectors["unit_energy"] = UnitMap.of(model.spec).unit_sum(np.clip(update, -limit, limit) ** 2)
         return vectors
 
-    def _train(self, network: torch.nn.Module, manifest: Manifest, model: ModelPayload, steps: int | None) -> None:
+    def _train(self, network: torch.nn.Module, manifest: Manifest, model: ModelPayload, steps: int) -> None:
         config, records = self._config, self._data.train
-        assert steps is not None and config.learning_rate is not None and config.momentum is not None
         x, y = torch.from_numpy(records.x).to(self._device), torch.from_numpy(records.y).to(self._device)
         live = torch.from_numpy(model.mask)
         if manifest.privacy.trust == "local":
@@ -133,12 +134,11 @@ class Contributor:
                 learning_rate=config.learning_rate,
                 momentum=config.momentum,
                 live=live,
-                nominal_records=max(1, model.records // (config.silos or 1)),
+                nominal_records=max(1, model.records // config.silos),
                 sampling=self._randomness(manifest, "sampling"),
                 noise=self._randomness(manifest, "noise"),
             )
             return
-        assert config.batch_size is not None
         local_sgd(
             network,
             x,

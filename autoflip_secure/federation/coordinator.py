@@ -11,11 +11,11 @@ import numpy as np
 from flwr.serverapp import Grid
 
 from autoflip_secure.autoflip.flops import flops
-from autoflip_secure.config import RunConfig
+from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.data.records import Records
 from autoflip_secure.data.task import Task
 from autoflip_secure.errors import BudgetExhausted, CannotContinue
-from autoflip_secure.federation.events import JsonLines
+from autoflip_secure.federation.events import JsonLines, keep_lines
 from autoflip_secure.federation.exchange import StageExchange
 from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.plan import session_plan
@@ -51,7 +51,7 @@ TIMES = ("seconds", "seconds_training", "seconds_secure_sum")
 class Coordinator:
     """Runs or resumes the federation of a run folder on a Grid whose nodes are its silos."""
 
-    def __init__(self, folder: RunFolder, config: RunConfig, grid: Grid, watch: Watcher) -> None:
+    def __init__(self, folder: RunFolder, config: ResolvedConfig, grid: Grid, watch: Watcher) -> None:
         self._folder, self._config, self._grid, self._watch = folder, config, grid, watch
         self._task: Task = load_task(folder)
         self._schedule = Schedule(config)
@@ -77,6 +77,7 @@ class Coordinator:
             self._view,
             self._event,
             None if config.trust == "none" else reserve_attempts(config, self._schedule.rounds),
+            self.plan.privacy,
         )
         test = Records.load(folder.public_test) if folder.public_test.exists() else None
         self._scorer = Scorer(config, self._task, self.plan, self._schedule, self._sums, test)
@@ -110,6 +111,7 @@ class Coordinator:
     def _restore(self) -> RunState:
         state = load_checkpoint(self._folder.checkpoint)
         self._pruning.restore(state.model.spec, state.pruning, state.facts["pruning"])
+        keep_lines(self._folder.metrics, lambda line: line["round"] < state.round)
         if state.round < self._schedule.rounds:
             state.spare_attempts_used += 1  # the interrupted attempt may be in the silos' ledgers
         return state
@@ -146,7 +148,9 @@ class Coordinator:
         if set(nodes) != set(self._folder.roster().silos):
             missing = sorted(set(self._folder.roster().silos) - set(nodes))
             why = f" (refused: {', '.join(refused)})" if refused else ""
-            raise CannotContinue(f"silos {missing} did not join{why}; see silo.log in their folders; nothing was trained")
+            raise CannotContinue(
+                f"silos {missing} did not join{why}; see silo.log in their folders; nothing was trained"
+            )
         self._exchange.nodes = nodes
 
     def _census(self) -> None:
@@ -154,7 +158,9 @@ class Coordinator:
         if self.state.model.records:
             return
         terms = self.plan.census_terms()
-        aggregate = self._sums.run(self.state, "census", self._schedule.whole(), [count_channel()], terms)[0]
+        aggregate = self._sums.run(
+            self.state, "census", self._schedule.whole(), [count_channel(terms.noise_multiplier)], terms
+        )[0]
         counted = float(aggregate.sum("count")[0]) * len(self._exchange.nodes) / aggregate.silos
         self.state.model = replace(self.state.model, records=max(1, round(counted)))
         self._event("census", records=self.state.model.records)
@@ -204,7 +210,6 @@ class Coordinator:
         total = np.sum([a.sum("update") for a in aggregates], axis=0)
         present = sum(a.silos for a in aggregates)
         if config.trust == "distributed":
-            assert config.momentum is not None and config.learning_rate is not None and config.sampling_rate is not None
             expected = config.sampling_rate * state.model.records * present / len(self._exchange.nodes)
             state.velocity = config.momentum * state.velocity + total / expected
             step = config.learning_rate * state.velocity

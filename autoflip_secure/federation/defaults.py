@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autoflip_secure.config import RunConfig
+from autoflip_secure.config import ResolvedConfig, RunConfig
 from autoflip_secure.data.task import Task
 from autoflip_secure.errors import ConfigError
 from autoflip_secure.federation.schedule import cohort_minimum, default_colluders
@@ -43,7 +43,7 @@ _TABLES = {
 }
 
 
-def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> RunConfig:
+def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> ResolvedConfig:
     """The same configuration with every option set.
 
     Raises
@@ -64,7 +64,7 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> RunC
     explore_rounds = training.explore_rounds if config.explore_rounds is None else config.explore_rounds
     if trust != "distributed" and explore_rounds != 1:
         raise ConfigError(
-            f"--explore-rounds {explore_rounds}: without distributed noise every silo explores once, for --explore-steps"
+            f"--explore-rounds {explore_rounds}: without distributed noise silos explore once, for --explore-steps"
         )
     rounds = config.rounds or training.rounds
     if config.explore_rounds is None:
@@ -96,19 +96,23 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> RunC
     if given["warm_start"] is None:
         filled["warm_start"] = chosen["warm_start"]
     elif trust == "distributed" and not given["warm_start"]:
-        raise ConfigError("--no-warm-start: exploration under distributed noise is training that was paid for; it goes on")
-    return RunConfig.create(**{**given, **filled})
+        raise ConfigError(
+            "--no-warm-start: exploration under distributed noise is training that was paid for; it goes on"
+        )
+    return ResolvedConfig.create(**{**given, **filled})
 
 
 def _silos(config: RunConfig, partition: str, natural_silos: int | None) -> int:
     if partition != "natural":
         return config.silos or 10
     if natural_silos is None:
-        raise ConfigError(f"--partition natural: data set {config.dataset} has no natural silos; use iid or dirichlet:0.5")
+        raise ConfigError(
+            f"--partition natural: data set {config.dataset} has no natural silos; use iid or dirichlet:0.5"
+        )
     if config.silos not in (None, natural_silos):
         raise ConfigError(f"--silos {config.silos}: {config.dataset} has {natural_silos} natural silos")
     if natural_silos < 3:
-        raise ConfigError(f"--dataset {config.dataset}: a secure sum needs at least 3 silos, it has {natural_silos}")
+        raise ConfigError(f"--dataset {config.dataset}: a secure sum needs 3 silos or more, it has {natural_silos}")
     return natural_silos
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from flwr.app import Context, RecordDict
 
-from autoflip_secure.config import RunConfig
+from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.federation.client_app import ClientAppFactory
 from autoflip_secure.federation.coordinator import Watcher
 from autoflip_secure.federation.local_grid import LocalGrid, default_workers
@@ -18,7 +18,7 @@ from autoflip_secure.federation.server_app import RunOutcome, make_server_app
 __all__ = ["run_federation"]
 
 
-def run_federation(folder: RunFolder, config: RunConfig, watch: Watcher) -> RunOutcome:
+def run_federation(folder: RunFolder, config: ResolvedConfig, watch: Watcher) -> RunOutcome:
     """Run the federation to its end on the configured engine.
 
     Raises
@@ -29,7 +29,6 @@ def run_federation(folder: RunFolder, config: RunConfig, watch: Watcher) -> RunO
     outcome = RunOutcome()
     app = make_server_app(folder, config, watch, outcome)
     factory = ClientAppFactory(folder.path)
-    assert config.silos is not None
     if config.engine == "ray":
         _run_on_ray(app, factory, config.silos)
     else:

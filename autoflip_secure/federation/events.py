@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["JsonLines", "read_json_lines"]
+from autoflip_secure.storage import write_atomically
+
+__all__ = ["JsonLines", "keep_lines", "read_json_lines"]
 
 
 class JsonLines:
     """Append-only log of JSON objects."""
 
     def __init__(self, path: Path, *, stamp: bool = False) -> None:
+        _cut_to_whole_lines(path)
         self._file = path.open("a", encoding="utf-8")
         self._stamp = stamp
 
@@ -27,6 +30,22 @@ class JsonLines:
 
     def close(self) -> None:
         self._file.close()
+
+
+def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrite a log without the lines a resumed run will write again."""
+    kept = [json.dumps(line) + "\n" for line in read_json_lines(path) if wanted(line)]
+    if path.exists():
+        write_atomically(path, "".join(kept).encode())
+
+
+def _cut_to_whole_lines(path: Path) -> None:
+    """A crash may have cut the last line short: what follows must not be appended to it."""
+    if path.exists():
+        data = path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            write_atomically(path, data[:whole])
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:

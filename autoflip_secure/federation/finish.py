@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from autoflip_secure.config import RunConfig
+from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.federation.provisioning import RunFolder, load_task
 from autoflip_secure.federation.server_app import RunOutcome
 from autoflip_secure.federation.summary import build_summary
@@ -14,10 +14,11 @@ from autoflip_secure.storage import write_atomically
 __all__ = ["finish"]
 
 
-def finish(folder: RunFolder, config: RunConfig, outcome: RunOutcome) -> dict[str, Any]:
+def finish(folder: RunFolder, config: ResolvedConfig, outcome: RunOutcome) -> dict[str, Any]:
     """Write summary.json; returns its figures."""
     coordinator, state = outcome.coordinator, outcome.state
-    assert coordinator is not None and state is not None
+    assert coordinator is not None
+    assert state is not None
     task = load_task(folder)
     facts = {
         **state.facts,

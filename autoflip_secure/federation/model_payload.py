@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,10 @@ class ModelPayload:
 
     def to_bytes(self) -> bytes:
         """Safetensors file: `weights` holds live values only, `mask` is bit-packed."""
-        tensors = {"mask": np.packbits(self.mask), "weights": self.weights[self.mask].astype(np.float32)}
+        tensors: dict[str, NDArray[Any]] = {
+            "mask": np.packbits(self.mask),
+            "weights": self.weights[self.mask].astype(np.float32),
+        }
         header = {"spec": self.spec.to_json(), "parameters": self.mask.size, "records": self.records}
         return save(tensors, metadata={"autoflip_secure": json.dumps(header, sort_keys=True)})
 
@@ -71,7 +75,7 @@ class ModelPayload:
         return hashlib.sha256(self.spec.to_json().encode() + b"|" + np.packbits(self.mask).tobytes()).digest()
 
 
-def _load(data: bytes) -> tuple[dict[str, NDArray], dict[str, str]]:
+def _load(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     from safetensors.numpy import load
 
     tensors = load(data)

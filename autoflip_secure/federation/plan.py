@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autoflip_secure.config import RunConfig
+from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.data.task import Task
 from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.federation.sums import LEAST_RESERVE, reserve_attempts
@@ -25,7 +25,7 @@ COUNT_SENSITIVITY = 1.0
 class SessionPlan:
     """The privacy plan together with what a manifest needs to say about each kind of round."""
 
-    config: RunConfig
+    config: ResolvedConfig
     privacy: PrivacyPlan
 
     def mechanisms(self) -> dict[str, list[Mechanism]]:
@@ -39,7 +39,6 @@ class SessionPlan:
         config = self.config
         if config.trust == "none":
             return self._terms("train", 1.0, 1, 0.0, 0.0)
-        assert config.sampling_rate is not None and config.clip is not None
         steps = self._steps(exploring)
         return self._terms("train", config.sampling_rate, steps, self.privacy.noise_multiplier, config.clip)
 
@@ -54,9 +53,7 @@ class SessionPlan:
     def _steps(self, exploring: bool) -> int:
         if self.config.trust == "distributed":
             return 1
-        steps = self.config.explore_steps if exploring else self.config.local_steps
-        assert steps is not None
-        return steps
+        return self.config.explore_steps if exploring else self.config.local_steps
 
     def _terms(self, dataset: str, rate: float, steps: int, multiplier: float, clip: float) -> PrivacyTerms:
         config = self.config
@@ -67,12 +64,12 @@ class SessionPlan:
             steps=steps,
             noise_multiplier=multiplier if config.trust != "none" else 0.0,
             clip=clip,
-            colluders=config.colluders or 0,
+            colluders=config.colluders,
             delta=config.dp_delta,
         )
 
 
-def session_plan(config: RunConfig, task: Task, schedule: Schedule, *, public_test: bool) -> SessionPlan:
+def session_plan(config: ResolvedConfig, task: Task, schedule: Schedule, *, public_test: bool) -> SessionPlan:
     """Solve the noise of a whole session, once.
 
     Raises
@@ -80,14 +77,13 @@ def session_plan(config: RunConfig, task: Task, schedule: Schedule, *, public_te
     ConfigError
         No noise meets the budget.
     """
-    evaluations = 0 if public_test else (config.evaluations or 1) + LEAST_RESERVE
+    evaluations = 0 if public_test else config.evaluations + LEAST_RESERVE
     census = 0.0 if task.nominal_records or config.trust == "none" else CENSUS_NOISE
-    assert config.clip is not None and config.sampling_rate is not None
     privacy = solve_plan(
         trust=config.trust,
         epsilon=config.dp_epsilon,
         delta=config.dp_delta,
-        colluders=config.colluders or 0,
+        colluders=config.colluders,
         clip=config.clip,
         sampling_rate=config.sampling_rate,
         train_steps=_train_steps(config, schedule),
@@ -97,12 +93,11 @@ def session_plan(config: RunConfig, task: Task, schedule: Schedule, *, public_te
     return SessionPlan(config, privacy)
 
 
-def _train_steps(config: RunConfig, schedule: Schedule) -> int:
+def _train_steps(config: ResolvedConfig, schedule: Schedule) -> int:
     """Uses of the training records, reserve included."""
     spare = reserve_attempts(config, schedule.rounds)
     if config.trust != "local":
         return schedule.rounds + spare
-    assert config.local_steps is not None and config.explore_steps is not None
     explored = sum(schedule.is_exploration(r) for r in range(schedule.rounds))
     longest = max(config.local_steps, config.explore_steps) if explored else config.local_steps
     return (schedule.rounds - explored) * config.local_steps + explored * config.explore_steps + spare * longest

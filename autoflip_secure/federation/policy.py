@@ -9,14 +9,14 @@ from pathlib import Path
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from autoflip_secure.config import RunConfig
+from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import ConfigError, PolicyRefusal
 from autoflip_secure.sums.manifest import Manifest
 
 __all__ = ["SiloPolicy"]
 
 LINEAR_CHANNELS = frozenset({"update", "count", "metric"})
-"""What may be released under distributed noise: squares of under-noised vectors are not covered by the sum's promise."""
+"""What distributed noise covers: squares of under-noised vectors are outside the promise of the sum."""
 
 
 class SiloPolicy(BaseModel):
@@ -40,14 +40,14 @@ class SiloPolicy(BaseModel):
     min_cohort: float = Field(0.8, gt=0, le=1)
 
     @classmethod
-    def accepting(cls, config: RunConfig) -> SiloPolicy:
+    def accepting(cls, config: ResolvedConfig) -> SiloPolicy:
         """The policy of a simulated silo that agreed to exactly this run."""
         return cls(
             aggregations=(config.aggregation,),
             trusts=(config.trust,),
             **({} if config.dp_epsilon is None else {"epsilon": config.dp_epsilon}),
             delta=config.dp_delta,
-            colluders=config.colluders or 0,
+            colluders=config.colluders,
             min_cohort=config.min_cohort,
         )
 
@@ -74,7 +74,7 @@ class SiloPolicy(BaseModel):
         """Epsilon that a record set may cost; unbounded only where this silo accepts training without DP."""
         return math.inf if "none" in self.trusts else self.epsilon
 
-    def check_run(self, config: RunConfig) -> None:
+    def check_run(self, config: ResolvedConfig) -> None:
         """Refuse a run before anything of it starts.
 
         Raises
@@ -84,7 +84,7 @@ class SiloPolicy(BaseModel):
         """
         if config.aggregation not in self.aggregations:
             raise PolicyRefusal(f"policy aggregations: {config.aggregation!r} is not among {self.aggregations}")
-        self._check_privacy(config.trust, config.dp_delta, config.colluders or 0)
+        self._check_privacy(config.trust, config.dp_delta, config.colluders)
         if config.dp_epsilon is not None and config.dp_epsilon > self.epsilon:
             raise PolicyRefusal(f"policy epsilon: the run asks for {config.dp_epsilon}, the cap is {self.epsilon}")
 

@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autoflip_secure.config import RunConfig
+from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.data.federation_data import LoadedData, NamedRecords, split_into_silos
 from autoflip_secure.data.records import Records
 from autoflip_secure.data.silo_folder import write_silo
@@ -104,7 +104,7 @@ class RunFolder:
         write_atomically(self._coordinator / "epoch", str(epoch).encode())
 
 
-def provision(folder: RunFolder, config: RunConfig, data: LoadedData) -> None:
+def provision(folder: RunFolder, config: ResolvedConfig, data: LoadedData) -> None:
     """Create the federation of a resolved configuration in an empty run directory.
 
     Raises
@@ -149,14 +149,14 @@ def _training_task(data: LoadedData) -> Task:
     return replace(task, nominal_records=max(1, round(task.nominal_records * (1 - HELD_BACK))))
 
 
-def _silo_records(config: RunConfig, data: LoadedData) -> list[tuple[str, Records, Records | None]]:
+def _silo_records(config: ResolvedConfig, data: LoadedData) -> list[tuple[str, Records, Records | None]]:
     silos = split_into_silos(data, config.partition, config.silos, config.seed)
     if data.public_test is not None:
         return [(silo.name, silo.records, None) for silo in silos]
     return [_with_holdout(silo, config) for silo in silos]
 
 
-def _with_holdout(silo: NamedRecords, config: RunConfig) -> tuple[str, Records, Records | None]:
+def _with_holdout(silo: NamedRecords, config: ResolvedConfig) -> tuple[str, Records, Records | None]:
     if silo.holdout is not None:
         return silo.name, silo.records, silo.holdout
     # Under DP one patient must not move others between the two parts, so each record decides for itself.

@@ -1,4 +1,4 @@
-"""When and how the coordinator prunes: turns a round's aggregates into guidance, and guidance into a smaller network."""
+"""When and how the coordinator prunes: aggregates become guidance, and guidance becomes a smaller network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from autoflip_secure.autoflip.guidance import Guidance
 from autoflip_secure.autoflip.mask import PruneSettings, choose_mask
 from autoflip_secure.autoflip.scores import EnergyAccumulator, KeepScores, guidance_scores, product_scores
 from autoflip_secure.autoflip.units import UnitMap
-from autoflip_secure.config import RunConfig
+from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.models.spec import ModelSpec, unit_layers
@@ -35,7 +35,7 @@ class PruningController:
     squares of single silos are not released there.
     """
 
-    def __init__(self, config: RunConfig, schedule: Schedule, spec: ModelSpec) -> None:
+    def __init__(self, config: ResolvedConfig, schedule: Schedule, spec: ModelSpec) -> None:
         self._config, self._schedule = config, schedule
         self._units = UnitMap.of(spec)
         self._guidance = Guidance.start(np.full(self._units.size, UNINFORMED), self._units)
@@ -112,7 +112,7 @@ class PruningController:
         The smaller model, and the old flat indices that survive (for optimiser state).
         """
         target = self._target_after(round)
-        assert target is not None and self._config.prune_threshold is not None
+        assert target is not None, "ask is_decision first"
         settings = PruneSettings(threshold=self._config.prune_threshold, flops_kept=target)
         scores = self._scores(model)
         decision = choose_mask(model.spec, self._units, scores.parameters, scores.units, settings, model.mask)
@@ -154,15 +154,15 @@ class PruningController:
         The target is reached in `prune_steps` decisions of equal size over the first half of the training rounds;
         later decisions, at the rhythm of the agreement rounds, only move single parameters.
         """
-        config, first = self._config, (self._config.explore_rounds or 1) - 1
-        steps, final = config.prune_steps or 1, config.prune_flops or 1.0
+        config, first = self._config, self._config.explore_rounds - 1
+        steps, final = config.prune_steps, config.prune_flops
         gap = max(1, (self._schedule.rounds - 1 - first) // (2 * steps))
         since = round - first
         if since < 0 or round >= self._schedule.rounds - 1:
             return None
         if since % gap == 0 and since // gap < steps:
             return 1.0 - (1.0 - final) * (since // gap + 1) / steps
-        every = config.agreement_every or 0
+        every = config.agreement_every
         if every and since > (steps - 1) * gap and since % every == 0 and round < 0.75 * self._schedule.rounds:
             return final
         return None

@@ -1,11 +1,11 @@
-"""Which round does what, fixed before the run: phases, cohorts, minimums, evaluations. Public, and the same on resume."""
+"""Which round does what, fixed before the run: phases, cohorts, minimums. Public, and the same on resume."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from autoflip_secure.config import RunConfig
+from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import ConfigError
 from autoflip_secure.secagg.rules import HARD_FLOOR, most_colluders, share_threshold
 from autoflip_secure.seeds import stream
@@ -55,25 +55,17 @@ class Schedule:
         Silos, cohorts, colluders and participation leave no sum that may be opened.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: ResolvedConfig) -> None:
         self._config = config
-        assert config.silos is not None and config.colluders is not None
-        assert config.rounds is not None and config.cohorts is not None
-        self._silos, self._colluders, self.rounds, self._cohorts = (
-            config.silos,
-            config.colluders,
-            config.rounds,
-            config.cohorts,
-        )
+        self._silos, self._colluders = config.silos, config.colluders
+        self.rounds, self._cohorts = config.rounds, config.cohorts
         if self._colluders > most_colluders(self._silos):
             raise ConfigError(
                 f"--colluders {self._colluders}: with {self._silos} silos the protocol bears at most "
                 f"{most_colluders(self._silos)}"
             )
-        if self.explores and config.explore_rounds is not None and config.explore_rounds >= self.rounds:
-            raise ConfigError(
-                f"--explore-rounds {config.explore_rounds}: must be below --rounds {self.rounds}; nothing would be trained"
-            )
+        if self.explores and config.explore_rounds >= self.rounds:
+            raise ConfigError(f"--explore-rounds {config.explore_rounds}: must be below --rounds {self.rounds}")
         order = stream(config.seed, "cohorts").permutation(self._silos) + 1
         self._groups = [sorted(int(silo) for silo in order[i :: self._cohorts]) for i in range(self._cohorts)]
         for round in {0, self.rounds - 1}:
@@ -96,15 +88,12 @@ class Schedule:
 
     def is_exploration(self, round: int) -> bool:
         """Whether `round` belongs to the first phase."""
-        return self.explores and round < (self._config.explore_rounds or 0)
+        return self.explores and round < self._config.explore_rounds
 
     def plan(self, round: int) -> RoundPlan:
         """Plan of one round."""
         phase = "explore" if self.is_exploration(round) else "train"
-        if self._measures_agreement(round):
-            groups = self._groups
-        else:
-            groups = [list(range(1, self._silos + 1))]
+        groups = self._groups if self._measures_agreement(round) else [list(range(1, self._silos + 1))]
         present = self._participants(round)
         cohorts = tuple(tuple(silo for silo in group if silo in present) for group in groups)
         return RoundPlan(phase, cohorts, tuple(self._minimum(len(cohort)) for cohort in cohorts))
@@ -117,7 +106,7 @@ class Schedule:
     def _measures_agreement(self, round: int) -> bool:
         if not self.explores or self._cohorts == 1:
             return False
-        every = self._config.agreement_every or 0
+        every = self._config.agreement_every
         return self.is_exploration(round) or (every > 0 and round % every == 0)
 
     def _participants(self, round: int) -> frozenset[int]:
@@ -131,7 +120,7 @@ class Schedule:
         least = cohort_minimum(size, self._silos, self._colluders, self._config.min_cohort, self.moments)
         if least > size:
             raise ConfigError(
-                f"--colluders {self._colluders}: a cohort of {size} silos may be opened with {least} survivors or more; "
+                f"--colluders {self._colluders}: a cohort of {size} silos is opened with {least} survivors or more; "
                 "use more silos, fewer --cohorts, fewer --colluders or a larger --participation"
             )
         return least

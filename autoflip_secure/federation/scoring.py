@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from autoflip_secure.config import RunConfig
+from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.data.records import Records
 from autoflip_secure.data.task import Task
 from autoflip_secure.federation.plan import SessionPlan
@@ -14,6 +14,7 @@ from autoflip_secure.federation.sums import SumRunner
 from autoflip_secure.federation.terms import metric_channel
 from autoflip_secure.models.layout import load_flat_parameters
 from autoflip_secure.models.spec import build
+from autoflip_secure.sums.channels import ChannelSpec
 from autoflip_secure.training.evaluation import evaluate, metric_length, metrics_from_counts
 
 __all__ = ["Scorer"]
@@ -26,7 +27,7 @@ class Scorer:
 
     def __init__(
         self,
-        config: RunConfig,
+        config: ResolvedConfig,
         task: Task,
         plan: SessionPlan,
         schedule: Schedule,
@@ -52,7 +53,7 @@ class Scorer:
             return True
         if self._test is not None:
             return (round + 1) % self._config.evaluate_every == 0
-        count = self._config.evaluations or 1
+        count = self._config.evaluations
         due = {(self._schedule.rounds * k) // count - 1 for k in range(1, count + 1)}
         return round in due
 
@@ -64,7 +65,7 @@ class Scorer:
         return {"accuracy": scores.accuracy, "loss": scores.loss, "auroc": scores.auroc}
 
     def _private(self, state: RunState) -> ScoreLine:
-        channel = metric_channel(metric_length(self._task.classes, self._task.kind))
+        channel = self._metric_channel()
         plan, terms = self._schedule.whole(), self._plan.evaluation_terms()
         aggregate = self._sums.run(state, "evaluate", plan, [channel], terms)[0]
         noise = float(aggregate.noise_std.get("metric", 0.0))
@@ -75,3 +76,7 @@ class Scorer:
             "auroc": scores.auroc,
             "balanced_accuracy": scores.balanced_accuracy,
         }
+
+    def _metric_channel(self) -> ChannelSpec:
+        length = metric_length(self._task.classes, self._task.kind)
+        return metric_channel(length, self._plan.privacy.evaluation_noise_multiplier)

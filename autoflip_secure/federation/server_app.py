@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from autoflip_secure.config import RunConfig
+from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.federation.coordinator import Coordinator, Watcher
 from autoflip_secure.federation.provisioning import RunFolder
 from autoflip_secure.federation.run_state import RunState
@@ -24,7 +24,7 @@ class RunOutcome:
     error: BaseException | None = field(default=None, repr=False)
 
 
-def make_server_app(folder: RunFolder, config: RunConfig, watch: Watcher, outcome: RunOutcome) -> ServerApp:
+def make_server_app(folder: RunFolder, config: ResolvedConfig, watch: Watcher, outcome: RunOutcome) -> ServerApp:
     """ServerApp of one run; its result goes to `outcome`, since Flower's main returns nothing."""
     app = ServerApp()
 

@@ -17,10 +17,11 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from autoflip_secure.config import RunConfig
+from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import AutoflipSecureError, PolicyRefusal, ProtocolError
 from autoflip_secure.federation.dropout import drops
 from autoflip_secure.federation.policy import SiloPolicy
+from autoflip_secure.federation.terms import check_grid
 from autoflip_secure.federation.wire import Reply, Request
 from autoflip_secure.privacy.accounting import Mechanism
 from autoflip_secure.privacy.ledger import Ledger, LedgerLine
@@ -48,7 +49,7 @@ _SESSIONS = "CREATE TABLE IF NOT EXISTS sessions (session BLOB PRIMARY KEY, requ
 class JoinRequest:
     """What the coordinator tells every silo before a run: the public configuration, task and planned privacy cost."""
 
-    def __init__(self, session: bytes, config: RunConfig, task: str, planned: dict[str, list[Mechanism]]) -> None:
+    def __init__(self, session: bytes, config: ResolvedConfig, task: str, planned: dict[str, list[Mechanism]]) -> None:
         self.session, self.config, self.task, self.planned = session, config, task, planned
 
     def to_bytes(self) -> bytes:
@@ -57,7 +58,7 @@ class JoinRequest:
             dataset: [[m.sampling_rate, m.noise_multiplier, m.count] for m in mechanisms]
             for dataset, mechanisms in self.planned.items()
         }
-        return msgpack.packb([self.session, self.config.model_dump_json(), self.task, planned])
+        return bytes(msgpack.packb([self.session, self.config.model_dump_json(), self.task, planned]))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> JoinRequest:
@@ -71,7 +72,7 @@ class JoinRequest:
         try:
             session, config, task, planned = msgpack.unpackb(data)
             mechanisms = {dataset: [Mechanism(*m) for m in rows] for dataset, rows in planned.items()}
-            return cls(session, RunConfig.create(**json.loads(config)), task, mechanisms)
+            return cls(session, ResolvedConfig.create(**json.loads(config)), task, mechanisms)
         except (ValueError, TypeError, AttributeError) as error:
             raise ProtocolError(f"not a join request: {error}") from error
 
@@ -126,10 +127,12 @@ class Silo:
 
     def _join(self, request: JoinRequest) -> bytes:
         self._policy.check_run(request.config)
+        ledger = self._open_ledger(request)
+        for dataset, mechanisms in request.planned.items():
+            ledger.expect(dataset, mechanisms)
         self._database.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?)", (request.session, request.to_bytes()))
-        self._session = None
-        self._open_session()
-        return msgpack.packb(self.id)
+        self._session = _Session(self, request, ledger)
+        return bytes(msgpack.packb(self.id))
 
     def _open_session(self) -> _Session:
         if self._session is None:
@@ -137,10 +140,7 @@ class Silo:
             if row is None:
                 raise ProtocolError("no run was joined")
             request = JoinRequest.from_bytes(row[0])
-            ledger = self._open_ledger(request)
-            for dataset, mechanisms in request.planned.items():
-                ledger.expect(dataset, mechanisms)
-            self._session = _Session(self, request, ledger)
+            self._session = _Session(self, request, self._open_ledger(request))
         return self._session
 
     def _open_ledger(self, request: JoinRequest) -> Ledger:
@@ -152,12 +152,16 @@ class Silo:
             delta=accounting_delta(request.config.trust, request.config.dp_delta),
         )
 
-    def secure_sum(self, config: RunConfig) -> SiloSecureSum:
+    def secure_sum(self, config: ResolvedConfig) -> SiloSecureSum:
         """The silo half of the run's secure sum."""
         if config.aggregation == "none":
             return PlainSilo()
         rules = SiloRules(colluders=self._policy.colluders, minimum_fraction=self._policy.min_cohort)
         return SecAggSilo(self._database, self._identity, self.id, self._roster, rules)
+
+    def close(self) -> None:
+        """Close the database; what it holds is on disk already."""
+        self._database.close()
 
     @property
     def folder(self) -> Path:
@@ -175,6 +179,7 @@ class _Session:
         self._silo, self._request, self._ledger = silo, request, ledger
         self._config = request.config
         self.secure_sum = silo.secure_sum(request.config)
+        self._releases = sum(m.count for mechanisms in request.planned.values() for m in mechanisms)
         self._contributor: Contributor | None = None
 
     def is_away(self, request: Request) -> bool:
@@ -200,6 +205,8 @@ class _Session:
             model = ModelPayload.from_bytes(attachment)
             if model.mask_hash() != manifest.mask_hash:
                 raise PolicyRefusal("the mask sent is not the one the manifest names")
+            if manifest.privacy.trust != "none":
+                check_grid(manifest, self._releases, self._silo.policy.epsilon)
             self._ledger.charge(LedgerLine.of(manifest))
             contribution = self._open_contributor().contribute(manifest, model)
             cohort = manifest.cohorts[manifest.cohort_of(self._silo.id)]

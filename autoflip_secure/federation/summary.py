@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from autoflip_secure.config import RunConfig
+from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.federation.client_app import silo_folder
 from autoflip_secure.federation.events import read_json_lines
 from autoflip_secure.federation.plan import SessionPlan, describe
@@ -22,11 +22,13 @@ SCHEMA = 1
 PACKAGES = ("autoflip-secure", "torch", "opacus", "flwr", "cryptography", "numpy", "dp-accounting", "torch-pruning")
 
 
-def build_summary(folder: RunFolder, config: RunConfig, plan: SessionPlan, facts: dict[str, Any]) -> dict[str, Any]:
+def build_summary(
+    folder: RunFolder, config: ResolvedConfig, plan: SessionPlan, facts: dict[str, Any]
+) -> dict[str, Any]:
     """Figures of a finished run.
 
-    `upload_bytes_per_silo` counts the protected vectors of all rounds, a silo's mean; `upload_bytes_total_per_silo` adds
-    keys, shares, confirmations and unmasking; both include attempts that aborted. `upload_ratio` is the first over what
+    `upload_bytes_per_silo` counts the protected vectors of all rounds, a silo's mean; `upload_bytes_total_per_silo`
+    adds keys, shares, confirmations and unmasking; both include attempts that aborted. `upload_ratio` is the first over what
     plain float32 FedAvg of the dense model sends in as many rounds, `upload_ratio_total` the second.
     """
     rows = list(read_json_lines(folder.metrics))
@@ -81,15 +83,14 @@ def build_summary(folder: RunFolder, config: RunConfig, plan: SessionPlan, facts
         "ledgers": ledgers,
         "insecure_reproducible_noise": config.insecure_reproducible_noise,
         "note": facts["task_note"],
-        "privacy": describe(plan),
+        "privacy": {**describe(plan), "grid_delta": facts.get("grid_delta", 0.0)},
         "package_versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
 
 
-def ledger_summaries(folder: RunFolder, config: RunConfig, plan: SessionPlan) -> list[dict[str, Any]]:
+def ledger_summaries(folder: RunFolder, config: ResolvedConfig, plan: SessionPlan) -> list[dict[str, Any]]:
     """Each silo's spending by record set, read from its own ledger. Only a simulator can see them all."""
     rows = []
-    assert config.silos is not None
     for number in range(1, config.silos + 1):
         ledger = _open_ledger(silo_folder(folder.path, number), number, folder.session(), plan)
         for dataset in DATASETS:

@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoflip_secure.config import RunConfig
+from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import Abort, BudgetExhausted, CannotContinue
 from autoflip_secure.federation.exchange import StageExchange
 from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.run_state import RunState
 from autoflip_secure.federation.schedule import RoundPlan
 from autoflip_secure.federation.server_view import ServerView
-from autoflip_secure.federation.terms import noise_steps
+from autoflip_secure.federation.terms import check_grid, noise_steps
+from autoflip_secure.privacy.plan import PrivacyPlan
 from autoflip_secure.secagg.rules import share_threshold
 from autoflip_secure.sums.channels import Aggregate, ChannelSpec
 from autoflip_secure.sums.encoding import unpack_sum
@@ -32,7 +33,7 @@ MAX_ATTEMPTS = 10
 LEAST_RESERVE = 2
 
 
-def reserve_attempts(config: RunConfig, rounds: int) -> int:
+def reserve_attempts(config: ResolvedConfig, rounds: int) -> int:
     """Attempts paid for beyond one a round: aborted and interrupted attempts stay spent in every ledger."""
     return math.ceil(config.reserve * rounds) + LEAST_RESERVE
 
@@ -47,13 +48,14 @@ class SumRunner:
         Spare attempts the privacy plan covers; None without DP.
     """
 
-    config: RunConfig
+    config: ResolvedConfig
     session: bytes
     secure_sum: CoordinatorSecureSum
     exchange: StageExchange
     view: ServerView | None
     event: Callable[..., None]
     reserve: int | None
+    privacy: PrivacyPlan
     seconds: float = 0.0
 
     def run(
@@ -73,6 +75,9 @@ class SumRunner:
         """
         model = state.model.to_bytes()
         manifest = self._manifest(state, phase, plan, channels, terms, model)
+        if self.privacy.trust != "none":
+            gap = check_grid(manifest, self.privacy.releases, self.privacy.epsilon)
+            state.facts["grid_delta"] = max(gap, state.facts.get("grid_delta", 0.0))
         for attempt in range(MAX_ATTEMPTS):
             manifest = replace(manifest, attempt=attempt)
             self.exchange.begin(state.round, attempt, model)
@@ -88,7 +93,9 @@ class SumRunner:
                 self.seconds += time.perf_counter() - started
             self.event("sum", phase=phase, round=state.round, attempt=attempt, silos=[list(s.silos) for s in sums])
             return [self._decode(manifest, cohort_sum) for cohort_sum in sums]
-        raise CannotContinue(f"round {state.round}: {MAX_ATTEMPTS} attempts in a row gave no sum; the model is unchanged")
+        raise CannotContinue(
+            f"round {state.round}: {MAX_ATTEMPTS} attempts in a row gave no sum; the model is unchanged"
+        )
 
     def _manifest(
         self,
@@ -99,7 +106,6 @@ class SumRunner:
         terms: PrivacyTerms,
         model: bytes,
     ) -> Manifest:
-        assert self.config.silos is not None
         return Manifest(
             session=self.session,
             epoch=0,
@@ -132,19 +138,21 @@ class SumRunner:
         exhausted = self.exchange.refusals["BudgetExhausted"]
         if exhausted:
             raise BudgetExhausted(
-                f"round {state.round}: {exhausted} silos have no privacy budget left; the model of the last round is kept"
+                f"round {state.round}: {exhausted} silos have no privacy budget left; the last round's model is kept"
             ) from abort
         state.spare_attempts_used += 1
         if self.reserve is not None and state.spare_attempts_used > self.reserve:
             raise CannotContinue(
-                f"round {state.round}: more attempts aborted than the {self.reserve} the privacy plan pays for; the model "
+                f"round {state.round}: more attempts aborted than the {self.reserve} that the plan pays for; the model "
                 "of the last round is kept, a new run with a larger --reserve can start from its budget"
             ) from abort
 
     def _decode(self, manifest: Manifest, cohort_sum: CohortSum) -> Aggregate:
         size = len(manifest.cohorts[cohort_sum.cohort])
         noise = {
-            channel.name: noise_steps(manifest, channel, cohort_sum.cohort) * channel.step * len(cohort_sum.silos) ** 0.5
+            channel.name: noise_steps(manifest, channel, cohort_sum.cohort)
+            * channel.step
+            * len(cohort_sum.silos) ** 0.5
             for channel in manifest.channels
         }
         return Aggregate(

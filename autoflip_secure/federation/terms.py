@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from autoflip_secure.config import RunConfig
+from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import PolicyRefusal
-from autoflip_secure.privacy.discrete_noise import per_silo_std
+from autoflip_secure.privacy.discrete_noise import discretisation_delta, per_silo_std
+from autoflip_secure.privacy.plan import GRID_SHARE
 from autoflip_secure.sums.channels import ChannelSpec
 from autoflip_secure.sums.manifest import Manifest
 
 __all__ = [
+    "check_grid",
     "count_channel",
     "deviation_channel",
     "energy_channel",
@@ -29,14 +31,16 @@ field of the sum has room for all silos at that range, so noise never wraps."""
 EXACT_BITS = 24
 COUNT_STEPS = 2048
 """Grid steps of one counted record: fine enough that discrete noise is as good as continuous."""
+LARGEST_COUNT_NOISE = 1e5
+"""Grid steps; where noise is larger than this the grid can be coarser."""
 
 DEVIATION_RANGE = 1.0
 ENERGY_RANGE = 64.0
 
 
-def update_channel(config: RunConfig, live: int) -> ChannelSpec:
+def update_channel(config: ResolvedConfig, live: int) -> ChannelSpec:
     """Channel of a round's update: a gradient sum (distributed) or a difference of parameters, shape (live,)."""
-    limit = GRADIENT_RANGE * float(config.clip or 0.0) if config.trust == "distributed" else config.update_limit
+    limit = GRADIENT_RANGE * config.clip if config.trust == "distributed" else config.update_limit
     return ChannelSpec("update", live, config.bits, limit)
 
 
@@ -50,19 +54,21 @@ def energy_channel(units: int) -> ChannelSpec:
     return ChannelSpec("unit_energy", units, EXACT_BITS, ENERGY_RANGE)
 
 
-def _counting_channel(name: str, length: int) -> ChannelSpec:
-    levels = (1 << (EXACT_BITS - 1)) - 1
-    return ChannelSpec(name, length, EXACT_BITS, levels / COUNT_STEPS)
+def _counting_channel(name: str, length: int, noise_multiplier: float) -> ChannelSpec:
+    levels, steps = (1 << (EXACT_BITS - 1)) - 1, COUNT_STEPS
+    while steps > 1 and noise_multiplier * steps > LARGEST_COUNT_NOISE:
+        steps //= 2
+    return ChannelSpec(name, length, EXACT_BITS, levels / steps)
 
 
-def count_channel() -> ChannelSpec:
-    """Number of training records of a silo, at most 4095."""
-    return _counting_channel("count", 1)
+def count_channel(noise_multiplier: float) -> ChannelSpec:
+    """Number of training records of a silo, at least up to 4095."""
+    return _counting_channel("count", 1, noise_multiplier)
 
 
-def metric_channel(length: int) -> ChannelSpec:
-    """Counts of scored records."""
-    return _counting_channel("metric", length)
+def metric_channel(length: int, noise_multiplier: float) -> ChannelSpec:
+    """Counts of scored records, each at least up to 4095."""
+    return _counting_channel("metric", length, noise_multiplier)
 
 
 def honest_silos(manifest: Manifest, cohort: int) -> int:
@@ -99,3 +105,28 @@ def noise_steps(manifest: Manifest, channel: ChannelSpec, cohort: int) -> float:
         honest_silos(manifest, cohort),
         ROUNDING_SHARE * terms.delta,
     )
+
+
+def check_grid(manifest: Manifest, releases: int, epsilon: float) -> float:
+    """Part of delta that the grid costs over a session of `releases` sums like this manifest's; the largest channel's.
+
+    Raises
+    ------
+    PolicyRefusal
+        It is more than the share of delta that was kept for it: the grid is too coarse for the promise.
+    """
+    terms = manifest.privacy
+    largest = 0.0
+    for cohort in range(len(manifest.cohorts)):
+        for channel in manifest.channels:
+            std = noise_steps(manifest, channel, cohort)
+            if std > 0:
+                honest, failure = honest_silos(manifest, cohort), ROUNDING_SHARE * terms.delta
+                gap = discretisation_delta(std, honest, channel.length, releases, epsilon, failure)
+                largest = max(largest, gap)
+    if largest > GRID_SHARE * terms.delta:
+        raise PolicyRefusal(
+            f"the grid of the noised sums costs {largest:.2g} of delta, above {GRID_SHARE:g} of {terms.delta:g}; "
+            "use more --bits"
+        )
+    return largest

@@ -1,6 +1,6 @@
 """How a stage's request and reply travel in a Flower message: one ConfigRecord of plain fields, nothing else.
 
-Request: stage, round, attempt, request (bytes of the secure sum), attachment (bytes: the model, where a stage needs it).
+Request: stage, round, attempt, request (bytes of the secure sum), attachment (bytes: the model, if needed).
 Reply: status ("ok", "dropped", "refused", "failed"), reply (bytes), error (the class name of a refusal, never its text:
 an error's words may quote private data, so they stay in the silo's own log).
 """

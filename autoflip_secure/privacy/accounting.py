@@ -28,7 +28,7 @@ Accountant = Literal["prv", "rdp", "pld"]
 
 LEAST_DELTA = 1e-10
 """Below this the accountants' own floating-point error is no longer small beside delta."""
-COARSE_EPSILON = 200.0
+COARSE_EPSILON = 50.0
 """Above this no promise is left to be precise about, and the fine accountants' grids no longer fit in memory."""
 PRV_RELATIVE_ERROR = 0.005
 PRV_ERROR_RANGE = (2e-4, 0.01)

@@ -24,6 +24,7 @@ CHUNK = 1 << 20
 ROUNDING_SLACK = 2.0**-26
 KURTOSIS_DIVISOR = 2880.0
 KL_MARGIN = 1.05
+LEAST_SILO_VARIANCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def discretisation_delta(
     (a) In each round the sensitivity bound fails with probability at most `failure` over the dither.
     (b) The sum of `honest` discrete Gaussians is not one discrete Gaussian; the log-ratio of the two is at most
         tau = 10 sum_{k=1}^{honest-1} exp(-2 pi^2 s^2 k / (k + 1)) a coordinate (Kairouz, Liu and Steinke 2021, arXiv
-        2102.06387), hence so is their total variation distance.
+        2102.06387; it asks for s^2 >= 1/2), hence so is their total variation distance.
     (c) A discrete Gaussian of variance v is not a rounded continuous one of variance v - 1/12, which would be mere
         post-processing of the mechanism the accountant knows (the rounded vector is whole, so rounding commutes with
         adding it). Both have variance v; rounding leaves a fourth cumulant of -1/120 (Sheppard), so the relative
@@ -157,7 +158,7 @@ def discretisation_delta(
     Raises
     ------
     ConfigError
-        A parameter is out of its range, or the joint noise is below one grid step.
+        A parameter is out of its range, or the noise is about a grid step or less.
     """
     _check_length(length)
     _check_failure(failure)
@@ -165,8 +166,8 @@ def discretisation_delta(
     if rounds < 0 or not epsilon >= 0:
         raise ConfigError(f"{rounds} rounds at epsilon {epsilon} cannot be accounted for")
     variance = honest * per_silo_std**2
-    if not (math.isfinite(variance) and variance >= 1):
-        raise ConfigError(f"joint noise of variance {variance:.3g} is below one grid step; use more bits a value")
+    if not (math.isfinite(variance) and variance >= 1 and variance >= LEAST_SILO_VARIANCE * honest):
+        raise ConfigError(f"noise of {per_silo_std:.3g} grid steps a silo is too small to account for; use more bits")
     draws = length * rounds
     exponents = (2.0 * math.pi**2 * per_silo_std**2 * k / (k + 1) for k in range(1, honest))
     sum_of_discrete = draws * 10.0 * math.fsum(map(math.exp, (-exponent for exponent in exponents)))

@@ -181,7 +181,7 @@ class Ledger:
         return BudgetExhausted(
             f"privacy budget of the {dataset} records of {self._silo} is exhausted: spent epsilon {before:.3f} of "
             f"{self._budgets[dataset]:g} at delta {self._delta:g}, this would make it {after:.3f}; no record was "
-            "touched and nothing was charged; end the run here, or allow more with --dp-epsilon"
+            "touched and nothing was charged; end the run here, or raise this silo's budget"
         )
 
     def _composition(self, dataset: str, but: bytes | None = None) -> Composition:

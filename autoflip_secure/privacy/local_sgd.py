@@ -74,8 +74,8 @@ def dp_sgd(
     """Train `module` in place with `steps` steps of DP-SGD (Abadi et al. 2016). The ledger is the accountant.
 
     Each step Poisson-samples the records, masks and clips each gradient, adds Gaussian noise of standard deviation
-    noise_multiplier * clip, divides by the expected batch size sampling_rate * nominal_records and steps. The number of steps
-    never depends on the data. Weights are kept in float64 between steps and rounded to the module's type after each.
+    noise_multiplier * clip, divides by the expected batch size sampling_rate * nominal_records and steps. The number
+    of steps never depends on the data. Weights are kept in float64 and rounded to the module's type after each step.
 
     Parameters
     ----------

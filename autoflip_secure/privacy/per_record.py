@@ -83,7 +83,7 @@ class PerRecordGradients:
 
         Clipping and summing them in float64 keeps rounding out of the sensitivity; see `ClippedGradientSum`.
         """
-        return [nn.Parameter(p.detach().double()) for p in self.parameters]
+        return [nn.Parameter(p.detach().to(torch.float64, copy=True)) for p in self.parameters]
 
     def tensors(self, live: Tensor | None) -> list[Tensor | None]:
         """The flat mask cut into one bool tensor a parameter, on its device.

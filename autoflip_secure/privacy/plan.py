@@ -21,7 +21,7 @@ GRID_SHARE = 1e-3
 ADVERSARIES = {
     "local": "It holds even if the coordinator and every other silo work together.",
     "distributed": (
-        "It holds against the coordinator together with up to {colluders} silos, as long as the other silos that the "
+        "It holds against the coordinator together with up to {colluders} colluding silo(s), as long as the others that the "
         "secure sum counts as honest add their noise; it does not hold against more colluding silos."
     ),
 }
@@ -143,7 +143,7 @@ class PrivacyPlan:
     def promise(self) -> str:
         """The promise in plain words."""
         if self.trust == "none":
-            return "No differential privacy: what the sums show about single patients is not bounded (--dp-trust none)."
+            return "No differential privacy: what sums show about single patients is not bounded (no --dp-epsilon)."
         who = ADVERSARIES[self.trust].format(colluders=self.colluders)
         return (
             f"({self.epsilon:g}, {self.delta:g})-differential privacy for each patient's record at one silo: "

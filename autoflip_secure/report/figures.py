@@ -57,7 +57,7 @@ def score_plot(record: RunRecord, epsilon_target: float | None) -> Plot | None:
                 draw_legend(panels[-1])
             panels[-1].set_ylim(bottom=0)
 
-    alt = " ".join([*(course(record, line, score) for line in scores), *[course(record, spent, epsilon)] * privacy])
+    alt = " ".join([course(record, line, score) for line in scores] + [course(record, spent, epsilon)]).strip()
     title = "Scores" + " and privacy spent" * privacy if scores else "Privacy spent"
     svg = draw_svg(draw, name="score", height=2.2 * bool(scores) + 1.5 * privacy + 0.5, alt=alt)
     return Plot(svg, f"{title} by round.{shading_note(record)}")
@@ -65,7 +65,7 @@ def score_plot(record: RunRecord, epsilon_target: float | None) -> Plot | None:
 
 def agreement_plot(record: RunRecord) -> Plot | None:
     """Agreement of the silos' updates, whole model and by layer."""
-    overall = Line("whole model", record.column("agreement_average"), INK)
+    overall = Line("whole model", record.column("agreement_average"), INK, width=2.8)
     measured = record.column("agreement")
     layers = known_lines(
         nth_line(i, name, record.layer_column(name, "agreement")) for i, name in enumerate(record.layer_names())
@@ -83,16 +83,16 @@ def agreement_plot(record: RunRecord) -> Plot | None:
             draw_lines(panel, record, layers, "agreement")
         if overall.known.any():
             draw_lines(panel, record, [overall], "agreement")
+        panel.set_ylabel("agreement")
         draw_legend(panel)
 
-    alt = " ".join(course(record, line, score) for line in [overall, *layers] if line.known.any())
+    said = known_lines([overall, *layers]) or [Line("measured agreement", measured, INK)]
+    alt = " ".join(course(record, line, score) for line in said)
     caption = (
         "Agreement of the silos' updates by round: 1 where they pull the same way, 0 where they are unrelated, below 0 "
         "where they pull apart. Lines are running averages; dots are single measurements of the whole model."
     )
-    return Plot(
-        draw_svg(draw, name="agreement", height=3.2, alt=alt or "Agreement by round."), caption + shading_note(record)
-    )
+    return Plot(draw_svg(draw, name="agreement", height=3.2, alt=alt), caption + shading_note(record))
 
 
 def size_plot(record: RunRecord) -> Plot | None:
@@ -121,9 +121,9 @@ def traffic_plot(record: RunRecord) -> Plot | None:
     """Bytes a silo has uploaded by each round, beside what plain FedAvg would have sent."""
     lines = known_lines(
         [
-            Line("plain FedAvg (float32)", record.column("upload_bytes_dense_fp32"), INK, ":"),
-            Line("this run, everything", record.column("upload_bytes_total_per_silo"), SERIES[1], "--"),
-            Line("this run, model vectors", record.column("upload_bytes_per_silo"), SERIES[0]),
+            Line("plain FedAvg", record.column("upload_bytes_dense_fp32"), INK, ":"),
+            Line("everything", record.column("upload_bytes_total_per_silo"), SERIES[1], "--"),
+            Line("model vectors", record.column("upload_bytes_per_silo"), SERIES[0]),
         ]
     )
     if not lines:
@@ -139,6 +139,7 @@ def traffic_plot(record: RunRecord) -> Plot | None:
     alt = " ".join(course(record, line, bytes_text) for line in lines)
     caption = (
         "Bytes uploaded by one silo, added up over the rounds, aborted attempts included. Everything: model vectors "
-        f"with keys, shares, confirmations and unmasking.{shading_note(record)}"
+        f"with keys, shares, confirmations and unmasking. Plain FedAvg sends the unpruned model in float32."
+        f"{shading_note(record)}"
     )
     return Plot(draw_svg(draw, name="traffic", height=3.0, alt=alt), caption)

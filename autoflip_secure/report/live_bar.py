@@ -28,7 +28,7 @@ class LiveBar:
     def __init__(self, rounds: int) -> None:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), TaskProgressColumn())
         self._bar = _BarAndState(*columns, console=Console(stderr=True), redirect_stdout=False, expand=True)
-        self._task = self._bar.add_task("", total=rounds or None)
+        self._task = self._bar.add_task("", total=rounds)
 
     def start(self, text: str) -> None:
         """Show the empty bar."""

@@ -8,7 +8,20 @@ from typing import Any
 
 from autoflip_secure.report.figures import Plot
 
-__all__ = ["Html", "cards", "details", "figure", "items", "join", "notice", "paragraph", "section", "table", "text"]
+__all__ = [
+    "Html",
+    "cards",
+    "details",
+    "figure",
+    "items",
+    "join",
+    "notice",
+    "paragraph",
+    "section",
+    "side_by_side",
+    "table",
+    "text",
+]
 
 
 class Html(str):
@@ -67,6 +80,11 @@ def figure(plot: Plot | None, otherwise: str) -> Html:
     if plot is None:
         return Html(f'<p class="empty">{text(otherwise)}</p>')
     return Html(f"<figure>{plot.svg}<figcaption>{text(plot.caption)}</figcaption></figure>")
+
+
+def side_by_side(*parts: Html | None) -> Html:
+    """Parts beside one another where the page is wide enough."""
+    return Html(f'<div class="columns">{"".join(f"<div>{part}</div>" for part in parts if part)}</div>')
 
 
 def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]], *, numeric: Iterable[int] = ()) -> Html:

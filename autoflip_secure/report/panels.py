@@ -32,6 +32,9 @@ Values = NDArray[np.float64]
 MOST_POINTS = 300
 """Points drawn of one line; longer runs are thinned evenly."""
 
+LEGEND_CHARACTERS, HANDLE_CHARACTERS = 62, 7
+"""Width of a legend, and of the sample of a line beside its label, in characters."""
+
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 """Line styles, so that no line is known by its colour alone."""
 
@@ -45,6 +48,7 @@ class Line:
     colour: str
     dash: str | tuple[int, tuple[int, ...]] = "-"
     step: bool = False
+    width: float = 1.8
 
     @property
     def known(self) -> NDArray[np.bool_]:
@@ -70,7 +74,7 @@ def new_panels(figure: Figure, heights: Sequence[float], record: RunRecord) -> l
     explored = record.exploration_rounds
     for panel in panels:
         panel.set_xlim(min(0.5, last - 0.5), last + max(0.5, 0.01 * last))
-        panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        panel.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         if explored:
             panel.axvspan(0, explored + 0.5, color=INK, alpha=0.07, linewidth=0)
     panels[-1].set_xlabel("round")
@@ -87,6 +91,7 @@ def draw_lines(panel: Axes, record: RunRecord, lines: Sequence[Line], label: str
             line.values[chosen],
             color=line.colour,
             linestyle=line.dash,
+            linewidth=line.width,
             marker=marker,
             label=line.label,
             drawstyle="steps-post" if line.step else "default",
@@ -106,10 +111,16 @@ def draw_range(panel: Axes, record: RunRecord, layers: Sequence[Line]) -> None:
 
 
 def draw_legend(panel: Axes) -> None:
-    """Above the panel, where it hides no line."""
-    columns = 3 if len(panel.get_legend_handles_labels()[1]) != 4 else 2
+    """Above the panel, where it hides no line, in as many columns as fit."""
+    labels = panel.get_legend_handles_labels()[1]
+    columns = max(1, LEGEND_CHARACTERS // (max(map(len, labels)) + HANDLE_CHARACTERS))
     panel.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0, handlelength=2.4, columnspacing=1.2
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=min(columns, len(labels)),
+        borderaxespad=0,
+        handlelength=2.4,
+        columnspacing=1.2,
     )
 
 
@@ -123,15 +134,15 @@ def thinned(indices: NDArray[np.int64]) -> NDArray[np.int64]:
 def course(record: RunRecord, line: Line, words: Callable[[float], str]) -> str:
     """`Accuracy: 0.412 after round 10, highest 0.940 after round 180, 0.934 after round 200.`"""
     indices = np.flatnonzero(line.known)
+    if not indices.size:
+        return ""
     values, rounds = line.values[indices], record.numbers[indices].astype(int)
     name = line.label[:1].upper() + line.label[1:]
     parts = [f"{words(float(values[0]))} after round {rounds[0]}"]
-    if indices.size > 2:
-        top, low = int(np.argmax(values)), int(np.argmin(values))
-        parts += (
-            [f"highest {words(float(values[top]))} after round {rounds[top]}"] if 0 < top < indices.size - 1 else []
-        )
-        parts += [f"lowest {words(float(values[low]))} after round {rounds[low]}"] if 0 < low < indices.size - 1 else []
+    ends = (values[0], values[-1])
+    for word, place in (("highest", int(np.argmax(values))), ("lowest", int(np.argmin(values)))):
+        if values[place] not in ends:
+            parts.append(f"{word} {words(float(values[place]))} after round {rounds[place]}")
     if indices.size > 1:
         parts.append(f"{words(float(values[-1]))} after round {rounds[-1]}")
     return f"{name}: {', '.join(parts)}."

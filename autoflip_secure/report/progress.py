@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from autoflip_secure.federation.events import read_json_lines
 from autoflip_secure.report.text import alarms, privacy_sentence
 from autoflip_secure.report.units import (
     MISSING,
@@ -40,22 +42,26 @@ class Progress:
     config : RunConfig
         Resolved options of the run.
     run_path : Path
-        Run directory; what it says of earlier rounds is where a resumed run starts.
+        Run directory; the scores of its earlier rounds are shown until a resumed run has its own.
     quiet : bool
         Say nothing.
     """
 
     def __init__(self, config: RunConfig, run_path: Path, quiet: bool) -> None:
-        self._rounds, self._target, self._quiet = config.rounds or 0, config.dp_epsilon, quiet
+        assert config.rounds is not None
+        self._rounds, self._target, self._quiet = config.rounds, config.dp_epsilon, quiet
         self._run_path = run_path
         self._started = time.monotonic()
-        self._first: int | None = None
+        self._first: tuple[int, float] | None = None  # rounds done before this session, when its first round began
         self._accuracy: float | None = None
         self._epsilon: float | None = None
         self._bar: LiveBar | None = None
 
     def __enter__(self) -> Progress:
         self._started = time.monotonic()
+        with contextlib.suppress(ValueError):  # a damaged log must not keep the run from going on
+            for line in read_json_lines(self._run_path / "metrics.jsonl"):
+                self._remember(line)
         if not self._quiet and sys.stderr.isatty():
             from autoflip_secure.report.live_bar import LiveBar
 
@@ -78,7 +84,8 @@ class Progress:
         """
         done = int(line["round"]) + 1
         if self._first is None:
-            self._first = done - 1
+            # Neither the rounds before an interruption nor the preparations say how long a round takes.
+            self._first = (done - 1, time.monotonic() - float(line["seconds"]))
         self._remember(line)
         if self._bar is not None:
             self._bar.show(done, f"{line['phase']}, round {done} of {self._rounds}", self._state(line, done))
@@ -112,18 +119,18 @@ class Progress:
 
     def _state(self, line: Mapping[str, Any], done: int) -> str:
         elapsed = time.monotonic() - self._started
-        parts = [f"accuracy {score(self._accuracy)}"]
-        if self._target is not None:
+        parts = [] if self._accuracy is None else [f"accuracy {score(self._accuracy)}"]
+        if self._target is not None and self._epsilon is not None:
             parts.append(f"epsilon {epsilon(self._epsilon)} of {epsilon(self._target)}")
         parts += [
             f"live {percent(line['params_live'] / line['params_dense'])}",
             f"{bytes_text(line['upload_bytes_per_silo'])} per silo",
             f"{duration(elapsed)} elapsed",
         ]
-        if done < self._rounds:
-            # Rounds done before an interruption took none of this session's time.
-            pace = elapsed / (done - (self._first or 0))
-            parts.append(f"about {duration(pace * (self._rounds - done))} left")
+        if done < self._rounds and self._first is not None:
+            before, began = self._first
+            pace = (time.monotonic() - began) / (done - before)
+            parts.append(f"{duration(pace * (self._rounds - done))} left")
         return ", ".join(parts)
 
     def _stop(self) -> None:

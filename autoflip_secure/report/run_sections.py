@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from autoflip_secure.report.figures import agreement_plot, size_plot, traffic_plot
-from autoflip_secure.report.markup import Html, details, figure, join, paragraph, section, table
+from autoflip_secure.report.markup import Html, details, figure, join, paragraph, section, side_by_side, table
 from autoflip_secure.report.record import RunRecord
 from autoflip_secure.report.text import STAGE_MEANING
 from autoflip_secure.report.units import MISSING, bytes_text, count, percent, score
@@ -23,12 +23,11 @@ Summary = Mapping[str, Any]
 
 def pruning_section(record: RunRecord) -> Html:
     """Agreement, size by round, and the layers at the end."""
-    plots = (
+    plots = side_by_side(
         figure(agreement_plot(record), "Agreement of the silos was not measured in this run."),
         figure(size_plot(record), "Nothing was pruned in this run: all parameters are live."),
     )
-    grid = Html(f'<div class="plots">{join(*plots)}</div>')
-    return section("pruning", "Agreement and pruning", grid, _layer_table(record), _decision_table(record))
+    return section("pruning", "Agreement and pruning", plots, _layer_table(record), _decision_table(record))
 
 
 def _layer_table(record: RunRecord) -> Html | None:
@@ -78,17 +77,14 @@ def traffic_section(summary: Summary, record: RunRecord) -> Html:
         ("Everything, download", summary.get("download_bytes_per_silo"), None),
         ("Plain FedAvg in float32, upload", summary.get("upload_bytes_dense_fp32"), 1.0),
     ]
-    return section(
-        "traffic",
-        "Traffic",
-        figure(traffic_plot(record), "The run recorded no bytes."),
-        table(
-            "Bytes of one silo over the whole run",
-            ["What", "Bytes", "Against plain FedAvg"],
-            [(what, bytes_text(size), percent(ratio)) for what, size, ratio in rows],
-            numeric=(1, 2),
-        ),
+    totals = table(
+        "Bytes of one silo over the whole run",
+        ["What", "Bytes", "Against plain FedAvg"],
+        [(what, bytes_text(size), percent(ratio)) for what, size, ratio in rows],
+        numeric=(1, 2),
     )
+    plot = figure(traffic_plot(record), "The run recorded no bytes.")
+    return section("traffic", "Traffic", side_by_side(plot, totals))
 
 
 def trouble_section(record: RunRecord) -> Html:
@@ -106,7 +102,8 @@ def _drop_table(record: RunRecord) -> Html | None:
     logged = Counter(str(event.get("stage")) for event in absences)
     # Counts of the last round are checkpointed with the model; around a crash an event may be logged twice.
     counts = {**logged, **(record.last.get("drops") or {})}
-    if not sum(counts.values()):
+    counts = {stage: times for stage, times in counts.items() if times}
+    if not counts:
         return None
     order = {stage: place for place, stage in enumerate(STAGE_MEANING)}
     rows = []
@@ -116,7 +113,9 @@ def _drop_table(record: RunRecord) -> Html | None:
         why = _most_common((str(event.get("error") or event.get("status")) for event in here), MOST_SILOS)
         rows.append((stage, count(counts[stage]), STAGE_MEANING.get(stage, MISSING), silos, why))
     head = ["Stage", "Drops", "What the silo missed", "Silos", "Answer"]
-    return table("Drops by the stage at which a silo was first missed", head, rows, numeric=(1,))
+    return table(
+        "Drops by the stage at which a silo was first missed, aborted attempts included", head, rows, numeric=(1,)
+    )
 
 
 def _abort_table(record: RunRecord) -> Html | None:
@@ -158,8 +157,10 @@ def settings_section(summary: Summary, record: RunRecord) -> Html:
     return section(
         "settings",
         "Settings and versions",
-        table("Options of the run (config.toml)", ["Option", "Value"], options),
-        table("Package versions", ["Package", "Version"], versions) if versions else None,
+        side_by_side(
+            table("Options of the run (config.toml)", ["Option", "Value"], options),
+            table("Package versions", ["Package", "Version"], versions) if versions else None,
+        ),
     )
 
 

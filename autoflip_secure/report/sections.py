@@ -7,7 +7,7 @@ from typing import Any
 
 from autoflip_secure.report import text
 from autoflip_secure.report.figures import score_plot
-from autoflip_secure.report.markup import Html, cards, details, figure, items, paragraph, section, table
+from autoflip_secure.report.markup import Html, cards, details, figure, items, paragraph, section, side_by_side, table
 from autoflip_secure.report.record import RunRecord
 from autoflip_secure.report.units import (
     MISSING,
@@ -25,6 +25,9 @@ __all__ = ["headline_section", "learning_section", "privacy_section"]
 
 MOST_ROWS = 100
 """Rows shown of the table of scored rounds; longer runs are thinned evenly, the last row is always there."""
+
+FOLDED_ROWS = 25
+"""Above this many rows that table starts folded."""
 
 FOLDED_SILOS = 12
 """Above this many silos the table of their spending starts folded."""
@@ -89,8 +92,7 @@ def privacy_section(summary: Summary) -> Html:
         paragraph(f"The statement below does not hold: {broken}.") if broken else None,
         paragraph(promise),
         paragraph(text.protection(summary)),
-        _terms_table(summary) if private else None,
-        _ledger_table(summary.get("ledgers") or []) if private else None,
+        side_by_side(_terms_table(summary), _ledger_table(summary.get("ledgers") or [])) if private else None,
         Html("<h3>What this run does not promise</h3>"),
         items(text.limits(summary)),
     )
@@ -138,11 +140,11 @@ def _ledger_table(ledgers: Sequence[Mapping[str, Any]]) -> Html | None:
 def learning_section(summary: Summary, record: RunRecord) -> Html:
     """Scores and privacy by round, as a figure and as a table."""
     note = summary.get("note")
+    plot = figure(score_plot(record, number(summary.get("epsilon_target"))), "No round was scored.")
     return section(
         "learning",
         "Learning",
-        figure(score_plot(record, number(summary.get("epsilon_target"))), "No round was scored."),
-        _scores_table(record),
+        side_by_side(plot, _scores_table(record)),
         paragraph(f"About the data: {note}") if note else None,
     )
 
@@ -157,13 +159,13 @@ def _scores_table(record: RunRecord) -> Html | None:
         "AUROC": ("auroc", score),
         "Loss": ("loss", score),
         "Epsilon": ("epsilon", epsilon),
-        "Live parameters": ("params_live", count),
-        "Upload of a silo": ("upload_bytes_per_silo", bytes_text),
+        "Live": ("params_live", count),
+        "Upload": ("upload_bytes_per_silo", bytes_text),
     }
     used = {title: c for title, c in columns.items() if any(row.get(c[0]) is not None for row in scored)}
     stride = -(-len(scored) // MOST_ROWS)
     shown = scored[::-1][::stride][::-1]
     rows = [[row["round"] + 1, *(words(row.get(name)) for name, words in used.values())] for row in shown]
-    caption = "Scored rounds" + f", one in {stride}" * (stride > 1)
+    caption = "Scored rounds: live parameters, and bytes a silo had uploaded" + f"; one in {stride}" * (stride > 1)
     content = table(caption, ["Round", *used], rows, numeric=range(1, len(used) + 1))
-    return details(f"The same as a table ({count_of(shown, 'row')})", content)
+    return details(f"The same as a table ({count_of(shown, 'row')})", content, opened=len(shown) <= FOLDED_ROWS)

@@ -67,23 +67,28 @@ section{background:var(--card);border:1px solid var(--rule);border-radius:.6rem;
 .cards div{border:1px solid var(--rule);border-radius:.5rem;padding:.7rem .8rem}
 .cards dt{font-size:.9rem}
 .cards dd{margin:0}
-.cards .value{font-size:1.5rem;font-weight:650;line-height:1.3;font-variant-numeric:tabular-nums}
+.cards .value{font-size:1.45rem;white-space:nowrap;font-weight:650;line-height:1.3;font-variant-numeric:tabular-nums}
 .cards .note{font-size:.85rem;line-height:1.35}
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1rem 2rem;align-items:start}
-figure{margin:0;min-width:0}
+.columns>div{min-width:0}
+.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));
+gap:1rem 2rem;align-items:start}
+figure{margin:0 0 1rem}
 svg{display:block;width:100%;max-width:34rem;height:auto;overflow:visible}
 figcaption{font-size:.9rem;max-width:34rem;margin-top:.3rem}
 .scroll{overflow-x:auto;margin:.6rem 0 1rem}
-table{border-collapse:collapse;font-size:.93rem;font-variant-numeric:tabular-nums;min-width:min(100%,22rem)}
-caption{text-align:left;padding:.2rem 0 .4rem}
+table{border-collapse:collapse;font-size:.93rem;font-variant-numeric:tabular-nums;width:max-content;
+min-width:min(100%,22rem)}
+caption{text-align:left;max-width:min(28rem,80vw);padding:.2rem 0 .4rem}
 th,td{text-align:left;vertical-align:top;padding:.35rem .9rem .35rem 0;border-bottom:1px solid var(--rule)}
 th{font-weight:600}
-td{overflow-wrap:anywhere;min-width:4rem}
+th[scope=col]{max-width:7rem;vertical-align:bottom}
+td{max-width:18rem;overflow-wrap:break-word}
 .number{text-align:right}
+td.number{white-space:nowrap}
 summary{cursor:pointer;padding:.3rem 0;color:var(--link)}
 @media(max-width:36rem){header,main,footer{padding:.6rem}section{padding:.8rem}
 .cards{grid-template-columns:1fr 1fr;gap:.5rem}
-.cards div{padding:.5rem .6rem}.cards .value{font-size:1.2rem}}
+.cards div{padding:.5rem .6rem}.cards .value{font-size:1.15rem}}
 @media print{section{break-inside:avoid;border:0}nav,.skip{display:none}}
 """
 

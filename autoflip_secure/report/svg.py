@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable
 from html import escape
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -26,7 +27,7 @@ THEME = {
 WIDTH = 5.4
 """Inches, 389 units of the SVG: about a phone's width, so that 10-unit text stays legible there."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "autoflip-secure",
     "text.parse_math": False,

@@ -50,9 +50,9 @@ def alarms(summary: Summary) -> list[tuple[str, str]]:
         found.append(
             (
                 "the coordinator saw every silo",
-                "Sums were not protected (--aggregation none): the coordinator received each silo's vector in clear and "
-                "can learn from it what that hospital treats. Such a run is a baseline on data that may be shown to the "
-                "coordinator, not a private training run.",
+                "Sums were not protected (--aggregation none): the coordinator received each silo's vector in clear "
+                "and can learn from it what that hospital treats. Such a run is a baseline on data that may be shown "
+                "to the coordinator, not a private training run.",
             )
         )
     if summary.get("insecure_reproducible_noise"):
@@ -74,12 +74,10 @@ def protection(summary: Summary) -> str:
     aggregation, colluders = summary.get("aggregation"), summary.get("colluders")
     if aggregation == "none":
         return "Sums were not protected: the coordinator saw the vector of every silo."
-    worst = (
-        f" That holds while at most {count_of(colluders, 'silo')} work with it." if isinstance(colluders, int) else ""
-    )
+    helpers = f", alone or together with up to {count_of(colluders, 'silo')}," if isinstance(colluders, int) else ""
     return (
-        f"Sums were protected by {aggregation}: of what the silos sent, the coordinator could read sums over cohorts "
-        f"of silos only, never one silo's vector.{worst}"
+        f"Sums were protected by {aggregation}: of what the silos sent, the coordinator{helpers} could read sums over "
+        "cohorts of silos only, never one silo's vector."
     )
 
 

@@ -46,7 +46,8 @@ def epsilon(value: Any) -> str:
         return MISSING
     # The small allowance keeps 7.9, which is 7900.000000000001 thousandths in binary, at 7.9.
     thousandths = math.ceil(known * 10**EPSILON_DECIMALS - 1e-6)
-    return f"{thousandths / 10**EPSILON_DECIMALS:.{EPSILON_DECIMALS}f}".rstrip("0").rstrip(".")
+    whole = thousandths % 10**EPSILON_DECIMALS == 0
+    return f"{thousandths / 10**EPSILON_DECIMALS:.{0 if whole else EPSILON_DECIMALS}f}"
 
 
 def percent(ratio: Any) -> str:

@@ -10,6 +10,7 @@ from autoflip_secure.secagg.coordinator_setup import KeyedEpoch, OpenEpoch
 from autoflip_secure.secagg.desk import Desk, Events
 from autoflip_secure.secagg.identity import Identity
 from autoflip_secure.secagg.roster import Roster
+from autoflip_secure.secagg.rules import HARD_FLOOR
 from autoflip_secure.secagg.setup_messages import MAX_SLOTS
 from autoflip_secure.secagg.wire import SESSION_BYTES
 from autoflip_secure.sums.manifest import Manifest
@@ -101,7 +102,8 @@ class SecAggCoordinator:
         Abort
             No sum; the slot is used up, the next call takes a fresh one, or new keys where those seem to be the reason.
         ConfigError
-            The manifest is of another session, states another threshold, or names unknown silos; nothing was sent.
+            The manifest is of another session, states another threshold or a minimum below 3, or names unknown silos;
+            nothing was sent.
         """
         self._check(manifest)
         epoch = self._epoch_for(manifest, exchange)
@@ -123,6 +125,10 @@ class SecAggCoordinator:
         if manifest.threshold != self.threshold:
             raise ConfigError(
                 f"the manifest states a threshold of {manifest.threshold}, the roster has {self.threshold}"
+            )
+        if min(manifest.minimum) < HARD_FLOOR:
+            raise ConfigError(
+                f"the manifest states a minimum of {min(manifest.minimum)}, silos open {HARD_FLOOR} or more"
             )
         unknown = [silo for cohort in manifest.cohorts for silo in cohort if silo not in self._desk.roster]
         if unknown:

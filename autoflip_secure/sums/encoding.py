@@ -50,7 +50,7 @@ def quantise(values: NDArray[np.floating], spec: ChannelSpec, dither: NDArray[np
     values : float array, shape (spec.length,)
     dither : uint32 array, shape (spec.length,)
         Uniform words; must not depend on the data. With them fixed the rounding is a function of the value alone,
-        which is what the sensitivity bound in privacy.noise uses.
+        which is what the sensitivity bound in privacy.discrete_noise uses.
 
     Returns
     -------

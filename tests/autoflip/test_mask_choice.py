@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from autoflip_secure.autoflip.compaction import compact
 from autoflip_secure.autoflip.flops import flops, parameters
 from autoflip_secure.autoflip.mask import MaskDecision, PruneSettings, choose_mask
-from autoflip_secure.autoflip.unit_budget import budgets_of, check_reachable, cut_units, floor_units, layer_normalised
+from autoflip_secure.autoflip.unit_budget import (
+    budget_ranking,
+    budgets_of,
+    check_reachable,
+    cut_units,
+    floor_units,
+    layer_normalised,
+)
 from autoflip_secure.autoflip.units import UnitMap
 from autoflip_secure.errors import ConfigError, EncodingError
 from autoflip_secure.models.spec import ModelSpec, dense_spec, unit_layers
@@ -234,6 +241,19 @@ def test_layers_are_compared_by_normalised_scores() -> None:
     gone[1] = False
     np.testing.assert_allclose(layer_normalised(units, unit_scores, gone)[1], 1.0)
     assert np.isfinite(layer_normalised(units, np.zeros(units.count), gone)).all()
+
+
+def test_the_ranking_divides_by_the_fourth_root_of_what_a_unit_costs() -> None:
+    units = UnitMap.of(TANH)
+    scores = np.random.default_rng(0).random(units.count)
+    gone = np.arange(units.count) == 5
+    ranking = budget_ranking(units, scores, gone, budgets_of(TANH, PruneSettings(flops_kept=0.5)))
+    # Multiply-adds of a unit's incoming and outgoing weights; of conv1 one filter in 16 is gone.
+    costs = (196 * 64 + 25 * 32 * 16, 25 * 15 * 16 + 32 * 16, 512 + 10)
+    for unit in np.flatnonzero(~gone):
+        layer = int(units.layer[unit])
+        mean = scores[(units.layer == layer) & ~gone].mean()
+        assert np.isclose(ranking[unit], scores[unit] / mean / (2 * costs[layer] / flops(TANH)) ** 0.25)
 
 
 def test_cut_units_against_recounting_from_scratch() -> None:

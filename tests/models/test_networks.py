@@ -89,6 +89,7 @@ def test_initial_values_follow_torchs_defaults(name: str) -> None:
         bound = 1 / math.sqrt(ours[0].numel())
         assert ours.abs().max() <= bound
         assert module.bias.abs().max() <= bound
+        assert module.bias.abs().max() > bound / 4
         torch.manual_seed(0)
         module.reset_parameters()
         spread = 4 * bound / math.sqrt(ours.numel())

@@ -131,6 +131,7 @@ def test_large_batches_are_split_without_changing_the_sum(
         assert max(sizes) == 3
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook")
 def test_calls_do_not_leak_into_each_other_or_into_the_module(cnn: nn.Module, batch: Batch) -> None:
     x, y = batch(10)
     cnn.eval()
@@ -154,6 +155,7 @@ def test_calls_do_not_leak_into_each_other_or_into_the_module(cnn: nn.Module, ba
         assert np.array_equal(again(x, y, 0.1), first)
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook")
 def test_reads_the_parameters_of_the_moment(mlp: nn.Module, batch: Batch) -> None:
     x, y = batch(10)
     with ClippedGradientSum(mlp) as gradients:

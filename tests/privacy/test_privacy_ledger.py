@@ -115,11 +115,14 @@ def test_next_session_sees_what_the_last_one_spent(open_ledger: Open, line: Line
     following = open_ledger(session=NEXT, epsilon=2.0)
     assert following.spent() == epsilon([Mechanism(1.0, 13.0, 20)], 1e-5)
     with pytest.raises(BudgetExhausted):
-        following.charge(line(session=NEXT, count=20))
+        following.charge(line(session=NEXT, count=30))
     with pytest.raises(BudgetExhausted):
-        following.expect("train", [Mechanism(1.0, 13.0, 20)])
+        following.expect("train", [Mechanism(1.0, 13.0, 30)])
     with pytest.raises(ConfigError, match="another session"):
         following.charge(line())
+    following.charge(line(session=NEXT, count=5))
+    assert following.mechanisms("train") == (Mechanism(1.0, 13.0, 25),)
+    assert open_ledger(epsilon=2.0).spent() == following.spent()
 
 
 def test_an_expected_plan_needs_one_evaluation_for_all_silos(
@@ -211,6 +214,11 @@ def test_the_table_is_append_only(
         ("UPDATE privacy_ledger SET count = 0 WHERE line = 2", "damaged at line 2"),
         ("UPDATE privacy_ledger SET dataset = 'holdout' WHERE line = 2", "damaged at line 2"),
         ("UPDATE privacy_ledger SET manifest = x'00' WHERE line = 1", "damaged at line 1"),
+        (
+            "UPDATE privacy_ledger SET (round, chain) = (SELECT round, chain FROM privacy_ledger WHERE line = 1) "
+            "WHERE line = 3",
+            "damaged at line 3",
+        ),
         ("DROP TABLE privacy_ledger_owner", "unknown layout"),
         ("DROP TRIGGER privacy_ledger_once", "unknown layout"),
         ("ALTER TABLE privacy_ledger ADD COLUMN note TEXT", "unknown layout"),

@@ -38,7 +38,7 @@ def train(module: nn.Module, x: Tensor, y: Tensor, **changes: Any) -> NDArray[np
 
 def noise_of(module: nn.Module, x: Tensor, y: Tensor, **changes: Any) -> NDArray[np.float64]:
     """Noise of one step, in units of the gradient sum."""
-    quiet = train(module, x, y, noise_multiplier=0.0, **changes)
+    quiet = train(module, x, y, **changes | {"noise_multiplier": 0.0})
     return (train(module, x, y, **changes) - quiet) * len(x)
 
 

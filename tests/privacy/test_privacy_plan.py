@@ -69,7 +69,7 @@ def test_the_promise_names_everything_that_matters(plan: PrivacyPlan, trust: str
         assert part in words
     assert "each patient's record at one silo" in words
     assert ("every other silo" in words) == (trust == "local")
-    assert ("up to 3 silos" in words) == (trust == "distributed")
+    assert ("up to 3 colluding silo" in words) == (trust == "distributed")
 
 
 @pytest.mark.parametrize(

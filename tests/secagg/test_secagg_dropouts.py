@@ -58,9 +58,7 @@ def gone_in(mask, stage):
     return bool(mask >> STAGES.index(stage) & 1)
 
 
-@pytest.mark.parametrize(
-    ("n", "successes"), [(3, 1), (4, 13), pytest.param(5, 16, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("n", "successes"), [(3, 1), (4, 13), pytest.param(5, 16, marks=pytest.mark.slow)])
 def test_every_lasting_dropout_pattern(federation, n, successes):
     fed = federation(n)
     epoch = fed.open_epoch(4**n)
@@ -232,7 +230,9 @@ def test_restarted_coordinator_opens_a_later_epoch(federation):
 def test_thirty_silos_with_nine_dropouts(federation):
     fed = federation(30, slots=1)
     gone = range(4, 31, 3)
-    sums = fed.coordinator.sum(fed.manifest(), fed.exchange(absent=lambda stage, silo: stage == "masked" and silo in gone))
+    sums = fed.coordinator.sum(
+        fed.manifest(), fed.exchange(absent=lambda stage, silo: stage == "masked" and silo in gone)
+    )
     fed.assert_exact(sums, tuple(silo for silo in range(1, 31) if silo not in gone))
 
 

@@ -1,0 +1,183 @@
+"""One message, one encoding: round trips, and refusal of everything else."""
+
+from __future__ import annotations
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoflip_secure.errors import ProtocolError
+from autoflip_secure.secagg import round_messages as rounds
+from autoflip_secure.secagg import setup_messages as setup
+from autoflip_secure.secagg.identity import Identity
+from autoflip_secure.secagg.signing import Signed, open_signed, sign_message
+
+
+def fixed(size):
+    return st.binary(min_size=size, max_size=size)
+
+
+head = (fixed(16), fixed(32), st.integers(0, 2**32 - 1))
+silo = st.integers(1, 65_535)
+blob = st.binary(max_size=40)
+blobs = st.lists(blob, max_size=5).map(tuple)
+ids = st.lists(silo, max_size=5, unique=True).map(lambda found: tuple(sorted(found)))
+survivors = st.lists(ids, max_size=3).map(tuple)
+shares = st.lists(st.sampled_from([b"", bytes(49)]), max_size=4).map(tuple)
+
+
+@st.composite
+def advertisements(draw):
+    slots = draw(st.integers(0, 4))
+    return setup.Advertisement(*(draw(part) for part in (*head, silo, fixed(32), fixed(32 * slots), fixed(32 * slots))))
+
+
+@st.composite
+def dealings(draw):
+    to = draw(ids)
+    parts = (*head, silo, fixed(32), st.just(to), fixed(32 * len(to)), fixed(32 * len(to)))
+    return setup.Dealing(*(draw(part) for part in parts))
+
+
+@st.composite
+def deliveries(draw):
+    items = draw(blobs)
+    return setup.Delivery(items, items[::-1])
+
+
+@st.composite
+def confirm_requests(draw):
+    lists = draw(survivors)
+    receipts = tuple(draw(st.tuples(fixed(32), fixed(64))) for silos in lists for _ in silos)
+    return rounds.ConfirmRequest(*(draw(part) for part in head), draw(blob), lists, receipts, draw(blob))
+
+
+@st.composite
+def unmask_requests(draw):
+    signers = tuple((signer, draw(fixed(64))) for signer in draw(ids))
+    values = [draw(part) for part in (*head, st.integers(0, 1023), fixed(32), survivors)]
+    return rounds.UnmaskRequest(*values, signers)
+
+
+messages = st.one_of(
+    st.builds(setup.AdvertiseRequest, *head, st.integers(1, 1024)),
+    advertisements(),
+    st.builds(setup.ShareRequest, *head, blobs),
+    dealings(),
+    st.builds(setup.ShareReply, blob, blobs, blobs),
+    deliveries(),
+    st.builds(rounds.MaskedRequest, *head, blob, blob),
+    st.builds(rounds.MaskedReply, silo, fixed(64), blob),
+    st.builds(rounds.Receipt, fixed(32), fixed(32)),
+    confirm_requests(),
+    st.builds(rounds.Confirmation, fixed(32), survivors),
+    st.builds(rounds.ConfirmReply, silo, fixed(64)),
+    unmask_requests(),
+    st.builds(rounds.UnmaskReply, silo, fixed(32), shares, shares),
+    st.builds(Signed, blob, fixed(64)),
+)
+
+
+@settings(max_examples=300)
+@given(messages)
+def test_round_trip(message):
+    assert type(message).from_bytes(message.to_bytes()) == message
+
+
+@settings(max_examples=300)
+@given(messages, st.data())
+def test_changed_bytes_are_another_message_or_none(message, data):
+    """A flipped, missing or added byte never reads as the same message."""
+    original = message.to_bytes()
+    position = data.draw(st.integers(0, len(original) - 1))
+    flipped = bytearray(original)
+    flipped[position] ^= data.draw(st.integers(1, 255))
+    for damaged in (bytes(flipped), original[:position], original + b"\0"):
+        try:
+            again = type(message).from_bytes(damaged)
+        except ProtocolError:
+            continue
+        assert again != message
+        assert again.to_bytes() == damaged
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=200))
+def test_noise_is_a_protocol_error(data):
+    for kind in (setup.Advertisement, rounds.ConfirmRequest, rounds.UnmaskReply, Signed):
+        with pytest.raises(ProtocolError):
+            kind.from_bytes(data)
+
+
+def test_every_kind_has_its_own_name():
+    names = [*setup.__all__, *rounds.__all__]
+    kinds = [getattr(setup, name, None) or getattr(rounds, name) for name in names]
+    tags = [kind.KIND for kind in (*kinds, Signed) if hasattr(kind, "KIND")]
+    assert len(tags) == len(set(tags)) == 15, "a kind is a signature domain, so two of one name could be exchanged"
+
+
+REPLY = rounds.ConfirmReply(3, bytes(64))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [1, "confirm reply", 3],
+        [1, "confirm reply", 3, bytes(64), 0],
+        [2, "confirm reply", 3, bytes(64)],
+        [True, "confirm reply", 3, bytes(64)],
+        [1, "masked reply", 3, bytes(64)],
+        [1, "confirm reply", 0, bytes(64)],
+        [1, "confirm reply", 65_536, bytes(64)],
+        [1, "confirm reply", True, bytes(64)],
+        [1, "confirm reply", 3.0, bytes(64)],
+        [1, "confirm reply", "3", bytes(64)],
+        [1, "confirm reply", 3, bytes(63)],
+        [1, "confirm reply", 3, "x" * 64],
+        [1, "confirm reply", 3, {}],
+        [1, "confirm reply", 3, None],
+    ],
+)
+def test_fields_of_the_wrong_kind(fields):
+    with pytest.raises(ProtocolError):
+        rounds.ConfirmReply.from_bytes(msgpack.packb(fields))
+
+
+def test_encoding_that_is_not_the_shortest():
+    data = REPLY.to_bytes()
+    assert rounds.ConfirmReply.from_bytes(data) == REPLY
+    loose = data.replace(b"\x03\xc4", b"\xcc\x03\xc4", 1)
+    assert msgpack.unpackb(loose) == msgpack.unpackb(data)
+    with pytest.raises(ProtocolError, match="canonical"):
+        rounds.ConfirmReply.from_bytes(loose)
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xdd\xff\xff\xff\xff", b"\xdc\xff\xff" * 100, b"\x91" * 5000, b"\xc6\xff\xff\xff\xff"]
+)
+def test_short_message_that_claims_to_be_huge(data):
+    with pytest.raises(ProtocolError):
+        rounds.UnmaskRequest.from_bytes(data)
+
+
+@pytest.mark.parametrize("survivors", [((2, 1),), ((1, 1),), ((0,),), (1,), [(1,)], ((1.0,),)])
+def test_survivors_are_lists_of_ascending_ids(survivors):
+    with pytest.raises(ProtocolError):
+        rounds.UnmaskRequest(bytes(16), bytes(32), 1, 0, bytes(32), survivors, ())
+
+
+def test_signed_message_is_of_one_kind_and_sender():
+    identity, other = Identity.generate(), Identity.generate()
+    data = sign_message(identity, REPLY)
+    assert open_signed(rounds.ConfirmReply, identity.public, data) == REPLY
+    with pytest.raises(ProtocolError, match="signature"):
+        open_signed(rounds.ConfirmReply, other.public, data)
+    with pytest.raises(ProtocolError, match="signature"):
+        open_signed(rounds.MaskedReply, identity.public, data)
+
+
+def test_messages_with_shares_or_words_do_not_show_them():
+    message = rounds.UnmaskReply(1, bytes(32), (b"s" * 49,), (b"k" * 49,))
+    assert repr(message) == "UnmaskReply(...)"
+    assert repr(rounds.MaskedReply(1, bytes(64), b"wwwwwwww")) == "MaskedReply(...)"
