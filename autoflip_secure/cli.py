@@ -54,3 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _entry() -> None:
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    _entry()

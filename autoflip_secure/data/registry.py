@@ -60,7 +60,9 @@ def load(dataset: str, data_dir: Path | None, seed: int) -> LoadedData:
     if info is None:
         raise ConfigError(f"--dataset {dataset}: unknown; use one of {', '.join(dataset_names())}, or folder:PATH")
     if not info.available:
-        raise NotAvailable(f"--dataset {dataset}: not in this version; use one of {', '.join(dataset_names())}")
+        raise NotAvailable(
+            f"--dataset {dataset}: not available in this version; use one of {', '.join(dataset_names())}"
+        )
     if info.subfolder is None:
         return PACKAGED[dataset]()
     if data_dir is None:

@@ -27,9 +27,10 @@ def build_summary(
 ) -> dict[str, Any]:
     """Figures of a finished run.
 
-    `upload_bytes_per_silo` counts the protected vectors of all rounds, a silo's mean; `upload_bytes_total_per_silo`
-    adds keys, shares, confirmations and unmasking; both include attempts that aborted. `upload_ratio` is the first over what
-    plain float32 FedAvg of the dense model sends in as many rounds, `upload_ratio_total` the second.
+    `upload_bytes_per_silo` counts the protected vectors of all rounds, a silo's mean, and
+    `upload_bytes_total_per_silo` keys, shares, confirmations and unmasking too; both include aborted attempts.
+    `upload_ratio` is the first over what plain float32 FedAvg of the dense model sends in as many rounds, and
+    `upload_ratio_total` the second.
     """
     rows = list(read_json_lines(folder.metrics))
     last = rows[-1]

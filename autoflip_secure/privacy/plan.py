@@ -21,8 +21,8 @@ GRID_SHARE = 1e-3
 ADVERSARIES = {
     "local": "It holds even if the coordinator and every other silo work together.",
     "distributed": (
-        "It holds against the coordinator together with up to {colluders} colluding silo(s), as long as the others that the "
-        "secure sum counts as honest add their noise; it does not hold against more colluding silos."
+        "It holds against the coordinator together with up to {colluders} colluding silo(s), as long as the others "
+        "that the secure sum counts as honest add their noise; it does not hold against more colluding silos."
     ),
 }
 

@@ -95,7 +95,7 @@ def test_pneumonia_mnist(shared_data):
 
 @pytest.mark.parametrize("name", ["tcga-brca", "mnist-writers", "cifar10", "femnist", "shakespeare"])
 def test_known_but_not_in_this_version(name, tmp_path):
-    with pytest.raises(NotAvailable, match=f"--dataset {name}: not in this version"):
+    with pytest.raises(NotAvailable, match=f"--dataset {name}: not available in this version"):
         load(name, tmp_path, seed=0)
 
 

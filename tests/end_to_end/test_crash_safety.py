@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
+import signal
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from autoflip_secure.federation import coordinator, run_state
 from autoflip_secure.federation.client_app import silo_folder
+from autoflip_secure.federation.contribution import Contributor
+from autoflip_secure.federation.exchange import StageExchange
 from autoflip_secure.federation.server_view import read_server_view
+from autoflip_secure.federation.silo import Silo
 from autoflip_secure.sim import main
 from autoflip_secure.storage import open_silo_database
 
-SCRIPT = Path(__file__).with_name("killed_run.py")
 ROUNDS = 4
 OPTIONS = (
     "--dataset", "digits", "--model", "mlp", "--silos", "4", "--rounds", str(ROUNDS), "--explore-rounds", "1",
@@ -29,6 +33,72 @@ MOMENTS = (
 )  # fmt: skip
 
 
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(moment: str, round: int) -> None:
+    """Patch the seam at which this process is to die.
+
+    before:STAGE, after:STAGE of the secure sum, as the coordinator sees it; silo:charged, after a ledger line;
+    silo:replied, before a masked vector is sent; checkpoint:begin, checkpoint:renaming.
+    """
+    where, what = moment.split(":")
+    if where in ("before", "after"):
+        original = StageExchange.__call__
+
+        def call(self: StageExchange, stage: str, requests: Any) -> Any:
+            hit = stage == what and self.round == round
+            if hit and where == "before":
+                die()
+            replies = original(self, stage, requests)
+            if hit:
+                die()
+            return replies
+
+        StageExchange.__call__ = call  # type: ignore[method-assign]
+    elif moment == "silo:charged":
+        contribute = Contributor.contribute
+
+        def charged(self: Contributor, manifest: Any, model: Any) -> Any:
+            if manifest.round == round:
+                die()
+            return contribute(self, manifest, model)
+
+        Contributor.contribute = charged  # type: ignore[method-assign]
+    elif moment == "silo:replied":
+        answer = Silo.answer
+
+        def replied(self: Silo, request: Any) -> Any:
+            reply = answer(self, request)
+            if request.stage == "masked" and request.round == round and self.id == 3:
+                die()
+            return reply
+
+        Silo.answer = replied  # type: ignore[method-assign]
+    elif moment == "checkpoint:begin":
+        save = coordinator.save_checkpoint
+
+        def begin(folder: Path, state: Any) -> None:
+            if state.round == round + 1:
+                die()
+            save(folder, state)
+
+        coordinator.save_checkpoint = begin
+    else:
+        rename, seen = Path.rename, []
+
+        def renaming(self: Path, target: Path) -> Path:
+            result = rename(self, target)
+            seen.append(target)
+            # The old checkpoint has been moved away, the new one is not in its place yet.
+            if target.name == "checkpoint.old" and len(seen) >= 2 * round:
+                die()
+            return result
+
+        run_state.Path.rename = renaming  # type: ignore[method-assign]
+
+
 def ledger_lines(run: Path, silo: int) -> int:
     database = open_silo_database(silo_folder(run, silo) / "state.sqlite")
     (count,) = database.execute("SELECT COUNT(*) FROM privacy_ledger").fetchone()
@@ -36,10 +106,18 @@ def ledger_lines(run: Path, silo: int) -> int:
     return count
 
 
-def killed(run: Path, moment: str, round: int) -> None:
-    command = [sys.executable, str(SCRIPT), moment, str(round), *OPTIONS, "--run-dir", str(run)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert ended.returncode == -9, f"{moment}: not killed but {ended.returncode}: {ended.stderr[-500:]}"
+def killed(moment: str, round: int, *arguments: str) -> None:
+    """Run the command line in a child that dies by SIGKILL at `moment`; a fork saves importing torch anew each time."""
+    child = os.fork()
+    if child == 0:
+        try:
+            arm(moment, round)
+            main(list(arguments))
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), f"{moment}: the run ended before it could be killed"
+    assert os.WTERMSIG(status) == signal.SIGKILL
 
 
 @pytest.mark.slow
@@ -47,7 +125,8 @@ def killed(run: Path, moment: str, round: int) -> None:
 def test_kill_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str], moment: str) -> None:
     run = tmp_path / "run"
     # Keys are set up in the first round; all other moments are tried in the middle of the run.
-    killed(run, moment, 0 if moment.split(":")[1] in ("advertise", "share") else 2)
+    round = 0 if moment.split(":")[1] in ("advertise", "share") else 2
+    killed(moment, round, *OPTIONS, "--run-dir", str(run))
     spent_before = {silo: ledger_lines(run, silo) for silo in range(1, 5)}
 
     code = main(["--resume", str(run), "--summary", "json", "--quiet"])
@@ -69,7 +148,7 @@ def test_kill_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str], mom
 @pytest.mark.slow
 def test_a_line_charged_before_the_kill_stays_spent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    killed(run, "silo:charged", 2)
+    killed("silo:charged", 2, *OPTIONS, "--run-dir", str(run))
     charged = {silo: ledger_lines(run, silo) for silo in range(1, 5)}
     assert sorted(charged.values()) == [2, 2, 2, 3], "exactly one silo had charged its line and not trained"
     assert main(["--resume", str(run), "--quiet"]) == 0
@@ -80,10 +159,9 @@ def test_a_line_charged_before_the_kill_stays_spent(tmp_path: Path, capsys: pyte
 @pytest.mark.slow
 def test_three_kills_in_a_row(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    killed(run, "after:masked", 1)
+    killed("after:masked", 1, *OPTIONS, "--run-dir", str(run))
     for moment in ("before:unmask", "silo:replied"):
-        command = [sys.executable, str(SCRIPT), moment, "1", "--resume", str(run), "--quiet"]
-        assert subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == -9
+        killed(moment, 1, "--resume", str(run), "--quiet")
     # Three attempts are gone; the reserve pays for them or the run says why it stops, with the model kept.
     assert main(["--resume", str(run), "--quiet"]) in (0, 3)
     for silo in range(1, 5):

@@ -193,16 +193,56 @@ def test_reply_that_does_not_hold_counts_as_dropped(federation, stage, alter):
     assert [(event["silo"], event["stage"]) for event in fed.named("silo_misbehaved")] == [(4, stage)]
 
 
-def test_reply_in_the_name_of_another_silo(federation):
+@pytest.mark.parametrize("stage", ["advertise", "share", "masked", "confirm", "unmask"])
+def test_reply_in_the_name_of_another_silo(federation, stage):
+    """Silo 4 repeats what silo 1 sent, signature and all."""
     fed = federation(4)
     seen = {}
 
+    def tamper(now, silo, reply):
+        seen[now, silo] = reply
+        return seen[now, 1] if (now, silo) == (stage, 4) else reply
+
+    sums = fed.coordinator.sum(fed.manifest(), fed.exchange(tamper=tamper))
+    fed.assert_exact(sums, (1, 2, 3, 4) if stage in ("confirm", "unmask") else (1, 2, 3))
+    assert [(event["silo"], event["stage"]) for event in fed.named("silo_misbehaved")] == [(4, stage)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"digest": bytes(32)},
+        {"silo": 3},
+        {"seed_shares": ()},
+        {"seed_shares": (bytes(49),) * 3},
+        {"key_shares": (bytes(49),)},
+    ],
+)
+def test_signed_unmask_reply_about_something_else(federation, change):
+    fed = federation(4)
+
     def tamper(stage, silo, reply):
-        seen[stage, silo] = reply
-        return seen[stage, 1] if silo == 4 and stage == "advertise" else reply
+        if (stage, silo) != ("unmask", 1):
+            return reply
+        message = open_signed(UnmaskReply, fed.roster.public(1), reply)
+        return sign_message(fed.identities[1], replace(message, **change))
+
+    fed.assert_exact(fed.coordinator.sum(fed.manifest(), fed.exchange(tamper=tamper)), (1, 2, 3, 4))
+    assert [event["silo"] for event in fed.named("silo_misbehaved")] == [1]
+
+
+@pytest.mark.parametrize("change", [{"box_key": bytes(32)}, {"mask_keys": bytes(32 * 4)}])
+def test_advertised_key_of_low_order_is_left_out(federation, change):
+    fed = federation(4)
+
+    def tamper(stage, silo, reply):
+        if (stage, silo) != ("advertise", 4):
+            return reply
+        message = open_signed(Advertisement, fed.roster.public(4), reply)
+        return sign_message(fed.identities[4], replace(message, **change))
 
     fed.assert_exact(fed.coordinator.sum(fed.manifest(), fed.exchange(tamper=tamper)), (1, 2, 3))
-    assert "advertisement of silo 1" in fed.named("silo_misbehaved")[0]["reason"]
+    assert "low order" in fed.named("silo_misbehaved")[0]["reason"]
 
 
 def test_advertisement_for_fewer_slots(federation):

@@ -21,7 +21,7 @@ from autoflip_secure.secagg.round_messages import (
     UnmaskRequest,
 )
 from autoflip_secure.secagg.rules import share_threshold
-from autoflip_secure.secagg.setup_messages import Advertisement, AdvertiseRequest, ShareRequest
+from autoflip_secure.secagg.setup_messages import Advertisement, AdvertiseRequest, Delivery, ShareRequest
 from autoflip_secure.secagg.signing import Signed, digest_of, open_signed, sign_message, sign_statement
 from autoflip_secure.sums.channels import ChannelSpec
 
@@ -107,6 +107,15 @@ def test_both_shares_of_one_silo(four):
             four.unmask(silo, survivors, [signatures[s] for s in lists if lists[s] == survivors])
     for silo in (1, 2, 3, 4):
         assert four.slot_is_closed(silo)
+
+
+def test_unmask_of_lists_that_others_confirmed(four):
+    """Three confirmations are enough for any silo, but not for one that signed something else."""
+    four.confirm(1, ALL)
+    confirmations = [four.confirm(silo, WITHOUT_4) for silo in (2, 3, 4)]
+    with pytest.raises(Refusal, match="confirmed for another manifest or other survivors"):
+        four.unmask(1, WITHOUT_4, confirmations)
+    four.unmask(2, WITHOUT_4, confirmations)
 
 
 def test_second_unmask_with_other_survivors(four):
@@ -293,7 +302,7 @@ def test_one_silo_shown_a_smaller_cohort(federation):
     for silo in (2, 3, 4, 5, 6, 7, 8, 9):
         with pytest.raises(Refusal, match="receipts"):
             attack.confirm(silo, survivors)
-    with pytest.raises(Refusal, match="manifest"):
+    with pytest.raises(Refusal, match="bound to another manifest"):
         attack.confirm(1, survivors)
 
 
@@ -419,8 +428,18 @@ def test_epochs_only_grow(federation):
     assert advertise(6) != first
 
 
-@pytest.mark.parametrize("fault", ["own missing", "own altered", "too few", "twice", "substituted key", "other epoch"])
-def test_advertisements_that_do_not_hold(federation, fault):
+ADVERTISEMENT_FAULTS = {
+    "own missing": "own-keys",
+    "own altered": "own-keys",
+    "too few": "threshold",
+    "twice": "known-silos",
+    "substituted key": "signature",
+    "other epoch": "another session, roster or epoch",
+}
+
+
+@pytest.mark.parametrize(("fault", "words"), ADVERTISEMENT_FAULTS.items())
+def test_advertisements_that_do_not_hold(federation, fault, words):
     fed = federation(4)
     head = (bytes(16), fed.roster.hash(), 1)
     signed = {silo: fed.answer("advertise", silo, fed.signed(AdvertiseRequest(*head, 2))) for silo in fed.identities}
@@ -440,7 +459,7 @@ def test_advertisements_that_do_not_hold(federation, fault):
     else:
         other = open_signed(Advertisement, fed.roster.public(2), shown[1])
         shown[1] = sign_message(fed.identities[2], replace(other, epoch=0))
-    with pytest.raises(ProtocolError):
+    with pytest.raises(ProtocolError, match=words):
         fed.answer("share", 1, fed.signed(ShareRequest(*head, tuple(shown))))
     fed.answer("share", 1, fed.signed(ShareRequest(*head, tuple(signed.values()))))
     with pytest.raises(ProtocolError, match="not waiting to deal"):
@@ -471,6 +490,27 @@ def test_views_of_the_key_setup_that_differ(federation):
         fed.answer("masked", 1, fed.signed(request))
     with pytest.raises(Refusal, match="epoch-keys"):
         attack.masked(1)
+
+
+@pytest.mark.parametrize(
+    ("shown", "words"),
+    [
+        ((1, 2, 3, 4), "own-keys"),
+        ((4, 5), "threshold"),
+        ((1, 2, 3, 3, 5), "known-silos"),
+        ((2, 1, 3, 5), "known-silos"),
+    ],
+)
+def test_deliveries_that_do_not_hold(federation, shown, words):
+    attack = Dishonest(federation(5))
+    replies = attack.epoch.replies
+    partial = Delivery(
+        tuple(replies[silo].dealing for silo in shown), tuple(replies[silo].boxes[4] for silo in shown)
+    ).to_bytes()
+    request = MaskedRequest(*attack.head, attack.manifest.to_bytes(), partial)
+    with pytest.raises(Refusal, match=words):
+        attack.fed.answer("masked", 5, attack.fed.signed(request))
+    attack.masked(5)
 
 
 def test_delivery_with_an_exchanged_box(federation):

@@ -123,7 +123,8 @@ def test_channels_are_one_stream_in_the_manifests_order():
     layout = (ChannelSpec("count", 1, 20, 1e4), ChannelSpec("update", 7, 16, 0.5))
     rng = np.random.default_rng(1)
     silos = [{s.name: rng.integers(-s.levels, s.levels + 1, s.length) for s in layout} for _ in range(4)]
-    words = np.sum([pack_contribution(Contribution(v), layout, 4) for v in silos], axis=0, dtype=np.uint64)
+    packed = [pack_contribution(Contribution(values), layout, 4) for values in silos]
+    words = np.sum(packed, axis=0, dtype=np.uint64)
     decoded = unpack_sum(words, layout, 4)
     assert list(decoded) == ["count", "update"]
     for spec in layout:

@@ -1,0 +1,152 @@
+"""Bad input: exit code 2, one line on stderr that names the option or file, nothing on stdout, no run directory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autoflip_secure.sim import main
+
+
+def write_folder(folder: Path, rows: str = "a,b,label\n1,2,0\n3,4,1\n", declaration: str | None = None) -> Path:
+    for name in ("north", "south", "west"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "train.csv").write_text("a,b,label\n" + "1,2,0\n3,4,1\n" * 5)
+    (folder / "south" / "train.csv").write_text(rows)
+    text = 'task = "classification"\nclasses = [0, 1]\nfeatures = 2\n' if declaration is None else declaration
+    (folder / "dataset.toml").write_text(text)
+    return folder
+
+
+CASES = {
+    "unknown option": (["--epsilon", "8"], "--epsilon"),
+    "unknown data set": (["--dataset", "imagenet"], "imagenet"),
+    "unknown model": (["--model", "transformer"], "--model"),
+    "unknown partition": (["--partition", "zipf:2"], "--partition"),
+    "unknown aggregation": (["--aggregation", "homomorphic"], "--aggregation"),
+    "epsilon zero": (["--dp-epsilon", "0"], "--dp-epsilon"),
+    "epsilon negative": (["--dp-epsilon", "-3"], "--dp-epsilon"),
+    "epsilon not a number": (["--dp-epsilon", "eight"], "--dp-epsilon"),
+    "epsilon nan": (["--dp-epsilon", "nan"], "--dp-epsilon"),
+    "delta one": (["--dp-epsilon", "8", "--dp-delta", "1"], "--dp-delta"),
+    "too few silos": (["--silos", "2"], "--silos"),
+    "too many colluders": (["--silos", "5", "--colluders", "4"], "--colluders"),
+    "cohorts too small": (["--silos", "6", "--cohorts", "3", "--dp-epsilon", "8"], "--cohorts"),
+    "data set needs a folder": (["--dataset", "heart"], "--data-dir"),
+    "folder is missing": (["--dataset", "heart", "--data-dir", "/nowhere/at/all"], "/nowhere/at/all"),
+    "later data set": (["--dataset", "cifar10"], "not available in this version"),
+    "later pruning": (["--prune", "snip"], "not available in this version"),
+    "later aggregation": (["--aggregation", "ckks"], "not available in this version"),
+    "natural silos where there are none": (["--partition", "natural"], "--partition"),
+    "several steps under distributed noise": (["--dp-epsilon", "8", "--local-steps", "3"], "--local-steps"),
+    "unreachable flops": (["--prune-flops", "0.0001"], "--prune-flops"),
+    "exploration without training": (
+        ["--dp-epsilon", "8", "--rounds", "5", "--explore-rounds", "5"],
+        "--explore-rounds",
+    ),
+    "no such configuration": (["--config", "/nowhere/run.toml"], "/nowhere/run.toml"),
+    "nothing to resume": (["--resume", "/nowhere/run"], "--resume"),
+    "wrong summary": (["--summary", "xml"], "--summary"),
+    "no gpu": (["--device", "cuda"], "--device"),
+}
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_one_line_and_exit_code_two(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if case == "no gpu":
+        import torch
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    arguments, named = CASES[case]
+    monkeypatch.chdir(tmp_path)
+    assert main(list(arguments)) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1, printed.err
+    assert named in printed.err
+    assert "Traceback" not in printed.err
+    assert list(tmp_path.iterdir()) == [], "something was started"
+
+
+@pytest.mark.parametrize("silos", ["90", "100"])
+def test_more_silos_than_records(silos: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_folder(tmp_path / "data")
+    code = main(
+        ["--dataset", f"folder:{folder}", "--partition", "iid", "--silos", silos, "--run-dir", str(tmp_path / "r")]
+    )
+    printed = capsys.readouterr()
+    assert code == 2
+    assert printed.err.count("\n") == 1
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "declaration", "named"),
+    [
+        ("a,b,label\n1,two,0\n", None, "train.csv:2"),
+        ("a,b,label\n1,2,7\n3,4,1\n", None, "train.csv:2"),
+        ("a,b,label\n1,2\n", None, "train.csv:2"),
+        ("a,b\n1,2\n", None, "label"),
+        ("", None, "train.csv"),
+        ("a,b,label\n1,2,0\n", "task = classification", "dataset.toml"),
+        ("a,b,label\n1,2,0\n", 'task = "classification"\nclasses = [0, 1]\nfeatures = 9\n', "9"),
+    ],
+)
+def test_malformed_files_name_file_and_line(
+    rows: str, declaration: str | None, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_folder(tmp_path / "data", rows, declaration)
+    assert main(["--dataset", f"folder:{folder}", "--run-dir", str(tmp_path / "r")]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1, printed.err
+    assert named in printed.err
+    assert not (tmp_path / "r").exists()
+
+
+def test_malformed_configuration_names_line_and_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.toml").write_text('dataset = "digits"\nrounds = = 3\n')
+    assert main(["--config", str(tmp_path / "run.toml")]) == 2
+    assert "line 2, column" in capsys.readouterr().err
+
+
+def test_unknown_option_in_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.toml").write_text("epsilom = 3\n")
+    assert main(["--config", str(tmp_path / "run.toml")]) == 2
+    assert "epsilom" in capsys.readouterr().err
+
+
+def test_a_used_run_directory_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "keep.txt").write_text("mine")
+    assert main(["--run-dir", str(tmp_path)]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert (tmp_path / "keep.txt").read_text() == "mine"
+
+
+def test_the_command_line_wins_over_the_file(run_sim, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('rounds = 9\nprune = "none"\naggregation = "none"\n')
+    small = ("--dataset", "digits", "--model", "mlp", "--silos", "4", "--workers", "0", "--quiet")
+    summary = run_sim("--config", str(tmp_path / "run.toml"), "--rounds", "2", small=small)
+    assert (summary["rounds"], summary["prune"], summary["aggregation"]) == (2, "none", "none")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--bogus"]])
+def test_the_command_line_answers_without_loading_anything_heavy(arguments: list[str]) -> None:
+    heavy = "torch|opacus|flwr|sklearn|matplotlib|mlxtend|datasets"
+    code = (
+        "import sys; from autoflip_secure.sim import main; main(sys.argv[1:]); "
+        f"loaded = [m for m in '{heavy}'.split('|') if m in sys.modules]; sys.exit(9 if loaded else 0)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_entry_points_answer() -> None:
+    for module in ("autoflip_secure.sim", "autoflip_secure.cli"):
+        ended = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=False)
+        assert ended.returncode == 0
+        assert "Usage" in ended.stdout
