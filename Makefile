@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DP ?= --dp-epsilon 8
 ARGS ?=
 
-.PHONY: sim test lint bench-secagg bench-privacy bench-pruning bench-ckks bench-threats clean
+.PHONY: sim test lint bench-sim bench-secagg bench-privacy bench-pruning bench-ckks bench-threats clean
 
 sim: $(VENV)/.installed
 	$(BIN)/python -m autoflip_secure.sim $(DP) $(ARGS)
@@ -18,6 +18,9 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench-sim: $(VENV)/.installed
+	$(BIN)/python benchmarks/sim.py $(ARGS)
 
 bench-secagg bench-privacy bench-pruning bench-ckks bench-threats: $(VENV)/.installed-test
 	@echo "$@: not available in this version" >&2; exit 2

@@ -60,7 +60,9 @@ class RunConfig(BaseModel):
     participation: float = Field(1.0, gt=0, le=1, description="fraction of the silos drawn for each round")
     batch_size: int | None = Field(None, ge=1, description="records a local step uses without DP")
     learning_rate: float | None = Field(None, gt=0, description="learning rate")
-    momentum: float | None = Field(None, ge=0, lt=1, description="momentum")
+    momentum: float | None = Field(
+        None, ge=0, lt=1, description="momentum (under DP the server's, else the silos' own)"
+    )
     target_accuracy: float | None = Field(
         None, gt=0, le=1, description="report the rounds and bytes needed to reach this accuracy"
     )
@@ -107,7 +109,7 @@ class RunConfig(BaseModel):
     prune_threshold: float | None = Field(
         None, ge=0, lt=1, description="parameters scoring in the lowest part of this size die"
     )
-    prune_flops: float | None = Field(None, gt=0, le=1, description="fraction of the dense FLOPs to keep [0.5]")
+    prune_flops: float | None = Field(None, gt=0, le=1, description="largest fraction of the dense FLOPs to keep; units without agreement go beyond [0.5]")
     explore_rounds: int | None = Field(
         None, ge=1, description="rounds of exploration before the first mask [distributed: 20, else 1]"
     )

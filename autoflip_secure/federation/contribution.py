@@ -132,7 +132,7 @@ class Contributor:
                 clip=manifest.privacy.clip,
                 noise_multiplier=manifest.privacy.noise_multiplier,
                 learning_rate=config.learning_rate,
-                momentum=config.momentum,
+                momentum=0.0,
                 live=live,
                 nominal_records=max(1, model.records // config.silos),
                 sampling=self._randomness(manifest, "sampling"),

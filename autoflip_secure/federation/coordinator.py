@@ -203,20 +203,26 @@ class Coordinator:
         return channels
 
     def _step(self, aggregates: Sequence[Aggregate]) -> None:
-        """Move the model by the sum: momentum SGD on the noised gradient sum, or the mean of the silos' updates."""
+        """Move the model by the sum: momentum SGD on the noised gradient sum, or the mean of the silos' updates.
+
+        Under DP the momentum is the server's: it smooths noise over rounds, and as post-processing it costs nothing.
+        Without DP it is the silos' own.
+        """
         state, config = self.state, self._config
         if "update" not in aggregates[0].channels:
             return  # cold start: exploration maps the landscape and leaves the model where it was
         total = np.sum([a.sum("update") for a in aggregates], axis=0)
         present = sum(a.silos for a in aggregates)
         if config.trust == "distributed":
+            # Silos that are away take their share of the expected batch with them.
             expected = config.sampling_rate * state.model.records * present / len(self._exchange.nodes)
-            state.velocity = config.momentum * state.velocity + total / expected
-            step = config.learning_rate * state.velocity
+            step = config.learning_rate * total / expected
         else:
             step = total / present
-        weights = np.where(state.model.mask, state.model.weights + step, 0).astype(np.float32)
-        state.model = replace(state.model, weights=weights)
+        momentum = 0.0 if config.trust == "none" else config.momentum
+        state.velocity = np.where(state.model.mask, momentum * state.velocity + step, 0.0)
+        weights = (state.model.weights + state.velocity).astype(np.float32)
+        state.model = replace(state.model, weights=np.where(state.model.mask, weights, np.float32(0)))
 
     def _prune(self, number: int) -> None:
         state = self.state

@@ -52,7 +52,7 @@ def read_advertisement(data: bytes, roster: Roster, head: Head, slots: int) -> A
     _same_epoch(message, head)
     if message.slots != slots:
         raise ProtocolError(f"silo {message.silo} advertised {message.slots} slots instead of {slots}")
-    if (False and is_low_order(message.box_key)) or any(is_low_order(message.mask_key(slot)) for slot in range(slots)):
+    if is_low_order(message.box_key) or any(is_low_order(message.mask_key(slot)) for slot in range(slots)):
         raise ProtocolError(f"silo {message.silo} advertised a key of low order")
     return message
 

@@ -44,6 +44,8 @@ class ChannelSpec:
     def __post_init__(self) -> None:
         if self.name not in CHANNEL_NAMES:
             raise EncodingError(f"unknown channel {self.name!r}; channels are {', '.join(sorted(CHANNEL_NAMES))}")
+        if type(self.length) is not int or type(self.bits) is not int or isinstance(self.limit, bool):
+            raise EncodingError(f"channel {self.name}: length and bits are whole numbers, limit a number")
         if self.length < 1:
             raise EncodingError(f"channel {self.name}: length {self.length} is not positive")
         if not 2 <= self.bits <= MAX_BITS:

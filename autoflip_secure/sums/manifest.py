@@ -60,6 +60,8 @@ class PrivacyTerms:
     delta: float
 
     def __post_init__(self) -> None:
+        if type(self.steps) is not int or type(self.colluders) is not int:
+            raise ProtocolError("a privacy term that counts is not a whole number")
         numbers = (self.sampling_rate, self.noise_multiplier, self.clip, self.delta)
         if self.trust not in TRUST_MODES:
             raise ProtocolError(f"unknown trust mode {self.trust!r}")
@@ -84,7 +86,7 @@ class Manifest:
     epoch, slot : int
         Key batch and the one-time slot in it.
     epoch_hash : bytes, 32
-        Hash of the epoch's signed key advertisements (all zero where the sum has no keys).
+        Hash of the epoch's signed key set-up messages (all zero where the sum has no keys).
     round, attempt : int
         Round of the run, and which try at it.
     phase : str
@@ -123,6 +125,9 @@ class Manifest:
             raise ProtocolError("a manifest's session id has 16 bytes")
         if any(len(h) != HASH_BYTES for h in (self.epoch_hash, self.model_hash, self.mask_hash, self.config_hash)):
             raise ProtocolError("a manifest's hashes have 32 bytes")
+        counters = [self.epoch, self.slot, self.round, self.attempt, self.threshold, *self.minimum]
+        if any(type(number) is not int for number in [*counters, *(s for cohort in self.cohorts for s in cohort)]):
+            raise ProtocolError("a manifest's counters and silo ids are whole numbers")
         if self.phase not in PHASES:
             raise ProtocolError(f"unknown phase {self.phase!r}")
         if min(self.epoch, self.slot, self.round, self.attempt) < 0 or self.threshold < 1:

@@ -431,7 +431,7 @@ def test_epochs_only_grow(federation):
 ADVERTISEMENT_FAULTS = {
     "own missing": "own-keys",
     "own altered": "own-keys",
-    "too few": "threshold",
+    "too few": "2 silos advertised keys, 3 are needed",
     "twice": "known-silos",
     "substituted key": "signature",
     "other epoch": "another session, roster or epoch",

@@ -158,3 +158,13 @@ def test_with_slot_changes_nothing_else():
     other = MANIFEST.with_slot(epoch=8, slot=9, epoch_hash=b"x" * 32, attempt=4)
     assert (other.epoch, other.slot, other.epoch_hash, other.attempt) == (8, 9, b"x" * 32, 4)
     assert replace(other, epoch=1, slot=2, epoch_hash=b"e" * 32, attempt=0) == MANIFEST
+
+
+@pytest.mark.parametrize("field", [2, 3, 5, 6, 10])
+def test_counters_are_whole_numbers(field: int) -> None:
+    """1.0 and true compare equal to 1, but their bytes differ: a second spelling of one manifest is refused."""
+    values = msgpack.unpackb(MANIFEST.to_bytes())
+    for impostor in (float(values[field]), bool(values[field])):
+        forged = [*values[:field], impostor, *values[field + 1 :]]
+        with pytest.raises(ProtocolError):
+            Manifest.from_bytes(msgpack.packb(forged))
