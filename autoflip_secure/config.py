@@ -109,7 +109,12 @@ class RunConfig(BaseModel):
     prune_threshold: float | None = Field(
         None, ge=0, lt=1, description="parameters scoring in the lowest part of this size die"
     )
-    prune_flops: float | None = Field(None, gt=0, le=1, description="largest fraction of the dense FLOPs to keep; units without agreement go beyond [0.5]")
+    prune_flops: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="largest fraction of the dense FLOPs to keep; units without agreement go beyond [0.5]",
+    )
     explore_rounds: int | None = Field(
         None, ge=1, description="rounds of exploration before the first mask [distributed: 20, else 1]"
     )

@@ -11,6 +11,7 @@ __all__ = [
     "DataError",
     "EncodingError",
     "InputError",
+    "Interrupted",
     "NotAvailable",
     "PolicyRefusal",
     "ProtocolError",
@@ -45,6 +46,10 @@ class CannotContinue(AutoflipSecureError):
 
 class BudgetExhausted(CannotContinue):
     """The privacy budget does not cover the next step; raised before any data is touched."""
+
+
+class Interrupted(AutoflipSecureError):
+    """The user stopped the run; the message says how to go on. Exit code 130."""
 
 
 class StorageError(CannotContinue):

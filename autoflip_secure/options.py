@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 
 from autoflip_secure.config import RunConfig, flag_of, load_config_file
-from autoflip_secure.errors import AutoflipSecureError, InputError
+from autoflip_secure.errors import AutoflipSecureError, InputError, Interrupted
 
 __all__ = ["config_from", "run_command", "with_config_options"]
 
@@ -78,6 +78,8 @@ def run_command(app: typer.Typer, arguments: list[str] | None = None) -> int:
         return _fail(error.format_message().rstrip(".") + "; `--help` lists the options", EXIT_BAD_INPUT)
     except InputError as error:
         return _fail(str(error), EXIT_BAD_INPUT)
+    except Interrupted as error:
+        return _fail(str(error), EXIT_INTERRUPTED)
     except AutoflipSecureError as error:
         return _fail(str(error), EXIT_CANNOT_CONTINUE)
     except (KeyboardInterrupt, click.Abort):

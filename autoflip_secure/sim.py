@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autoflip_secure.config import ResolvedConfig, RunConfig, load_config_file
-from autoflip_secure.errors import CannotContinue, ConfigError
+from autoflip_secure.errors import CannotContinue, ConfigError, Interrupted
 from autoflip_secure.options import config_from, run_command, with_config_options
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ def _run(folder: RunFolder, config: ResolvedConfig, *, quiet: bool, summary: str
         try:
             outcome = run_federation(folder, config, progress.round_done)
         except KeyboardInterrupt:
-            progress.say(f"interrupted; go on with: python -m autoflip_secure.sim --resume {folder.path}")
-            raise
+            again = f"python -m autoflip_secure.sim --resume {folder.path}"
+            raise Interrupted(f"interrupted; go on with: {again}") from None
         except CannotContinue as error:
             raise type(error)(f"{error} (checkpoint: {folder.checkpoint})") from error
         figures = finish(folder, config, outcome)

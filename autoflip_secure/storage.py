@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from autoflip_secure.errors import StorageError
 
-__all__ = ["open_silo_database", "write_atomically"]
+__all__ = ["open_silo_database", "storing", "write_atomically"]
 
 OWNER_ONLY = 0o600
 
@@ -32,6 +34,15 @@ def write_atomically(path: Path, data: bytes, *, secret: bool = False) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise StorageError(f"cannot write {path}: {error.strerror}; the previous file is kept") from error
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses inside the block into a StorageError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}; what was there before is kept") from error
 
 
 def open_silo_database(path: Path) -> sqlite3.Connection:

@@ -102,8 +102,7 @@ class Contributor:
 
     def _local_update(self, manifest: Manifest, model: ModelPayload) -> Vectors:
         network = self._load(model)
-        exploring = manifest.phase == "explore"
-        self._train(network, manifest, model, self._config.explore_steps if exploring else self._config.local_steps)
+        self._train(network, manifest, model)
         end = flatten_parameters(network).numpy()
         wanted = {channel.name for channel in manifest.channels}
         vectors: dict[str, NDArray[np.floating]] = {}
@@ -118,7 +117,9 @@ class Contributor:
             vectors["unit_energy"] = UnitMap.of(model.spec).unit_sum(np.clip(update, -limit, limit) ** 2)
         return vectors
 
-    def _train(self, network: torch.nn.Module, manifest: Manifest, model: ModelPayload, steps: int) -> None:
+    def _train(self, network: torch.nn.Module, manifest: Manifest, model: ModelPayload) -> None:
+        # As many steps as the ledger was charged for, not as many as somebody's configuration says.
+        steps = manifest.privacy.steps
         config, records = self._config, self._data.train
         x, y = torch.from_numpy(records.x).to(self._device), torch.from_numpy(records.y).to(self._device)
         live = torch.from_numpy(model.mask)

@@ -113,7 +113,9 @@ class Coordinator:
         self._pruning.restore(state.model.spec, state.pruning, state.facts["pruning"])
         keep_lines(self._folder.metrics, lambda line: line["round"] < state.round)
         if state.round < self._schedule.rounds:
-            state.spare_attempts_used += 1  # the interrupted attempt may be in the silos' ledgers
+            # The interrupted attempt may be in the silos' ledgers.
+            state.spare_attempts_used += 1
+            state.spare_steps += self._terms(state.round).steps
         return state
 
     def _secure_sum(self, session: bytes) -> CoordinatorSecureSum:
@@ -284,7 +286,7 @@ class Coordinator:
             state.facts["target"] = {"rounds": state.round, "upload_bytes": line["upload_bytes_per_silo"]}
 
     def _epsilon(self) -> float | None:
-        return spent_after(self.plan, self._schedule, self.state.round, self.state.spare_attempts_used)
+        return spent_after(self.plan, self._schedule, self.state.round, self.state.spare_steps)
 
     def _checkpoint(self) -> None:
         self.state.pruning = self._pruning.arrays()

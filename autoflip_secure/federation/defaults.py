@@ -33,12 +33,12 @@ class _Training:
 
 _IMAGES = {
     "none": _Training(60, 10, 0.1, 0.9, 1.0, 0.1),
-    "local": _Training(60, 4, 0.5, 0.5, 0.1, 0.1, explore_steps=8),
+    "local": _Training(100, 1, 2.0, 0.9, 0.1, 0.2, explore_steps=4),
     "distributed": _Training(200, 1, 4.0, 0.9, 0.1, 0.1, explore_rounds=20),
 }
 _TABLES = {
     "none": _Training(40, 10, 0.1, 0.9, 1.0, 0.1),
-    "local": _Training(30, 4, 0.5, 0.5, 0.1, 0.2, explore_steps=8),
+    "local": _Training(60, 1, 0.5, 0.9, 0.1, 0.2, explore_steps=4),
     "distributed": _Training(100, 1, 2.0, 0.9, 0.1, 0.2, explore_rounds=10),
 }
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from autoflip_secure.storage import write_atomically
+from autoflip_secure.storage import storing, write_atomically
 
 __all__ = ["JsonLines", "keep_lines", "read_json_lines"]
 
@@ -18,15 +18,18 @@ class JsonLines:
 
     def __init__(self, path: Path, *, stamp: bool = False) -> None:
         _cut_to_whole_lines(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        with storing(path):
+            self._file = path.open("a", encoding="utf-8")
         self._stamp = stamp
 
     def write(self, **fields: Any) -> None:
         """Append one line."""
         if self._stamp:
             fields = {"time": round(time.time(), 3), **fields}
-        self._file.write(json.dumps(fields) + "\n")
-        self._file.flush()
+        with storing(self._path):
+            self._file.write(json.dumps(fields) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         self._file.close()

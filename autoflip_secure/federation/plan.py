@@ -9,6 +9,7 @@ from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.data.task import Task
 from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.federation.sums import LEAST_RESERVE, reserve_attempts
+from autoflip_secure.federation.terms import COUNT_SENSITIVITY
 from autoflip_secure.privacy.accounting import Mechanism
 from autoflip_secure.privacy.plan import DATASETS, PrivacyPlan, solve_plan
 from autoflip_secure.sums.manifest import PrivacyTerms
@@ -17,8 +18,6 @@ __all__ = ["SessionPlan", "session_plan"]
 
 CENSUS_NOISE = 20.0
 """Noise multiplier of the one count of records: costs a few hundredths of epsilon, and 20 records of error a silo."""
-
-COUNT_SENSITIVITY = 1.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class SessionPlan:
         """Terms of an exploration or training round."""
         config = self.config
         if config.trust == "none":
-            return self._terms("train", 1.0, 1, 0.0, 0.0)
+            return self._terms("train", 1.0, self._steps(exploring), 0.0, 0.0)
         steps = self._steps(exploring)
         return self._terms("train", config.sampling_rate, steps, self.privacy.noise_multiplier, config.clip)
 
@@ -94,13 +93,13 @@ def session_plan(config: ResolvedConfig, task: Task, schedule: Schedule, *, publ
 
 
 def _train_steps(config: ResolvedConfig, schedule: Schedule) -> int:
-    """Uses of the training records, reserve included."""
+    """Uses of the training records, reserve included: spare attempts, and under local trust one of exploration too."""
     spare = reserve_attempts(config, schedule.rounds)
     if config.trust != "local":
         return schedule.rounds + spare
     explored = sum(schedule.is_exploration(r) for r in range(schedule.rounds))
-    longest = max(config.local_steps, config.explore_steps) if explored else config.local_steps
-    return (schedule.rounds - explored) * config.local_steps + explored * config.explore_steps + spare * longest
+    trained = (schedule.rounds - explored + spare) * config.local_steps
+    return trained + (explored + min(explored, 1)) * config.explore_steps
 
 
 def describe(plan: SessionPlan) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save
 from autoflip_secure.errors import StorageError
 from autoflip_secure.federation.exchange import Traffic
 from autoflip_secure.federation.model_payload import ModelPayload
-from autoflip_secure.storage import write_atomically
+from autoflip_secure.storage import storing, write_atomically
 
 __all__ = ["RunState", "has_checkpoint", "load_checkpoint", "save_checkpoint"]
 
@@ -50,6 +50,7 @@ class RunState:
     epoch: int = 0
     attempts_aborted: int = 0
     spare_attempts_used: int = 0
+    spare_steps: int = 0
 
 
 def save_checkpoint(folder: Path, state: RunState) -> None:
@@ -62,7 +63,7 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
     """
     fresh = folder.with_name(f"{folder.name}.new")
     old = folder.with_name(f"{folder.name}.old")
-    try:
+    with storing(folder):
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         write_atomically(fresh / MODEL_FILE, state.model.to_bytes())
@@ -73,6 +74,7 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
             "epoch": state.epoch,
             "attempts_aborted": state.attempts_aborted,
             "spare_attempts_used": state.spare_attempts_used,
+            "spare_steps": state.spare_steps,
             "traffic": state.traffic.to_json(),
             "facts": state.facts,
         }
@@ -82,8 +84,6 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
             folder.rename(old)
         fresh.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise StorageError(f"cannot write the checkpoint {folder}: {error.strerror}; the last one is kept") from error
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -115,6 +115,7 @@ def load_checkpoint(folder: Path) -> RunState:
             epoch=facts["epoch"],
             attempts_aborted=facts["attempts_aborted"],
             spare_attempts_used=facts["spare_attempts_used"],
+            spare_steps=facts["spare_steps"],
         )
     except Exception as error:
         raise StorageError(f"the checkpoint {source} is damaged: {error}") from error

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgpack
 
-from autoflip_secure.storage import write_atomically
+from autoflip_secure.storage import storing
 
 __all__ = ["ServerView", "read_server_view"]
 
@@ -29,20 +29,24 @@ class ServerView:
     def received(self, *, stage: str, round: int, attempt: int, sender: int, fields: dict[str, Any]) -> None:
         """Record one message as it arrived; `sender` is the silo's id (0: not known yet)."""
         message = {"stage": stage, "round": round, "attempt": attempt, "from": sender, "fields": fields}
-        (self._folder / f"{self._next:06d}.msgpack").write_bytes(msgpack.packb(message))
+        path = self._folder / f"{self._next:06d}.msgpack"
+        with storing(path):
+            path.write_bytes(msgpack.packb(message))
         self._next += 1
 
     def public(self, *, round: int, attempt: int, manifest: bytes, model: bytes) -> None:
         """Append a manifest and the model (weights, mask) the coordinator sent with it."""
         record = msgpack.packb({"round": round, "attempt": attempt, "manifest": manifest, "model": model})
-        with (self._folder / "public.msgpack").open("ab") as file:
-            file.write(record)
+        self._append(record)
 
     def close(self, final_model: bytes) -> None:
         """Append the final model."""
-        with (self._folder / "public.msgpack").open("ab") as file:
-            file.write(msgpack.packb({"final_model": final_model}))
-        write_atomically(self._folder / "complete", b"")
+        self._append(msgpack.packb({"final_model": final_model}))
+
+    def _append(self, record: bytes) -> None:
+        path = self._folder / "public.msgpack"
+        with storing(path), path.open("ab") as file:
+            file.write(record)
 
 
 def read_server_view(folder: Path) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import AutoflipSecureError, PolicyRefusal, ProtocolError
 from autoflip_secure.federation.dropout import drops
 from autoflip_secure.federation.policy import SiloPolicy
-from autoflip_secure.federation.terms import check_grid
+from autoflip_secure.federation.terms import check_grid, check_terms
 from autoflip_secure.federation.wire import Reply, Request
 from autoflip_secure.privacy.accounting import Mechanism
 from autoflip_secure.privacy.ledger import Ledger, LedgerLine
@@ -216,6 +216,7 @@ class _Session:
 
     def _check(self, manifest: Manifest, attachment: bytes) -> None:
         self._silo.policy.check_manifest(manifest)
+        check_terms(manifest)
         if manifest.session != self._request.session:
             raise PolicyRefusal("the manifest belongs to a session this silo did not join")
         if manifest.config_hash != self._config.digest():

@@ -9,18 +9,17 @@ from autoflip_secure.privacy.accounting import Mechanism, epsilon
 __all__ = ["spent_after"]
 
 
-def spent_after(plan: SessionPlan, schedule: Schedule, rounds: int, spare: int) -> float | None:
-    """Epsilon of a silo that took part in every attempt of `rounds` rounds, `spare` retries included.
+def spent_after(plan: SessionPlan, schedule: Schedule, rounds: int, spare_steps: int) -> float | None:
+    """Epsilon of a silo that took part in every attempt of `rounds` rounds, and in retries of `spare_steps` steps.
 
     Silos that were absent have spent less; each silo's ledger is the record that counts. None without DP.
     """
     if plan.config.trust == "none":
         return None
     explored = sum(schedule.is_exploration(r) for r in range(rounds))
-    per_retry = max(plan.train_terms(True).steps if explored else 0, plan.train_terms(False).steps)
     steps = explored * plan.train_terms(True).steps + (rounds - explored) * plan.train_terms(False).steps
     privacy = plan.privacy
-    used = [Mechanism(privacy.sampling_rate, privacy.noise_multiplier, steps + spare * per_retry)]
+    used = [Mechanism(privacy.sampling_rate, privacy.noise_multiplier, steps + spare_steps)]
     if privacy.census_noise_multiplier:
         used.append(Mechanism(1.0, privacy.census_noise_multiplier, 1))
     return epsilon(used, privacy.accounting_delta, privacy.accountant)

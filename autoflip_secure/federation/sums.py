@@ -141,6 +141,8 @@ class SumRunner:
                 f"round {state.round}: {exhausted} silos have no privacy budget left; the last round's model is kept"
             ) from abort
         state.spare_attempts_used += 1
+        if manifest.privacy.dataset == "train":
+            state.spare_steps += manifest.privacy.steps
         if self.reserve is not None and state.spare_attempts_used > self.reserve:
             raise CannotContinue(
                 f"round {state.round}: more attempts aborted than the {self.reserve} that the plan pays for; the model "

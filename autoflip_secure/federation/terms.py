@@ -10,7 +10,9 @@ from autoflip_secure.sums.channels import ChannelSpec
 from autoflip_secure.sums.manifest import Manifest
 
 __all__ = [
+    "COUNT_SENSITIVITY",
     "check_grid",
+    "check_terms",
     "count_channel",
     "deviation_channel",
     "energy_channel",
@@ -27,6 +29,9 @@ sets aside for the grid in any run of fewer than a hundred thousand rounds."""
 GRADIENT_RANGE = 4.0
 """Public range of a coordinate of a silo's gradient sum, in clipping norms: far above what batches produce, and the
 field of the sum has room for all silos at that range, so noise never wraps."""
+
+COUNT_SENSITIVITY = 1.0
+"""L2 distance by which one record moves a count or a vector of metric counts."""
 
 EXACT_BITS = 24
 COUNT_STEPS = 2048
@@ -88,6 +93,31 @@ def honest_silos(manifest: Manifest, cohort: int) -> int:
             f"{manifest.privacy.colluders} may collude: nobody's noise is left"
         )
     return honest
+
+
+def check_terms(manifest: Manifest) -> None:
+    """Whether the ledger line this manifest leads to describes what a silo does when it answers.
+
+    Raises
+    ------
+    PolicyRefusal
+        Names the term that would undercount.
+    """
+    terms, phase = manifest.privacy, manifest.phase
+    counting = phase in ("census", "evaluate")
+    dataset = "holdout" if phase == "evaluate" else "train"
+    if terms.dataset != dataset:
+        raise PolicyRefusal(f"phase {phase} uses the {dataset} records, the manifest would charge {terms.dataset}")
+    if counting and (terms.sampling_rate != 1.0 or terms.steps != 1):
+        raise PolicyRefusal(f"phase {phase} uses every record once, the manifest would charge less")
+    if counting and terms.trust != "none" and terms.clip < COUNT_SENSITIVITY:
+        raise PolicyRefusal(
+            f"one record changes a count by {COUNT_SENSITIVITY:g}, the manifest scales noise to {terms.clip}"
+        )
+    if terms.trust == "distributed" and terms.steps != 1:
+        raise PolicyRefusal(f"distributed noise covers one gradient sum a round, the manifest asks for {terms.steps}")
+    if terms.steps < 1:
+        raise PolicyRefusal("a round uses the records at least once")
 
 
 def noise_steps(manifest: Manifest, channel: ChannelSpec, cohort: int) -> float:

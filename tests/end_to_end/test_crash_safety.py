@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -172,3 +175,60 @@ def test_a_finished_run_cannot_be_resumed(run_sim, tmp_path: Path, capsys: pytes
     run_sim()
     assert main(["--resume", str(tmp_path / "run")]) == 2
     assert "finished" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_resumable_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    options = [*OPTIONS, "--rounds", "400", "--explore-rounds", "1", "--workers", "1", "--run-dir", str(run)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "autoflip_secure.sim", *options], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or (run / "metrics.jsonl").read_text().count("\n") < 3:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert errors.count("\n") == 1
+    assert f"--resume {run}" in errors
+    done = (run / "metrics.jsonl").read_text().count("\n")
+    # Fewer rounds are left to do than a test has time for: what counts is that the next round follows the last.
+    child = os.fork()
+    if child == 0:
+        try:
+            arm("before:masked", done + 3)
+            main(["--resume", str(run), "--quiet"])
+        finally:
+            os._exit(1)
+    os.waitpid(child, 0)
+    rounds = [json.loads(line)["round"] for line in (run / "metrics.jsonl").open()]
+    assert rounds == list(range(len(rounds)))
+    assert len(rounds) > done
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_with_one_line_and_keeps_the_checkpoint(
+    run_sim, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    run = tmp_path / "run"
+    save = coordinator.save_checkpoint
+
+    def full(folder: Path, state: Any) -> None:
+        if state.round == 3:
+            with run_state.storing(folder):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        save(folder, state)
+
+    monkeypatch.setattr(coordinator, "save_checkpoint", full)
+    assert main([*OPTIONS, "--run-dir", str(run)]) == 3
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert "No space left" in errors
+    monkeypatch.setattr(coordinator, "save_checkpoint", save)
+    assert main(["--resume", str(run), "--quiet"]) == 0

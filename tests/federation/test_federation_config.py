@@ -1,0 +1,224 @@
+"""RunConfig: one declaration of every option, its validation, its file form, and what its digest covers."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoflip_secure.config import (
+    ARRIVES_LATER,
+    LOCAL_ONLY_FIELDS,
+    ResolvedConfig,
+    RunConfig,
+    flag_of,
+    load_config_file,
+)
+from autoflip_secure.errors import ConfigError, NotAvailable
+
+OTHER: dict[str, Any] = {
+    "dataset": "digits",
+    "data_dir": Path("/data"),
+    "model": "mlp",
+    "silos": 7,
+    "partition": "iid",
+    "rounds": 9,
+    "local_steps": 3,
+    "participation": 0.5,
+    "batch_size": 8,
+    "learning_rate": 0.25,
+    "momentum": 0.5,
+    "target_accuracy": 0.9,
+    "aggregation": "none",
+    "colluders": 2,
+    "min_cohort": 0.9,
+    "epoch_slots": 10,
+    "bits": 20,
+    "update_limit": 2.0,
+    "dp_epsilon": 3.0,
+    "dp_delta": 1e-6,
+    "dp_trust": "local",
+    "clip": 0.2,
+    "sampling_rate": 0.3,
+    "reserve": 0.1,
+    "evaluations": 4,
+    "insecure_reproducible_noise": True,
+    "prune": "none",
+    "prune_threshold": 0.4,
+    "prune_flops": 0.6,
+    "explore_rounds": 2,
+    "explore_steps": 5,
+    "cohorts": 3,
+    "agreement_every": 4,
+    "eta": 0.3,
+    "prune_steps": 2,
+    "warm_start": False,
+    "dropout": 0.2,
+    "engine": "ray",
+    "device": "cpu",
+    "workers": 3,
+    "seed": 11,
+    "evaluate_every": 2,
+    "run_dir": Path("/run"),
+    "record_server_view": True,
+    "stage_timeout": 5.0,
+}
+"""A valid value of every field that is not its default."""
+
+OUT_OF_RANGE: dict[str, tuple[Any, ...]] = {
+    "silos": (2, 101, -1, "many"),
+    "rounds": (0, 100_001),
+    "local_steps": (0,),
+    "participation": (0, 1.01, float("nan")),
+    "batch_size": (0,),
+    "learning_rate": (0, -1, float("inf")),
+    "momentum": (-0.1, 1),
+    "target_accuracy": (0, 1.1),
+    "aggregation": ("plain",),
+    "colluders": (-1,),
+    "min_cohort": (0, 1.1),
+    "epoch_slots": (0, 4097),
+    "bits": (7, 25),
+    "update_limit": (0, float("inf")),
+    "dp_epsilon": (0, -1, float("nan"), float("inf")),
+    "dp_delta": (0, 1),
+    "dp_trust": ("none",),
+    "clip": (0,),
+    "sampling_rate": (0, 1.1),
+    "reserve": (-0.1, 1.1),
+    "evaluations": (0,),
+    "prune": ("lottery",),
+    "prune_threshold": (-0.1, 1),
+    "prune_flops": (0, 1.1),
+    "explore_rounds": (0,),
+    "explore_steps": (0,),
+    "cohorts": (0, 17),
+    "agreement_every": (-1,),
+    "eta": (-0.1, 1.1),
+    "prune_steps": (0, 101),
+    "dropout": (-0.1, 1),
+    "engine": ("slurm",),
+    "device": ("tpu",),
+    "workers": (-1, 257),
+    "seed": (-1, 2**63),
+    "evaluate_every": (0,),
+    "stage_timeout": (0,),
+}
+
+
+UNHASHABLE = pytest.mark.xfail(strict=True, raises=TypeError, reason="a list in a file ends in a traceback")
+
+
+def test_the_table_of_other_values_is_whole() -> None:
+    assert set(OTHER) == set(RunConfig.model_fields)
+    defaults = RunConfig()
+    assert [name for name, value in OTHER.items() if getattr(defaults, name) == value] == []
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in OUT_OF_RANGE.items() for v in values])
+def test_a_value_out_of_range_is_refused_by_the_flag_s_name(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"^{flag_of(name)}: ") as caught:
+        RunConfig.create(**{name: value})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(set(OUT_OF_RANGE) - {"aggregation", "prune", "engine", "device", "dp_trust"}))
+def test_resolved_configurations_keep_every_range(name: str, make_config) -> None:
+    """The subclass declares its types anew, without the ranges: they must not be lost by that."""
+    good = make_config().model_dump()
+    with pytest.raises(ConfigError, match=flag_of(name)):
+        ResolvedConfig.create(**{**good, name: OUT_OF_RANGE[name][0]})
+
+
+def test_a_resolved_configuration_has_no_open_option(make_config) -> None:
+    good = make_config().model_dump()
+    for name in set(ResolvedConfig.__annotations__) - {"model_config"}:
+        with pytest.raises(ConfigError, match=flag_of(name)):
+            ResolvedConfig.create(**{**good, name: None})
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in ARRIVES_LATER.items() for v in sorted(values)])
+def test_what_arrives_later_is_refused_and_not_ignored(name: str, value: str) -> None:
+    with pytest.raises(NotAvailable, match=f"{flag_of(name)} {value}"):
+        RunConfig.create(**{name: value})
+
+
+def test_an_unknown_option_is_refused_by_its_name() -> None:
+    with pytest.raises(ConfigError, match="epsilom"):
+        RunConfig.create(epsilom=3)
+
+
+def test_configurations_cannot_be_changed() -> None:
+    with pytest.raises(Exception, match="frozen"):
+        RunConfig().rounds = 3  # type: ignore[misc]
+
+
+def test_trust_is_none_without_a_budget() -> None:
+    assert RunConfig.create(dp_trust="local").trust == "none"
+    assert RunConfig.create(dp_epsilon=1, dp_trust="local").trust == "local"
+    assert RunConfig.create(dp_epsilon=1).trust == "distributed"
+
+
+@pytest.mark.parametrize("name", sorted(RunConfig.model_fields))
+def test_the_digest_covers_what_a_run_computes_and_nothing_else(name: str) -> None:
+    changed = RunConfig.create(**{name: OTHER[name]}).digest() != RunConfig().digest()
+    assert changed == (name not in LOCAL_ONLY_FIELDS)
+
+
+def test_local_fields_are_those_that_compute_nothing() -> None:
+    """The list is part of the protocol: what is added to it is no longer agreed between coordinator and silos."""
+    assert {
+        "data_dir", "run_dir", "engine", "device", "workers", "record_server_view", "stage_timeout"
+    } == LOCAL_ONLY_FIELDS  # fmt: skip
+
+
+def test_the_digest_of_a_resolved_configuration_survives_the_wire(make_config) -> None:
+    config = make_config(dp_epsilon=0.1 + 0.2, learning_rate=1 / 3, run_dir=Path("/somewhere"))
+    again = ResolvedConfig.create(**json.loads(config.model_dump_json()))
+    assert again == config
+    assert again.digest() == config.digest()
+
+
+@given(st.sets(st.sampled_from(sorted(OTHER))))
+def test_the_file_form_round_trips(names: set[str]) -> None:
+    config = RunConfig.create(**{name: OTHER[name] for name in names})
+    text = config.to_toml()
+    assert RunConfig.create(**tomllib.loads(text)) == config
+
+
+def test_a_resolved_file_reads_as_both_kinds(make_config, tmp_path: Path) -> None:
+    config = make_config(dp_epsilon=8, dp_trust="local")
+    (tmp_path / "config.toml").write_text(config.to_toml())
+    assert ResolvedConfig.create(**load_config_file(tmp_path / "config.toml")) == config
+    assert RunConfig.create(**load_config_file(tmp_path / "config.toml")).digest() == config.digest()
+
+
+def test_files_may_write_options_as_flags(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("dp-epsilon = 3\n")
+    assert load_config_file(tmp_path / "c.toml") == {"dp_epsilon": 3}
+
+
+@pytest.mark.parametrize(("content", "named"), [(b"a = = 1", "line 1, column"), (b"\xff\xfe", "UTF-8")])
+def test_a_file_that_is_not_toml_is_named(content: bytes, named: str, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_bytes(content)
+    with pytest.raises(ConfigError, match="c.toml") as caught:
+        load_config_file(tmp_path / "c.toml")
+    assert named in str(caught.value)
+
+
+def test_a_file_that_is_missing_or_a_folder_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "absent.toml"):
+        with pytest.raises(ConfigError, match="--config: cannot read"):
+            load_config_file(path)
+
+
+@pytest.mark.parametrize("name", ["aggregation", "prune"])
+@pytest.mark.parametrize("value", [3, None, True, *(pytest.param(v, marks=UNHASHABLE) for v in (["secagg"], {"a": 1}))])
+def test_a_choice_of_another_type_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=flag_of(name)):
+        RunConfig.create(**{name: value})

@@ -1,0 +1,237 @@
+"""One stage over a Grid: who answered, who is counted as missing, which bytes are counted, what is recorded."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+
+from autoflip_secure.federation.exchange import StageExchange, Traffic
+from autoflip_secure.federation.wire import RECORD, Reply, read_request, reply_message
+
+Answer = Callable[[int, Message], Message | None]
+
+
+class FakeGrid:
+    """Answers each message by `answer(node, message)`; None is silence. Ids are set on sending, as Flower does."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self.sent: list[Message] = []
+        self.timeouts: list[float | None] = []
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        self.timeouts.append(timeout)
+        replies = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
+            self.sent.append(message)
+            reply = self._answer(message.metadata.dst_node_id, message)
+            if reply is not None:
+                # Error replies of nodes that failed come from the server's own node.
+                reply.metadata.__dict__["_src_node_id"] = 1
+                replies.append(reply)
+        return reversed(replies)
+
+
+class RecordingView:
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+
+    def received(self, **message: Any) -> None:
+        self.messages.append(message)
+
+
+def ok(node: int, message: Message) -> Message:
+    return reply_message(Reply("ok", b"from %d" % node), message)
+
+
+@pytest.fixture
+def start() -> Callable[[Answer], tuple[StageExchange, FakeGrid, RecordingView, list[dict[str, Any]]]]:
+    """start(answer) -> exchange over silos 1..4 at nodes 101..104, its grid, its view, its events."""
+
+    def begin(answer: Answer) -> tuple[StageExchange, FakeGrid, RecordingView, list[dict[str, Any]]]:
+        grid, view, events = FakeGrid(answer), RecordingView(), []
+        exchange = StageExchange(
+            grid,  # type: ignore[arg-type]
+            Traffic(),
+            timeout=12.5,
+            view=view,  # type: ignore[arg-type]
+            event=lambda name, **fields: events.append({"event": name, **fields}),
+        )
+        exchange.nodes = {silo: 100 + silo for silo in range(1, 5)}
+        exchange.begin(3, 1, b"the model")
+        return exchange, grid, view, events
+
+    return begin
+
+
+REQUESTS = {silo: b"to %d" % silo for silo in range(1, 5)}
+
+
+def test_replies_find_their_silo_although_the_source_is_wrong(start) -> None:
+    exchange, *_ = start(ok)
+    assert exchange("confirm", REQUESTS) == {silo: b"from %d" % (100 + silo) for silo in REQUESTS}
+
+
+def test_only_those_who_were_asked_are_asked(start) -> None:
+    exchange, grid, *_ = start(ok)
+    assert set(exchange("confirm", {2: b"a", 4: b"b"})) == {2, 4}
+    assert [message.metadata.dst_node_id for message in grid.sent] == [102, 104]
+    assert grid.timeouts == [12.5]
+
+
+def test_requests_say_stage_round_and_attempt(start) -> None:
+    exchange, grid, *_ = start(ok)
+    exchange("confirm", REQUESTS)
+    requests = [read_request(message) for message in grid.sent]
+    assert [(r.stage, r.round, r.attempt, r.request) for r in requests] == [
+        ("confirm", 3, 1, content) for content in REQUESTS.values()
+    ]
+
+
+@pytest.mark.parametrize("stage", ["join", "advertise", "share", "masked", "clear", "confirm", "unmask"])
+def test_the_model_travels_with_the_stage_that_trains_and_no_other(start, stage: str) -> None:
+    exchange, grid, *_ = start(ok)
+    exchange(stage, REQUESTS)
+    trains = stage in ("masked", "clear")
+    assert {read_request(message).attachment for message in grid.sent} == {b"the model" if trains else b""}
+
+
+def test_bytes_are_counted_by_kind(start) -> None:
+    exchange, *_ = start(ok)
+    traffic = exchange._traffic
+    exchange("confirm", REQUESTS)
+    assert (traffic.upload_contributions, traffic.upload_total, traffic.download_total) == (0, 4 * 8, 4 * 4)
+    exchange("masked", REQUESTS)
+    assert (traffic.upload_contributions, traffic.upload_total) == (4 * 8, 8 * 8)
+    assert traffic.download_total == 8 * 4 + 4 * len(b"the model")
+
+
+def test_contributions_are_counted_from_those_who_gave_one(start) -> None:
+    def answer(node: int, message: Message) -> Message | None:
+        return reply_message(Reply("ok" if node == 101 else "refused", b"12345678"), message)
+
+    exchange, *_ = start(answer)
+    exchange("clear", REQUESTS)
+    assert exchange._traffic.upload_contributions == 8
+    assert exchange._traffic.upload_total == 32
+
+
+def malformed(message: Message, fields: dict[str, Any]) -> Message:
+    return Message(RecordDict({RECORD: ConfigRecord(fields)}), reply_to=message)
+
+
+ABSENT: dict[str, tuple[Answer, str, str]] = {
+    "silent": (lambda node, m: None, "silent", ""),
+    "dropped": (lambda node, m: reply_message(Reply("dropped"), m), "dropped", ""),
+    "refused": (lambda node, m: reply_message(Reply("refused", error="PolicyRefusal"), m), "refused", "PolicyRefusal"),
+    "failed": (lambda node, m: reply_message(Reply("failed"), m), "failed", ""),
+    "crashed": (lambda node, m: Message(Error(4, "traceback"), reply_to=m), "failed", "Flower error 4"),
+    "malformed": (lambda node, m: malformed(m, {"status": "ok"}), "malformed", "exactly status, reply and error"),
+    "mistyped": (lambda node, m: malformed(m, {"status": "ok", "reply": "text", "error": ""}), "malformed", "'reply'"),
+}
+
+
+@pytest.mark.parametrize("case", list(ABSENT))
+def test_whoever_gives_no_answer_is_absent_and_recorded(start, case: str) -> None:
+    absent, status, error = ABSENT[case]
+    exchange, _, view, events = start(lambda node, m: absent(node, m) if node == 103 else ok(node, m))
+    assert set(exchange("confirm", REQUESTS)) == {1, 2, 4}
+    (event,) = events
+    assert error in event.pop("error")
+    assert event == {"event": "absent", "stage": "confirm", "round": 3, "attempt": 1, "silo": 3, "status": status}
+    assert exchange._traffic.drops == {"confirm": 1}
+    assert len(view.messages) == (3 if case == "silent" else 4)
+
+
+def test_a_drop_is_counted_once_an_attempt_where_it_was_first_missed(start) -> None:
+    exchange, _, _, events = start(lambda node, m: None if node in (102, 103) else ok(node, m))
+    for stage in ("masked", "confirm", "unmask"):
+        exchange(stage, REQUESTS)
+    assert exchange._traffic.drops == {"masked": 2}
+    assert [(event["stage"], event["silo"]) for event in events] == [("masked", 2), ("masked", 3)]
+    exchange.begin(3, 2, b"")
+    exchange("confirm", REQUESTS)
+    assert exchange._traffic.drops == {"masked": 2, "confirm": 2}
+
+
+def test_a_silo_that_came_late_is_counted_at_its_own_stage(start) -> None:
+    gone: set[int] = {101}
+    exchange, *_ = start(lambda node, m: None if node in gone else ok(node, m))
+    exchange("masked", REQUESTS)
+    gone.add(104)
+    exchange("confirm", REQUESTS)
+    assert exchange._traffic.drops == {"masked": 1, "confirm": 1}
+
+
+def test_refusals_are_counted_by_kind_and_forgotten_by_the_next_attempt(start) -> None:
+    errors = {101: "BudgetExhausted", 102: "BudgetExhausted", 103: "PolicyRefusal"}
+
+    def answer(node: int, message: Message) -> Message:
+        return reply_message(Reply("refused", error=errors[node]), message) if node in errors else ok(node, message)
+
+    exchange, *_ = start(answer)
+    exchange("masked", REQUESTS)
+    assert exchange.refusals == {"BudgetExhausted": 2, "PolicyRefusal": 1}
+    exchange.begin(3, 2, b"")
+    assert not exchange.refusals
+
+
+def test_the_view_gets_every_message_as_it_came(start) -> None:
+    exchange, _, view, _ = start(
+        lambda node, m: reply_message(Reply("refused", b"\x01", "Refusal"), m) if node == 102 else ok(node, m)
+    )
+    exchange("unmask", REQUESTS)
+    assert {m["sender"] for m in view.messages} == {1, 2, 3, 4}
+    by_silo = {message["sender"]: message for message in view.messages}
+    assert by_silo[2] == {
+        "stage": "unmask",
+        "round": 3,
+        "attempt": 1,
+        "sender": 2,
+        "fields": {"status": "refused", "reply": b"\x01", "error": "Refusal"},
+    }
+    assert by_silo[3]["fields"] == {"status": "ok", "reply": b"from 103", "error": ""}
+
+
+def test_replies_to_other_messages_are_left_alone(start) -> None:
+    def answer(node: int, message: Message) -> Message:
+        reply = ok(node, message)
+        if node == 102:
+            reply.metadata.__dict__["_reply_to_message_id"] = "another"
+        return reply
+
+    exchange, _, view, _ = start(answer)
+    assert set(exchange("confirm", REQUESTS)) == {1, 3, 4}
+    assert len(view.messages) == 3
+
+
+def test_every_status_is_returned_to_whoever_asks_by_node(start) -> None:
+    exchange, *_ = start(lambda node, m: None if node == 104 else reply_message(Reply("refused", error=str(node)), m))
+    replies = exchange.ask_nodes("join", {node: b"" for node in (101, 104)})
+    assert replies == {101: Reply("refused", error="101")}
+    assert not exchange._traffic.drops
+
+
+def test_time_is_counted_as_training_in_the_stage_that_trains(start, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr("autoflip_secure.federation.exchange.time.perf_counter", lambda: float(next(clock)))
+    exchange, *_ = start(ok)
+    exchange("confirm", REQUESTS)
+    assert exchange.training_seconds == 0
+    exchange("masked", REQUESTS)
+    exchange("clear", REQUESTS)
+    assert exchange.training_seconds == 2
+
+
+def test_traffic_round_trips_through_json() -> None:
+    traffic = Traffic(1, 2, 3)
+    traffic.drops["masked"] += 2
+    again = Traffic.from_json(traffic.to_json())
+    assert again == traffic
+    again.drops["new"] += 1
+    assert again.drops == {"masked": 2, "new": 1}

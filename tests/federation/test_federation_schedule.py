@@ -1,0 +1,195 @@
+"""Plans of rounds: public, fixed before the run, and never a sum that a silo would refuse to open."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoflip_secure.config import ResolvedConfig
+from autoflip_secure.errors import ConfigError
+from autoflip_secure.federation.schedule import Schedule, cohort_minimum, default_colluders, round_half_up
+from autoflip_secure.federation.terms import deviation_channel, energy_channel, update_channel
+from autoflip_secure.secagg.rules import HARD_FLOOR, most_colluders, released_moments, share_threshold
+
+silo_counts = st.integers(3, 100)
+
+
+@st.composite
+def settings_of_a_schedule(draw: Callable[..., Any], participation: st.SearchStrategy[float]) -> dict[str, Any]:
+    silos = draw(silo_counts)
+    return {
+        "silos": silos,
+        "colluders": draw(st.integers(0, most_colluders(silos))),
+        "cohorts": draw(st.integers(1, 6)),
+        "participation": draw(participation),
+        "min_cohort": draw(st.sampled_from([0.5, 0.8, 1.0])),
+        "dp_epsilon": draw(st.sampled_from([None, 8.0])),
+        "prune": draw(st.sampled_from(["autoflip", "none"])),
+        "rounds": 12,
+        "agreement_every": draw(st.sampled_from([0, 1, 3])),
+        "seed": draw(st.integers(0, 5)),
+    }
+
+
+@pytest.fixture(scope="module")
+def make(make_config) -> Callable[..., ResolvedConfig]:
+    """Vary one resolved configuration: resolving anew would let defaults depend on what is drawn."""
+    base = make_config(silos=10, rounds=12, dp_epsilon=8.0, prune="autoflip").model_dump()
+
+    def change(**options: Any) -> ResolvedConfig:
+        return ResolvedConfig.create(**{**base, "explore_rounds": 3, **options})
+
+    return change
+
+
+def check_plan(config: ResolvedConfig, schedule: Schedule, round: int) -> None:
+    plan = schedule.plan(round)
+    members = [silo for cohort in plan.cohorts for silo in cohort]
+    assert len(set(members)) == len(members), "a silo is in two cohorts"
+    assert len(members) == max(1, math.floor(config.participation * config.silos + 0.5))
+    assert set(members) <= set(range(1, config.silos + 1))
+    assert all(list(cohort) == sorted(cohort) for cohort in plan.cohorts)
+    for cohort, least in zip(plan.cohorts, plan.minimum, strict=True):
+        assert HARD_FLOOR <= least <= len(cohort)
+        assert least >= config.min_cohort * len(cohort) - 1e-9
+        assert least - config.colluders >= 2 + released_moments(channels_of(config, schedule, round))
+        if len(cohort) == config.silos:
+            assert least >= share_threshold(config.silos)
+    assert plan.phase == ("explore" if config.prune == "autoflip" and round < config.explore_rounds else "train")
+
+
+def channels_of(config: ResolvedConfig, schedule: Schedule, round: int) -> list[Any]:
+    """What such a round sends at most."""
+    if config.trust == "distributed" or config.prune == "none":
+        return [update_channel(config, 5)]
+    if schedule.is_exploration(round):
+        return [deviation_channel(5), update_channel(config, 5)]
+    return [update_channel(config, 5), energy_channel(2)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(options=settings_of_a_schedule(st.just(1.0)))
+def test_every_plan_obeys_every_rule(make, options: dict[str, Any]) -> None:
+    config = make(**options)
+    try:
+        schedule = Schedule(config)
+    except ConfigError:
+        return
+    for round in range(config.rounds):
+        check_plan(config, schedule, round)
+        assert schedule.plan(round) == Schedule(config).plan(round)
+    everybody = schedule.whole()
+    assert everybody.cohorts == (tuple(range(1, config.silos + 1)),)
+    assert everybody.minimum[0] >= max(share_threshold(config.silos), config.colluders + 3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(options=settings_of_a_schedule(st.floats(0.1, 1)).filter(lambda o: o["cohorts"] == 1))
+def test_drawn_participants_obey_every_rule_in_one_cohort(make, options: dict[str, Any]) -> None:
+    config = make(**options)
+    try:
+        schedule = Schedule(config)
+    except ConfigError:
+        return
+    for round in range(config.rounds):
+        check_plan(config, schedule, round)
+        assert schedule.plan(round) == Schedule(config).plan(round)
+
+
+@pytest.mark.xfail(strict=True, raises=ConfigError, reason="cohorts of drawn participants are checked in two rounds")
+def test_a_schedule_that_was_accepted_has_a_plan_for_every_round(make) -> None:
+    config = make(silos=20, participation=0.5, cohorts=2, colluders=0, rounds=200, explore_rounds=50, seed=1)
+    schedule = Schedule(config)
+    for round in range(config.rounds):
+        check_plan(config, schedule, round)
+
+
+@settings(max_examples=200, deadline=None)
+@given(options=settings_of_a_schedule(st.just(1.0)))
+def test_what_is_refused_could_not_be_opened(make, options: dict[str, Any]) -> None:
+    """The other half: nothing that works is refused."""
+    config = make(**options)
+    in_cohorts = config.prune == "autoflip" and config.cohorts > 1
+    smallest = config.silos // config.cohorts if in_cohorts else config.silos
+    moments = 2 if config.prune == "autoflip" and config.trust != "distributed" else 1
+    needed = max(HARD_FLOOR, math.ceil(config.min_cohort * smallest), config.colluders + 2 + moments)
+    whole = max(share_threshold(config.silos), config.colluders + 2 + moments)
+    fits = needed <= smallest and whole <= config.silos
+    try:
+        Schedule(config)
+    except ConfigError as error:
+        assert not fits
+        assert "--colluders" in str(error)
+    else:
+        assert fits
+
+
+@given(silo_counts, silo_counts, st.integers(0, 40), st.floats(0.01, 1), st.integers(1, 2))
+def test_cohort_minimum_is_the_largest_of_its_rules(size, silos, colluders, fraction, moments) -> None:
+    least = cohort_minimum(size, silos, colluders, fraction, moments)
+    rules = [math.ceil(fraction * size), 3, colluders + 2 + moments]
+    if size == silos:
+        rules.append(2 * silos // 3 + 1)
+    assert least == max(rules)
+
+
+@given(silo_counts)
+def test_default_colluders_are_borne(silos: int) -> None:
+    colluders = default_colluders(silos)
+    threshold = share_threshold(silos)
+    assert 2 * threshold > silos + colluders
+    assert colluders == min(max(1, silos // 10), 2 * threshold - silos - 1)
+
+
+def test_too_many_colluders_are_refused(make) -> None:
+    with pytest.raises(ConfigError, match="--colluders 4: with 10 silos .* at most 3"):
+        Schedule(make(silos=10, colluders=4, cohorts=1))
+
+
+def test_exploration_must_end_before_the_run(make) -> None:
+    with pytest.raises(ConfigError, match="--explore-rounds 12: must be below --rounds 12"):
+        Schedule(make(explore_rounds=12))
+    Schedule(make(explore_rounds=12, prune="none"))
+    Schedule(make(explore_rounds=11))
+
+
+def test_agreement_is_measured_while_exploring_and_at_its_rhythm(make) -> None:
+    schedule = Schedule(make(cohorts=2, explore_rounds=3, agreement_every=5))
+    assert [len(schedule.plan(round).cohorts) for round in range(12)] == [2, 2, 2, 1, 1, 2, 1, 1, 1, 1, 2, 1]
+    never = Schedule(make(cohorts=2, explore_rounds=3, agreement_every=0))
+    assert [len(never.plan(round).cohorts) for round in range(5)] == [2, 2, 2, 1, 1]
+    alone = Schedule(make(cohorts=1, explore_rounds=3, agreement_every=5))
+    assert {len(alone.plan(round).cohorts) for round in range(12)} == {1}
+
+
+def test_cohorts_stay_the_same_and_depend_on_the_seed(make) -> None:
+    schedule = Schedule(make(cohorts=2, agreement_every=5))
+    assert schedule.plan(0).cohorts == schedule.plan(5).cohorts
+    others = [Schedule(make(cohorts=2, seed=seed)).plan(0).cohorts for seed in range(5)]
+    assert len(set(others)) > 1
+
+
+def test_participants_change_from_round_to_round(make) -> None:
+    schedule = Schedule(make(cohorts=1, participation=0.6, colluders=0))
+    drawn = [schedule.plan(round).cohorts[0] for round in range(12)]
+    assert {len(cohort) for cohort in drawn} == {6}
+    assert len(set(drawn)) > 6
+    assert {silo for cohort in drawn for silo in cohort} == set(range(1, 11))
+
+
+def test_energy_is_sent_where_noise_does_not_forbid_it(make) -> None:
+    assert not Schedule(make()).sends_energy
+    for options in ({"dp_epsilon": None}, {"dp_trust": "local"}):
+        assert Schedule(make(**options, cohorts=1)).sends_energy
+        assert not Schedule(make(**options, cohorts=1, prune="none")).sends_energy
+    assert (Schedule(make()).moments, Schedule(make(dp_epsilon=None)).moments) == (1, 2)
+
+
+@pytest.mark.parametrize(("value", "whole"), [(2.5, 3), (2.49, 2), (3.5, 4), (0.5, 1), (7.0, 7)])
+def test_halves_go_up(value: float, whole: int) -> None:
+    assert round_half_up(value) == whole
