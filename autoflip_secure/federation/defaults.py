@@ -39,7 +39,7 @@ _IMAGES = {
 _TABLES = {
     "none": _Training(40, 10, 0.1, 0.9, 1.0, 0.1),
     "local": _Training(60, 1, 0.5, 0.9, 0.1, 0.2, explore_steps=4),
-    "distributed": _Training(100, 1, 2.0, 0.9, 0.1, 0.2, explore_rounds=10),
+    "distributed": _Training(100, 1, 0.5, 0.9, 0.1, 0.2, explore_rounds=10),
 }
 
 

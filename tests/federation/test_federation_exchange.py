@@ -159,7 +159,7 @@ def test_a_drop_is_counted_once_an_attempt_where_it_was_first_missed(start) -> N
     assert exchange._traffic.drops == {"masked": 2, "confirm": 2}
 
 
-def test_a_silo_that_came_late_is_counted_at_its_own_stage(start) -> None:
+def test_each_silo_is_counted_at_the_stage_it_was_first_missed(start) -> None:
     gone: set[int] = {101}
     exchange, *_ = start(lambda node, m: None if node in gone else ok(node, m))
     exchange("masked", REQUESTS)

@@ -154,9 +154,9 @@ def test_the_timeout_is_that_of_the_stage(start) -> None:
     grid = start(3, 3)
     list(grid.send_and_receive(map(message, grid.get_node_ids()), timeout=60))
     started = time.monotonic()
-    sent = [message(n, "sleep", -1, 1.2) for n in grid.get_node_ids()]
-    assert list(grid.send_and_receive(sent, timeout=0.3)) == []
-    assert time.monotonic() - started < 0.6
+    sent = [message(n, "sleep", -1, 1.5) for n in grid.get_node_ids()]
+    assert list(grid.send_and_receive(sent, timeout=0.4)) == []
+    assert time.monotonic() - started < 1.0
 
 
 def test_messages_can_be_pushed_and_pulled(start) -> None:

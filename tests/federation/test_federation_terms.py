@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from autoflip_secure.errors import ConfigError, PolicyRefusal
 from autoflip_secure.federation.terms import (
     check_grid,
+    check_terms,
     count_channel,
     deviation_channel,
     energy_channel,
@@ -99,6 +100,51 @@ def test_a_cohort_without_an_honest_silo_is_refused(make_config, make_manifest, 
         else:
             with pytest.raises(PolicyRefusal, match="nobody's noise is left"):
                 noise_steps(asked, asked.channels[0], 0)
+
+
+UNDERCOUNTING = {
+    "train": [
+        ({"dataset": "holdout"}, "train records"),
+        ({"steps": 0}, "at least once"),
+    ],
+    "explore": [({"dataset": "holdout"}, "train records")],
+    "census": [
+        ({"dataset": "holdout"}, "train records"),
+        ({"sampling_rate": 0.5}, "every record once"),
+        ({"steps": 2}, "every record once"),
+        ({"clip": 0.99}, "scales noise to 0.99"),
+    ],
+    "evaluate": [
+        ({"dataset": "train"}, "holdout records"),
+        ({"sampling_rate": 0.5}, "every record once"),
+        ({"steps": 0}, "every record once"),
+        ({"clip": 0.01}, "scales noise to 0.01"),
+    ],
+}
+
+
+@pytest.mark.parametrize("trust", ["local", "distributed"])
+@pytest.mark.parametrize("phase", UNDERCOUNTING)
+def test_terms_that_undercount_are_refused(phase: str, trust: str, make_config, make_manifest, model) -> None:
+    config = make_config(dp_epsilon=8.0, dp_trust=trust)
+    honest = {"dataset": "holdout" if phase == "evaluate" else "train"}
+    if phase in ("census", "evaluate"):
+        honest |= {"sampling_rate": 1.0, "steps": 1, "clip": 1.0}
+    check_terms(make_manifest(config, model, phase=phase, terms=honest))
+    for changes, named in UNDERCOUNTING[phase]:
+        with pytest.raises(PolicyRefusal, match=named):
+            check_terms(make_manifest(config, model, phase=phase, terms={**honest, **changes}))
+
+
+def test_only_local_trust_takes_several_steps(make_config, make_manifest, model) -> None:
+    check_terms(make_manifest(make_config(), model, terms={"steps": 5}))
+    check_terms(make_manifest(make_config(dp_epsilon=8.0, dp_trust="local"), model, terms={"steps": 5}))
+    with pytest.raises(PolicyRefusal, match="one gradient sum a round"):
+        check_terms(make_manifest(make_config(dp_epsilon=8.0), model, terms={"steps": 5}))
+
+
+def test_counts_without_dp_need_no_sensitivity(make_config, make_manifest, model) -> None:
+    check_terms(make_manifest(make_config(), model, phase="census"))
 
 
 def test_sixteen_bits_are_fine_enough_and_eight_are_not(make_config, make_manifest, model) -> None:
