@@ -31,9 +31,19 @@ def write_atomically(path: Path, data: bytes, *, secret: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise StorageError(f"cannot write {path}: {error.strerror}; the previous file is kept") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

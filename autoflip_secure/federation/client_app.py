@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from autoflip_secure.errors import ProtocolError
-from autoflip_secure.federation.silo import JOIN_STAGE, Silo
+from autoflip_secure.federation.join import JOIN_STAGE
+from autoflip_secure.federation.silo import Silo
 from autoflip_secure.federation.wire import Reply, message_type_of, read_request, reply_message
 
 __all__ = ["STAGES", "ClientAppFactory", "close_silos", "make_client_app", "silo_folder"]
@@ -26,12 +28,16 @@ def make_client_app(federation: Path) -> ClientApp:
     app = ClientApp()
 
     def answer(message: Message, context: Context) -> Message:
-        silo = _open(silo_folder(federation, int(context.node_config["partition-id"]) + 1))
+        # Nothing may escape: Flower would send the text of an exception to the coordinator.
         try:
-            request = read_request(message)
+            silo = _open(silo_folder(federation, int(context.node_config["partition-id"]) + 1))
+            reply = silo.answer(read_request(message))
         except ProtocolError:
-            return reply_message(Reply("refused", error="ProtocolError"), message)
-        return reply_message(silo.answer(request), message)
+            reply = Reply("refused", error="ProtocolError")
+        except Exception:
+            logging.getLogger(__name__).exception("the silo could not be opened")
+            reply = Reply("failed")
+        return reply_message(reply, message)
 
     for stage in STAGES:
         category, action = message_type_of(stage).split(".")

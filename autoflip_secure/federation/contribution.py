@@ -65,7 +65,7 @@ class Contributor:
             rounding = self._randomness(manifest, "rounding", channel.name)
             values[channel.name] = quantise(vectors[channel.name], channel, dither(rounding, channel.length))
             std = noise_steps(manifest, channel, cohort)
-            if std > 0:
+            if std is not None:
                 noise = self._randomness(manifest, "noise", channel.name)
                 values[channel.name] += DiscreteGaussian(std).sample(channel.length, noise)
         return Contribution(values)

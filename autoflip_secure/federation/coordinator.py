@@ -17,6 +17,7 @@ from autoflip_secure.data.task import Task
 from autoflip_secure.errors import BudgetExhausted, CannotContinue
 from autoflip_secure.federation.events import JsonLines, keep_lines
 from autoflip_secure.federation.exchange import StageExchange
+from autoflip_secure.federation.join import JOIN_STAGE, JoinRequest, read_join_reply
 from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.plan import session_plan
 from autoflip_secure.federation.provisioning import RunFolder, load_task
@@ -25,7 +26,6 @@ from autoflip_secure.federation.run_state import RunState, has_checkpoint, load_
 from autoflip_secure.federation.schedule import RoundPlan, Schedule
 from autoflip_secure.federation.scoring import Scorer
 from autoflip_secure.federation.server_view import ServerView
-from autoflip_secure.federation.silo import JOIN_STAGE, JoinRequest, read_join_reply
 from autoflip_secure.federation.spending import spent_after
 from autoflip_secure.federation.sums import SumRunner, reserve_attempts, scatter
 from autoflip_secure.federation.terms import count_channel, deviation_channel, energy_channel, update_channel
@@ -69,9 +69,11 @@ class Coordinator:
             grid, self.state.traffic, timeout=config.stage_timeout, view=self._view, event=self._event
         )
         session = folder.session()
+        self._join_request = JoinRequest(session, config, self._task.to_json(), self.plan.mechanisms())
         self._sums = SumRunner(
             config,
             session,
+            self._join_request.digest(),
             self._secure_sum(session),
             self._exchange,
             self._view,
@@ -133,9 +135,9 @@ class Coordinator:
 
     def _join(self) -> None:
         """Tell every node what will run and learn which silo it is. Silos check it against policy and ledger."""
-        request = JoinRequest(self._sums.session, self._config, self._task.to_json(), self.plan.mechanisms())
+        request = self._join_request.sign(self._folder.coordinator_identity())
         self._exchange.begin(self.state.round, 0, b"")
-        replies = self._exchange.ask_nodes(JOIN_STAGE, dict.fromkeys(self._grid.get_node_ids(), request.to_bytes()))
+        replies = self._exchange.ask_nodes(JOIN_STAGE, dict.fromkeys(self._grid.get_node_ids(), request))
         refused = sorted({reply.error for reply in replies.values() if reply.error})
         nodes: dict[int, int] = {}
         for node, reply in replies.items():

@@ -28,6 +28,8 @@ class SiloPolicy(BaseModel):
     epsilon, delta : largest privacy loss of a record set over all sessions.
     colluders : silos that must be tolerated as colluders, at least.
     min_cohort : least fraction of a cohort that must survive.
+    simulated : this is no institution but a part of a simulation: options that exist for tests are accepted
+        (predictable noise, drops on purpose, sums in clear under distributed noise).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,6 +40,7 @@ class SiloPolicy(BaseModel):
     delta: float = Field(1e-5, gt=0, lt=1)
     colluders: int = Field(0, ge=0)
     min_cohort: float = Field(0.8, gt=0, le=1)
+    simulated: bool = False
 
     @classmethod
     def accepting(cls, config: ResolvedConfig) -> SiloPolicy:
@@ -49,6 +52,7 @@ class SiloPolicy(BaseModel):
             delta=config.dp_delta,
             colluders=config.colluders,
             min_cohort=config.min_cohort,
+            simulated=True,
         )
 
     @classmethod
@@ -69,10 +73,9 @@ class SiloPolicy(BaseModel):
         """As a file."""
         return tomli_w.dumps(self.model_dump(mode="json"))
 
-    @property
-    def budget(self) -> float:
-        """Epsilon that a record set may cost; unbounded only where this silo accepts training without DP."""
-        return math.inf if "none" in self.trusts else self.epsilon
+    def budget(self, trust: str) -> float:
+        """Epsilon that a record set may cost; unbounded only for a run without DP that this silo accepts."""
+        return math.inf if trust == "none" and "none" in self.trusts else self.epsilon
 
     def check_run(self, config: ResolvedConfig) -> None:
         """Refuse a run before anything of it starts.
@@ -87,6 +90,14 @@ class SiloPolicy(BaseModel):
         self._check_privacy(config.trust, config.dp_delta, config.colluders)
         if config.dp_epsilon is not None and config.dp_epsilon > self.epsilon:
             raise PolicyRefusal(f"policy epsilon: the run asks for {config.dp_epsilon}, the cap is {self.epsilon}")
+        if self.simulated:
+            return
+        if config.insecure_reproducible_noise:
+            raise PolicyRefusal("policy simulated: noise drawn from a seed protects nobody")
+        if config.dropout > 0:
+            raise PolicyRefusal("policy simulated: an institution does not drop out on purpose")
+        if config.aggregation == "none" and config.trust == "distributed":
+            raise PolicyRefusal("policy simulated: sums in clear carry only one silo's small part of distributed noise")
 
     def check_manifest(self, manifest: Manifest) -> None:
         """Refuse one round.

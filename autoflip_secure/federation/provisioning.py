@@ -115,6 +115,7 @@ def provision(folder: RunFolder, config: ResolvedConfig, data: LoadedData) -> No
         The disk refused.
     """
     silos = _silo_records(config, data)
+    task = _training_task(data).to_json()
     try:
         (folder.path / "federation").mkdir(parents=True)
         coordinator = Identity.create(folder.path / "federation" / "coordinator.key")
@@ -126,6 +127,7 @@ def provision(folder: RunFolder, config: ResolvedConfig, data: LoadedData) -> No
             entries.append(RosterEntry(number, name, identity.public))
             write_silo(home / "data", train, holdout)
             (home / "policy.toml").write_text(SiloPolicy.accepting(config).to_toml())
+            (home / "task.json").write_text(task)
         roster = Roster(coordinator.public, tuple(entries)).to_bytes()
         for number in range(1, len(silos) + 1):
             (silo_folder(folder.path, number) / "roster.bin").write_bytes(roster)
@@ -133,7 +135,7 @@ def provision(folder: RunFolder, config: ResolvedConfig, data: LoadedData) -> No
         (folder.path / "federation" / "session").write_bytes(os.urandom(SESSION_BYTES))
         if data.public_test is not None:
             data.public_test.save(folder.public_test)
-        folder.task.write_text(_training_task(data).to_json())
+        folder.task.write_text(task)
         # Written last: a run directory with a configuration is a whole one.
         write_atomically(folder.config, config.to_toml().encode())
     except OSError as error:

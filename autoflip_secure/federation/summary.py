@@ -16,7 +16,7 @@ from autoflip_secure.privacy.ledger import Ledger
 from autoflip_secure.privacy.plan import DATASETS
 from autoflip_secure.storage import open_silo_database
 
-__all__ = ["build_summary", "ledger_summaries"]
+__all__ = ["build_summary", "ledger_summaries", "promise_holds"]
 
 SCHEMA = 1
 PACKAGES = ("autoflip-secure", "torch", "opacus", "flwr", "cryptography", "numpy", "dp-accounting", "torch-pruning")
@@ -60,7 +60,7 @@ def build_summary(
         "auroc": best.get("auroc"),
         "loss": best.get("loss"),
         "epsilon_target": config.dp_epsilon,
-        "epsilon_spent": None if config.trust == "none" else max(row["epsilon"] for row in ledgers),
+        "epsilon_spent": max(row["epsilon"] for row in ledgers) if promise_holds(config) else None,
         "delta": config.dp_delta if config.trust != "none" else None,
         "colluders": config.colluders,
         "params_dense": last["params_dense"],
@@ -84,9 +84,16 @@ def build_summary(
         "ledgers": ledgers,
         "insecure_reproducible_noise": config.insecure_reproducible_noise,
         "note": facts["task_note"],
-        "privacy": {**describe(plan), "grid_delta": facts.get("grid_delta", 0.0)},
+        "privacy": {**describe(plan), "holds": promise_holds(config), "grid_delta": facts.get("grid_delta", 0.0)},
         "package_versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def promise_holds(config: ResolvedConfig) -> bool:
+    """Whether an epsilon may be reported: not where sums in clear show each silo's small part of distributed noise,
+    nor where the noise can be drawn again from the seed."""
+    in_clear = config.aggregation == "none" and config.trust == "distributed"
+    return config.trust != "none" and not in_clear and not config.insecure_reproducible_noise
 
 
 def ledger_summaries(folder: RunFolder, config: ResolvedConfig, plan: SessionPlan) -> list[dict[str, Any]]:

@@ -50,6 +50,7 @@ class SumRunner:
 
     config: ResolvedConfig
     session: bytes
+    config_hash: bytes
     secure_sum: CoordinatorSecureSum
     exchange: StageExchange
     view: ServerView | None
@@ -119,7 +120,7 @@ class SumRunner:
             threshold=share_threshold(self.config.silos),
             model_hash=hashlib.sha256(model).digest(),
             mask_hash=state.model.mask_hash(),
-            config_hash=self.config.digest(),
+            config_hash=self.config_hash,
             channels=tuple(channels),
             privacy=terms,
         )
@@ -151,10 +152,9 @@ class SumRunner:
 
     def _decode(self, manifest: Manifest, cohort_sum: CohortSum) -> Aggregate:
         size = len(manifest.cohorts[cohort_sum.cohort])
+        spread = len(cohort_sum.silos) ** 0.5
         noise = {
-            channel.name: noise_steps(manifest, channel, cohort_sum.cohort)
-            * channel.step
-            * len(cohort_sum.silos) ** 0.5
+            channel.name: (noise_steps(manifest, channel, cohort_sum.cohort) or 0.0) * channel.step * spread
             for channel in manifest.channels
         }
         return Aggregate(

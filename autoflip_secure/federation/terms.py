@@ -33,6 +33,7 @@ field of the sum has room for all silos at that range, so noise never wraps."""
 COUNT_SENSITIVITY = 1.0
 """L2 distance by which one record moves a count or a vector of metric counts."""
 
+NOISED_BITS = 25
 EXACT_BITS = 24
 COUNT_STEPS = 2048
 """Grid steps of one counted record: fine enough that discrete noise is as good as continuous."""
@@ -116,18 +117,20 @@ def check_terms(manifest: Manifest) -> None:
         )
     if terms.trust == "distributed" and terms.steps != 1:
         raise PolicyRefusal(f"distributed noise covers one gradient sum a round, the manifest asks for {terms.steps}")
+    if terms.trust != "none" and any(channel.bits > NOISED_BITS for channel in manifest.channels):
+        raise PolicyRefusal(f"noised channels have at most {NOISED_BITS} bits, for which rounding is accounted")
     if terms.steps < 1:
         raise PolicyRefusal("a round uses the records at least once")
 
 
-def noise_steps(manifest: Manifest, channel: ChannelSpec, cohort: int) -> float:
-    """Standard deviation, in grid steps, of the noise one silo adds to a coordinate; 0 where none is due.
+def noise_steps(manifest: Manifest, channel: ChannelSpec, cohort: int) -> float | None:
+    """Standard deviation, in grid steps, of the noise one silo adds to a coordinate; None where none is due.
 
     Local training is noised inside the silo, so only counts and metrics are noised here under local trust.
     """
     terms = manifest.privacy
     if terms.trust == "none" or (terms.trust == "local" and channel.name not in {"count", "metric"}):
-        return 0.0
+        return None
     return per_silo_std(
         terms.noise_multiplier,
         terms.clip / channel.step,
@@ -150,7 +153,7 @@ def check_grid(manifest: Manifest, releases: int, epsilon: float) -> float:
     for cohort in range(len(manifest.cohorts)):
         for channel in manifest.channels:
             std = noise_steps(manifest, channel, cohort)
-            if std > 0:
+            if std is not None:
                 honest, failure = honest_silos(manifest, cohort), ROUNDING_SHARE * terms.delta
                 gap = discretisation_delta(std, honest, channel.length, releases, epsilon, failure)
                 largest = max(largest, gap)

@@ -29,8 +29,8 @@ class ClippedGradientSum:
     within a relative (d + 2) 2^-53 of the true one and the product within 2^-53, so a record's clipped gradient has
     norm at most clip (1 - 2^-20)(1 + (d + 4) 2^-53) < clip (1 - 2^-21) for d < 10^9; the float64 sum of n records is
     within n^2 2^-53 clip of the exact sum, which the other half of the margin covers for n <= 60,000 records a sum.
-    The float32 gradient of a record is taken as its gradient: that a kernel may round it differently beside other
-    records is outside this bound.
+    The float32 gradient of a record is taken as its gradient. It must not depend on the records beside it: pieces have
+    one shape (`PerRecordGradients.chunks`), at which the kernels in use treat rows alike; a test asserts it.
 
     Parameters
     ----------
@@ -87,8 +87,8 @@ class ClippedGradientSum:
         masks = self._gradients.tensors(live)
         self._clipping.max_grad_norm = clip * (1.0 - CLIP_MARGIN)
         try:
-            for records, targets in self._gradients.chunks(x, y):
-                self._gradients.fill(self._masters, records, targets, masks)
+            for records, targets, real in self._gradients.chunks(x, y):
+                self._gradients.fill(self._masters, records, targets, real, masks)
                 self._clipping.clip_and_accumulate()
             return self._collect()
         finally:

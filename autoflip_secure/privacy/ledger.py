@@ -126,6 +126,22 @@ class Ledger:
         """Everything done to a data set over all sessions, equal mechanisms added up."""
         return _mechanisms(self._composition(dataset))
 
+    def session_uses(self, dataset: str, sampling_rate: float, noise_multiplier: float) -> int:
+        """How often this session has used one mechanism on a data set."""
+        with self._reading():
+            (count,) = self._connection.execute(
+                "SELECT COALESCE(SUM(count), 0) FROM privacy_ledger "
+                "WHERE session = ? AND dataset = ? AND sampling_rate = ? AND noise_multiplier = ?",
+                (self._session, dataset, sampling_rate, noise_multiplier),
+            ).fetchone()
+        return int(count)
+
+    def releases(self) -> int:
+        """Uses of all data sets over all sessions."""
+        with self._reading():
+            (count,) = self._connection.execute("SELECT COALESCE(SUM(count), 0) FROM privacy_ledger").fetchone()
+        return int(count)
+
     def lines(self) -> tuple[LedgerLine, ...]:
         """All lines of all sessions, in order.
 

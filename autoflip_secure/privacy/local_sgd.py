@@ -122,8 +122,8 @@ def _step(
     y: Tensor,
 ) -> None:
     """One step: the pieces of a large batch are clipped and added up first, an empty batch is noise alone."""
-    for records, targets in gradients.chunks(x, y):
-        gradients.fill(masters, records, targets, masks)
+    for records, targets, real in gradients.chunks(x, y):
+        gradients.fill(masters, records, targets, real, masks)
         optimizer.signal_skip_step(True)
         optimizer.step()
         optimizer.zero_grad()

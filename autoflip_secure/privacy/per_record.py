@@ -23,7 +23,7 @@ PrivateParameter: TypeAlias = Any
 Loss = Callable[[Tensor, Tensor], Tensor]
 """loss(outputs, targets) -> scalar, SUMMED over the records; the term of a record depends on that record alone."""
 
-CHUNK_RECORDS = 256
+CHUNK_RECORDS = 64
 CHUNK_NUMBERS = 1 << 25
 """At most this many per-record gradient entries at once: 128 MB in float32 and 256 MB in float64."""
 
@@ -100,24 +100,41 @@ class PerRecordGradients:
         pieces = [live[part].view(shape) for _, part, shape in self.layout.slices()]
         return [piece.to(p.device) for piece, p in zip(pieces, self.parameters, strict=True)]
 
-    def chunks(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Split a batch so that the per-record gradients of a piece fit in bounded memory; nothing for an empty one."""
+    def chunks(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Pieces of ONE shape, the last filled up with zeros: records, targets, and how many are real.
+
+        One shape, because float32 kernels are chosen by shape: were the last piece ragged, a record more could change
+        how all others are rounded, and a model made for it (edges of ReLU, ties) can turn that into whole gradients.
+        """
         if len(x) != len(y):
             raise ConfigError(f"{len(x)} records have {len(y)} targets")
         size = max(1, min(CHUNK_RECORDS, CHUNK_NUMBERS // self.layout.size))
         for start in range(0, len(x), size):
-            yield x[start : start + size], y[start : start + size]
+            records, targets = x[start : start + size], y[start : start + size]
+            real = len(records)
+            if real < size:
+                records = torch.cat([records, records.new_zeros(size - real, *records.shape[1:])])
+                targets = torch.cat([targets, targets.new_zeros(size - real, *targets.shape[1:])])
+            yield records, targets, real
 
-    def fill(self, masters: Sequence[PrivateParameter], x: Tensor, y: Tensor, live: Sequence[Tensor | None]) -> None:
+    def fill(
+        self,
+        masters: Sequence[PrivateParameter],
+        x: Tensor,
+        y: Tensor,
+        real: int,
+        live: Sequence[Tensor | None],
+    ) -> None:
         """Set `grad_sample` of each master, shape (records, *shape): the masked gradient of each record's loss.
 
-        A record whose gradient is not finite counts as zero, like any record a function of it alone.
+        Records after the first `real` are filling and count as zero. So does a record whose gradient is not finite,
+        like any record a function of it alone.
         """
         for p, rows in zip(masters, self._per_record(x, y), strict=True):
             p.grad_sample = (
                 torch.zeros(len(x), *p.shape, dtype=p.dtype, device=p.device) if rows is None else rows.double()
             )
-        finite = torch.ones(len(x), dtype=torch.bool, device=masters[0].device)
+        finite = torch.arange(len(x), device=masters[0].device) < real
         for p, piece in zip(masters, live, strict=True):
             if piece is not None:
                 p.grad_sample.masked_fill_(~piece, 0.0)

@@ -54,7 +54,7 @@ class SiloState:
         Refusal
             The epoch is not greater than every one seen in the session.
         """
-        with self._store.change() as db:
+        with self._store.forgetting() as db:
             newest = db.execute("SELECT newest_epoch FROM secagg_session WHERE session = ?", (session,)).fetchone()
             if newest is not None and epoch <= newest[0]:
                 raise refusal("epoch-order", f"epoch {epoch} is not after epoch {newest[0]}; open a later one")
@@ -70,7 +70,7 @@ class SiloState:
 
     def forget(self, session: bytes) -> None:
         """Delete all keys and shares of a session; that its epochs were seen is kept."""
-        with self._store.change() as db:
+        with self._store.forgetting() as db:
             self._forget(db, session)
 
     @staticmethod
@@ -128,7 +128,7 @@ class SiloState:
         self, state: Dealt, epoch_hash: bytes, mask_keys: Mapping[int, bytes], shares: Sequence[bytes]
     ) -> None:
         """Keep the shares received, one blob a slot, and the peers' mask keys; forget the private box key."""
-        with self._store.change() as db:
+        with self._store.forgetting() as db:
             changed = db.execute(
                 "UPDATE secagg_epoch SET stage = 'ready', epoch_hash = ?, mask_keys = ?, advertisements = NULL,"
                 " box_key = NULL WHERE session = ? AND epoch = ? AND stage = 'dealt'",
@@ -170,7 +170,7 @@ class SiloState:
             The slot was used, or the epoch's secrets are gone.
         """
         key = (ready.session, slot)
-        with self._store.change() as db:
+        with self._store.forgetting() as db:
             current = db.execute("SELECT epoch FROM secagg_epoch WHERE session = ?", (ready.session,)).fetchone()
             secret = db.execute(
                 "SELECT seed, mask_key FROM secagg_secret WHERE session = ? AND slot = ?", key
@@ -206,7 +206,7 @@ class SiloState:
     def record_answer(self, ready: Ready, slot: int, request_hash: bytes, reply: bytes) -> None:
         """Note the one unmask answer of a slot, before it is sent, and forget the slot's shares."""
         key = (ready.session, slot)
-        with self._store.change() as db:
+        with self._store.forgetting() as db:
             changed = db.execute(
                 "UPDATE secagg_slot SET stage = 'answered', unmask_hash = ?, unmask_reply = ?"
                 " WHERE session = ? AND slot = ? AND stage = 'confirmed'",
@@ -219,7 +219,7 @@ class SiloState:
     def close(self, ready: Ready, slot: int) -> None:
         """Give up a slot after a broken rule: its shares are deleted, so this silo cannot help to open it."""
         key = (ready.session, slot)
-        with self._store.change() as db:
+        with self._store.forgetting() as db:
             db.execute("UPDATE secagg_slot SET stage = 'closed' WHERE session = ? AND slot = ?", key)
             db.execute("DELETE FROM secagg_share WHERE session = ? AND slot = ?", key)
 

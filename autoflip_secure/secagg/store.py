@@ -45,6 +45,16 @@ class Store:
             raise StorageError(f"cannot prepare the silo's secure-sum state: {error}") from error
 
     @contextmanager
+    def forgetting(self) -> Iterator[sqlite3.Connection]:
+        """A change that deletes secrets: afterwards they are in neither the database nor its write-ahead log."""
+        with self.change() as db:
+            yield db
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            raise StorageError(f"cannot clear the log of the silo's secure-sum state: {error}") from error
+
+    @contextmanager
     def change(self) -> Iterator[sqlite3.Connection]:
         """One transaction: all of it is kept, or none where the block raises."""
         connection = self._connection

@@ -24,7 +24,7 @@ __all__ = [
 
 
 @torch.no_grad()
-def predict(module: nn.Module, x: NDArray[np.float32] | Tensor, batch: int = 1024) -> NDArray[np.float32]:
+def predict(module: nn.Module, x: NDArray[np.float32] | Tensor, batch: int = 256) -> NDArray[np.float32]:
     """Class probabilities (softmax of the module's logits), `batch` records at a time.
 
     The module's training flag is restored at the end.
@@ -37,9 +37,12 @@ def predict(module: nn.Module, x: NDArray[np.float32] | Tensor, batch: int = 102
     device = next(module.parameters()).device
     was_training = module.training
     module.eval()
-    parts = [torch.softmax(module(part.to(device)).float(), dim=1).cpu() for part in torch.split(features, batch)]
+    filling = -len(features) % batch
+    # Batches have one shape: float32 kernels are chosen by shape, and a record more must not move others' scores.
+    filled = torch.cat([features, features.new_zeros(filling, *features.shape[1:])])
+    parts = [torch.softmax(module(part.to(device)).float(), dim=1).cpu() for part in torch.split(filled, batch)]
     module.train(was_training)
-    return torch.cat(parts).numpy()
+    return torch.cat(parts)[: len(features)].numpy()
 
 
 def evaluate(module: nn.Module, x: NDArray[np.float32], y: NDArray[np.int64], kind: str) -> Scores:

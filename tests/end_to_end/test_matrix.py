@@ -23,7 +23,9 @@ def test_runs_to_a_summary(run_sim, tmp_path: Path, aggregation: str, trust: str
         assert summary["params_live"] < summary["params_dense"]
     else:
         assert summary["flops_ratio"] == summary["params_ratio"] == 1
-    if trust == "none":
+    in_clear = aggregation == "none" and trust == "distributed"
+    assert summary["privacy"]["holds"] == (trust != "none" and not in_clear)
+    if trust == "none" or in_clear:
         assert summary["epsilon_spent"] is None
     else:
         assert 0 < summary["epsilon_spent"] <= 8

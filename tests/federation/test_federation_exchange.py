@@ -212,7 +212,7 @@ def test_replies_to_other_messages_are_left_alone(start) -> None:
 
 def test_every_status_is_returned_to_whoever_asks_by_node(start) -> None:
     exchange, *_ = start(lambda node, m: None if node == 104 else reply_message(Reply("refused", error=str(node)), m))
-    replies = exchange.ask_nodes("join", {node: b"" for node in (101, 104)})
+    replies = exchange.ask_nodes("join", dict.fromkeys((101, 104), b""))
     assert replies == {101: Reply("refused", error="101")}
     assert not exchange._traffic.drops
 

@@ -73,7 +73,9 @@ def test_a_cut_file_is_refused(model, data) -> None:
 def test_flipped_bits_are_refused_or_give_a_model_of_the_same_size(model, data) -> None:
     whole = bytearray(model.to_bytes())
     header = 8 + int.from_bytes(whole[:8], "little")
-    for position in data.draw(st.lists(st.integers(0, header - 1) | st.integers(0, len(whole) - 1), min_size=1, unique=True)):
+    for position in data.draw(
+        st.lists(st.integers(0, header - 1) | st.integers(0, len(whole) - 1), min_size=1, unique=True)
+    ):
         whole[position] ^= 1 << data.draw(st.integers(0, 7))
     try:
         read = ModelPayload.from_bytes(bytes(whole))

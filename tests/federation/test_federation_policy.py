@@ -30,12 +30,26 @@ def test_the_default_policy_denies(options: dict[str, Any], rule: str, make_conf
         SiloPolicy().check_run(make_config(**{**SECAGG, **options}))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="no rule covers it: the coordinator may have a silo draw its noise from the seed"
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"insecure_reproducible_noise": True}, "noise drawn from a seed"),
+        ({"dropout": 0.1}, "drop out on purpose"),
+        ({"aggregation": "none"}, "sums in clear"),
+    ],
 )
-def test_reproducible_noise_is_denied(make_config) -> None:
-    with pytest.raises(PolicyRefusal):
-        SiloPolicy().check_run(make_config(**SECAGG, insecure_reproducible_noise=True))
+def test_what_exists_for_tests_is_denied_outside_of_simulations(options: dict[str, Any], words: str, make_config) -> None:
+    config = make_config(**{**SECAGG, **options})
+    policy = SiloPolicy(aggregations=("secagg", "none"))
+    with pytest.raises(PolicyRefusal, match=f"policy simulated: .*{words}"):
+        policy.check_run(config)
+    policy.model_copy(update={"simulated": True}).check_run(config)
+    assert SiloPolicy().simulated is False
+
+
+def test_sums_in_clear_are_no_matter_for_locally_noised_updates(make_config) -> None:
+    config = make_config(**{**SECAGG, "aggregation": "none"}, dp_trust="local")
+    SiloPolicy(aggregations=("none",)).check_run(config)
 
 
 @pytest.mark.parametrize("trust", ["distributed", "local"])
@@ -67,7 +81,8 @@ def test_accepting_accepts_exactly_its_run(make_config) -> None:
     config = make_config(aggregation="secagg", dp_epsilon=3.0, dp_delta=1e-6, colluders=1, silos=10, min_cohort=0.9)
     policy = SiloPolicy.accepting(config)
     policy.check_run(config)
-    assert policy.budget == 3.0
+    assert policy.budget(config.trust) == 3.0
+    assert policy.simulated
     for worse in ({"dp_epsilon": 3.1}, {"dp_delta": 2e-6}, {"colluders": 0}, {"aggregation": "none"}):
         with pytest.raises(PolicyRefusal):
             policy.check_run(config.model_copy(update=worse))
@@ -75,9 +90,10 @@ def test_accepting_accepts_exactly_its_run(make_config) -> None:
         policy.check_run(make_config(aggregation="secagg"))
 
 
-def test_only_accepting_no_dp_lifts_the_budget() -> None:
-    assert SiloPolicy(epsilon=2.0).budget == 2.0
-    assert SiloPolicy(epsilon=2.0, trusts=("none", "local")).budget == math.inf
+def test_only_an_accepted_run_without_dp_has_no_budget() -> None:
+    both = SiloPolicy(epsilon=2.0, trusts=("none", "local"))
+    assert (both.budget("none"), both.budget("local")) == (math.inf, 2.0)
+    assert SiloPolicy(epsilon=2.0).budget("none") == 2.0
 
 
 @pytest.mark.parametrize(

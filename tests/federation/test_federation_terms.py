@@ -80,14 +80,14 @@ def test_local_trust_noises_no_update_again(make_config, make_manifest, model) -
     config = make_config(dp_epsilon=8.0, dp_trust="local")
     manifest = make_manifest(config, model)
     for channel in (update_channel(config, 9), energy_channel(3), deviation_channel(9)):
-        assert noise_steps(manifest, channel, 0) == 0
+        assert noise_steps(manifest, channel, 0) is None
 
 
 def test_without_dp_nothing_is_noised(make_config, make_manifest, model) -> None:
     config = make_config()
     manifest = make_manifest(config, model)
     for channel in (update_channel(config, 9), count_channel(0.0), metric_channel(6, 0.0)):
-        assert noise_steps(manifest, channel, 0) == 0
+        assert noise_steps(manifest, channel, 0) is None
 
 
 def test_a_cohort_without_an_honest_silo_is_refused(make_config, make_manifest, model) -> None:
@@ -105,7 +105,7 @@ def test_a_cohort_without_an_honest_silo_is_refused(make_config, make_manifest, 
 UNDERCOUNTING = {
     "train": [
         ({"dataset": "holdout"}, "train records"),
-        ({"steps": 0}, "at least once"),
+        ({"steps": 0}, "at least once|one gradient sum"),
     ],
     "explore": [({"dataset": "holdout"}, "train records")],
     "census": [
@@ -141,6 +141,19 @@ def test_only_local_trust_takes_several_steps(make_config, make_manifest, model)
     check_terms(make_manifest(make_config(dp_epsilon=8.0, dp_trust="local"), model, terms={"steps": 5}))
     with pytest.raises(PolicyRefusal, match="one gradient sum a round"):
         check_terms(make_manifest(make_config(dp_epsilon=8.0), model, terms={"steps": 5}))
+
+
+def test_noised_channels_are_as_fine_as_rounding_is_accounted_for(make_config, make_manifest, model) -> None:
+    for options in ({"dp_epsilon": 8.0}, {"dp_epsilon": 8.0, "dp_trust": "local"}, {}):
+        config = make_config(**options)
+        for bits in (25, 26):
+            channel = replace(update_channel(config, 9), bits=bits)
+            manifest = make_manifest(config, model, channels=(count_channel(2.0), channel))
+            if bits == 26 and options:
+                with pytest.raises(PolicyRefusal, match="at most 25 bits"):
+                    check_terms(manifest)
+            else:
+                check_terms(manifest)
 
 
 def test_counts_without_dp_need_no_sensitivity(make_config, make_manifest, model) -> None:

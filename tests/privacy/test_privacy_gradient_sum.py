@@ -15,8 +15,10 @@ from torch.nn import functional as F
 
 from autoflip_secure.errors import ConfigError
 from autoflip_secure.models.layout import ParameterLayout, flatten_parameters, load_flat_parameters
+from autoflip_secure.models.spec import build, dense_spec
 from autoflip_secure.privacy import per_record
 from autoflip_secure.privacy.gradient_sum import ClippedGradientSum
+from autoflip_secure.privacy.per_record import PerRecordGradients
 
 Batch = Callable[[int], tuple[Tensor, Tensor]]
 
@@ -124,7 +126,7 @@ def test_large_batches_are_split_without_changing_the_sum(
         cnn[0].register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
         monkeypatch.setattr(per_record, "CHUNK_RECORDS", 16)
         np.testing.assert_allclose(gradients(x, y, 0.1), whole, rtol=1e-5, atol=1e-7)
-        assert sizes == [16, 16, 16, 16, 6]
+        assert sizes == [16, 16, 16, 16, 16]
         sizes.clear()
         monkeypatch.setattr(per_record, "CHUNK_NUMBERS", 3 * gradients.size)
         np.testing.assert_allclose(gradients(x, y, 0.1), whole, rtol=1e-5, atol=1e-7)
@@ -239,3 +241,27 @@ def test_unsuitable_modules_are_refused(mlp: nn.Module) -> None:
         ClippedGradientSum(nn.Flatten())
     with ClippedGradientSum(mlp), pytest.raises(ConfigError, match="twice"):
         ClippedGradientSum(mlp)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("cnn-tanh", (1, 28, 28)), ("cnn6", (1, 28, 28)), ("mlp", (29,))])
+def test_a_record_more_leaves_the_gradients_of_the_others_as_they_were(name: str, shape: tuple[int, ...]) -> None:
+    """Bit for bit, whatever the size of the batch: else one record could move the sum by more than the clip."""
+    network = build(dense_spec(name, shape, 2), torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(2)
+    x = torch.rand(70, *shape, generator=generator)
+    y = torch.randint(0, 2, (70,), generator=generator)
+    with PerRecordGradients(network) as gradients:
+        masters = gradients.masters()
+
+        def rows(count: int) -> torch.Tensor:
+            found = []
+            for records, targets, real in gradients.chunks(x[:count], y[:count]):
+                gradients.fill(masters, records, targets, real, gradients.tensors(None))
+                flat = torch.cat([p.grad_sample.reshape(len(records), -1) for p in masters], dim=1)
+                assert not flat[real:].any()
+                found.append(flat[:real])
+            return torch.cat(found)
+
+        whole = rows(70)
+        for count in (1, 2, 7, 8, 15, 16, 31, 33, 63, 64, 65, 69):
+            assert torch.equal(rows(count), whole[:count]), count

@@ -9,6 +9,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from torch import nn
 
 from autoflip_secure.errors import ConfigError, DataError
+from autoflip_secure.models.spec import build, dense_spec
 from autoflip_secure.training.device import pick_device, quiet_threads
 from autoflip_secure.training.evaluation import auroc, evaluate, predict, score
 
@@ -104,3 +105,11 @@ def test_quiet_threads():
         torch.set_num_threads(before)
     with pytest.raises(ConfigError, match="at least 1"):
         quiet_threads(0)
+
+
+def test_a_record_more_leaves_the_scores_of_the_others_as_they_were() -> None:
+    network = build(dense_spec("cnn6", (1, 28, 28), 2), torch.Generator().manual_seed(1))
+    x = torch.rand(300, 1, 28, 28, generator=torch.Generator().manual_seed(2))
+    whole = predict(network, x)
+    for count in (1, 15, 16, 63, 255, 256, 257):
+        assert (predict(network, x[:count]) == whole[:count]).all(), count

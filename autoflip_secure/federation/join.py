@@ -1,0 +1,127 @@
+"""Joining a run: what the coordinator tells every silo before the first round, signed, and what the silo answers.
+
+Every manifest of the run names the digest of this statement, so silos that were told different things produce masks
+that do not cancel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import msgpack
+
+from autoflip_secure.config import ResolvedConfig
+from autoflip_secure.errors import ConfigError, ProtocolError, Refusal
+from autoflip_secure.privacy.accounting import Mechanism
+from autoflip_secure.secagg.identity import Identity, verify
+
+__all__ = ["JOIN_STAGE", "JoinRequest", "join_reply", "read_join_reply"]
+
+JOIN_STAGE = "join"
+DOMAIN = b"autoflip-secure/join"
+SESSION_BYTES = 16
+
+Planned = dict[str, list[Mechanism]]
+
+
+@dataclass(frozen=True)
+class JoinRequest:
+    """One run, as all silos are told of it.
+
+    Attributes
+    ----------
+    session : bytes, 16
+    config : ResolvedConfig
+    task : str
+        JSON of the public task; a silo accepts only the one it was provisioned with.
+    planned : dict of str to list of Mechanism
+        By record set, all that the run will do under DP; a silo does no more than this. Empty without DP.
+    """
+
+    session: bytes
+    config: ResolvedConfig
+    task: str
+    planned: Planned
+
+    def body(self) -> bytes:
+        """The statement: one msgpack array."""
+        return bytes(msgpack.packb([self.session, self.config.model_dump_json(), self.task, _rows(self.planned)]))
+
+    def digest(self) -> bytes:
+        """SHA-256 over all that the run computes, for manifests; where it runs (devices, folders) is left out."""
+        planned = sorted(_rows(self.planned).items())
+        return hashlib.sha256(msgpack.packb([self.session, self.config.digest(), self.task, planned])).digest()
+
+    def sign(self, coordinator: Identity) -> bytes:
+        """The message: statement and signature."""
+        body = self.body()
+        return bytes(msgpack.packb([body, coordinator.sign(DOMAIN, body)]))
+
+    @classmethod
+    def open(cls, message: bytes, coordinator: bytes) -> JoinRequest:
+        """Read a message signed by the coordinator with this public key.
+
+        Raises
+        ------
+        Refusal
+            Not signed by it.
+        ProtocolError
+            Not a join request.
+        """
+        try:
+            body, signature = msgpack.unpackb(message)
+        except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+            raise ProtocolError(f"not a join request: {error}") from error
+        if type(body) is not bytes or type(signature) is not bytes or not verify(coordinator, DOMAIN, body, signature):
+            raise Refusal("the join request is not signed by this federation's coordinator")
+        return cls.from_body(body)
+
+    @classmethod
+    def from_body(cls, body: bytes) -> JoinRequest:
+        """Read the statement alone, from this silo's own store.
+
+        Raises
+        ------
+        ProtocolError
+            Not a statement.
+        """
+        try:
+            session, config, task, planned = msgpack.unpackb(body)
+            mechanisms = {dataset: [Mechanism(*row) for row in rows] for dataset, rows in planned.items()}
+            request = cls(session, ResolvedConfig.create(**json.loads(config)), task, mechanisms)
+        except (ValueError, TypeError, AttributeError, ConfigError, msgpack.exceptions.UnpackException) as error:
+            raise ProtocolError(f"not a join request: {error}") from error
+        if type(session) is not bytes or len(session) != SESSION_BYTES or type(task) is not str:
+            raise ProtocolError("not a join request: no session or task")
+        return request
+
+
+def _rows(planned: Planned) -> dict[str, list[list[float]]]:
+    return {
+        dataset: [[float(m.sampling_rate), float(m.noise_multiplier), m.count] for m in mechanisms]
+        for dataset, mechanisms in planned.items()
+    }
+
+
+def join_reply(silo: int) -> bytes:
+    """A silo's answer: its id."""
+    return bytes(msgpack.packb(silo))
+
+
+def read_join_reply(reply: bytes) -> int:
+    """Silo id of a node.
+
+    Raises
+    ------
+    ProtocolError
+        Not a join reply.
+    """
+    try:
+        silo = msgpack.unpackb(reply)
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise ProtocolError(f"not a join reply: {error}") from error
+    if type(silo) is not int or silo < 1:
+        raise ProtocolError("not a join reply: no silo id")
+    return silo

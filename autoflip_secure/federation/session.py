@@ -1,0 +1,179 @@
+"""A run that a silo has joined: the checks before its records are touched, and the parts that answer."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from autoflip_secure.errors import AutoflipSecureError, BudgetExhausted, PolicyRefusal
+from autoflip_secure.federation.dropout import drops
+from autoflip_secure.federation.join import JoinRequest
+from autoflip_secure.federation.policy import SiloPolicy
+from autoflip_secure.federation.terms import check_grid, check_terms
+from autoflip_secure.federation.wire import Request
+from autoflip_secure.privacy.ledger import Ledger, LedgerLine
+from autoflip_secure.sums.encoding import pack_contribution
+from autoflip_secure.sums.manifest import Manifest
+from autoflip_secure.sums.secure_sum import SiloSecureSum
+
+if TYPE_CHECKING:
+    from autoflip_secure.federation.contribution import Contributor
+    from autoflip_secure.federation.model_payload import ModelPayload
+
+__all__ = ["ContributionFailed", "Session"]
+
+_COHORTS = """
+CREATE TABLE IF NOT EXISTS cohorts (
+    session BLOB, round INTEGER, phase TEXT, cohort BLOB NOT NULL, PRIMARY KEY (session, round, phase)
+) STRICT
+"""
+
+
+class ContributionFailed(AutoflipSecureError):
+    """Something went wrong after the records were touched. The coordinator is told this much and no more: which error
+    it was may depend on the records."""
+
+
+class Session:
+    """One joined run at one silo.
+
+    Parameters
+    ----------
+    folder : Path
+        The silo's folder, with its records in `data/`.
+    """
+
+    def __init__(
+        self,
+        silo: int,
+        folder: Path,
+        request: JoinRequest,
+        policy: SiloPolicy,
+        ledger: Ledger,
+        secure_sum: SiloSecureSum,
+        database: sqlite3.Connection,
+    ) -> None:
+        self._silo, self._folder, self._request, self._policy = silo, folder, request, policy
+        self._ledger, self.secure_sum, self._database = ledger, secure_sum, database
+        self._config, self._digest = request.config, request.digest()
+        self._contributor: Contributor | None = None
+        database.execute(_COHORTS)
+
+    def is_away(self, request: Request) -> bool:
+        """Whether a simulated silo drops out here; only a silo whose policy says it is simulated ever does."""
+        config = self._config
+        return self._policy.simulated and drops(
+            config.aggregation,
+            config.dropout,
+            config.seed,
+            silo=self._silo,
+            round=request.round,
+            attempt=request.attempt,
+            stage=request.stage,
+        )
+
+    def contributing(self, attachment: bytes) -> Callable[[Manifest], NDArray[np.uint64]]:
+        """The callback that trains: policy, then ledger, then records, in this order."""
+
+        def contribute(manifest: Manifest) -> NDArray[np.uint64]:
+            self._check(manifest)
+            model = self._open_model(manifest, attachment)
+            self._check_cohort(manifest)
+            self._check_plan(manifest)
+            contributor = self._open_contributor()
+            self._ledger.charge(LedgerLine.of(manifest))
+            try:
+                contribution = contributor.contribute(manifest, model)
+                cohort = manifest.cohorts[manifest.cohort_of(self._silo)]
+                return pack_contribution(contribution, manifest.channels, len(cohort))
+            except Exception as error:
+                raise ContributionFailed("the contribution failed after the records were touched") from error
+
+        return contribute
+
+    def _check(self, manifest: Manifest) -> None:
+        self._policy.check_manifest(manifest)
+        check_terms(manifest)
+        terms, config = manifest.privacy, self._config
+        if manifest.session != self._request.session:
+            raise PolicyRefusal("the manifest belongs to a session this silo did not join")
+        if manifest.config_hash != self._digest:
+            raise PolicyRefusal("the manifest's configuration is not the one this silo joined")
+        if terms.trust != config.trust:
+            raise PolicyRefusal("the manifest's trust mode is not the one this silo joined")
+        if terms.colluders < config.colluders or terms.delta > config.dp_delta:
+            raise PolicyRefusal("the manifest promises less than the run this silo joined: colluders or delta")
+
+    def _open_model(self, manifest: Manifest, attachment: bytes) -> ModelPayload:
+        """The model sent along: the one the manifest names, and of the shape of this silo's task."""
+        from autoflip_secure.data.task import Task
+        from autoflip_secure.federation.model_payload import ModelPayload
+        from autoflip_secure.models.spec import layout_of
+
+        if manifest.model_hash != hashlib.sha256(attachment).digest():
+            raise PolicyRefusal("the model sent is not the one the manifest names")
+        model, task = ModelPayload.from_bytes(attachment), Task.from_json(self._request.task)
+        spec = model.spec
+        if (spec.name, spec.input_shape, spec.outputs) != (self._config.model, task.input_shape, task.classes):
+            raise PolicyRefusal(
+                f"the model sent is a {spec.name} for {spec.input_shape} -> {spec.outputs}, not this run's"
+            )
+        if model.mask.size != layout_of(spec).size:
+            raise PolicyRefusal("the model sent has not as many parameters as its architecture")
+        if model.mask_hash() != manifest.mask_hash:
+            raise PolicyRefusal("the mask sent is not the one the manifest names")
+        return model
+
+    def _check_cohort(self, manifest: Manifest) -> None:
+        """Without DP two sums of one round whose cohorts differ would subtract to the silos in between: refuse."""
+        if manifest.privacy.trust != "none":
+            return
+        cohort = msgpack.packb(list(manifest.cohorts[manifest.cohort_of(self._silo)]))
+        key = (manifest.session, manifest.round, manifest.phase)
+        self._database.execute("INSERT OR IGNORE INTO cohorts VALUES (?, ?, ?, ?)", (*key, cohort))
+        query = "SELECT cohort FROM cohorts WHERE session = ? AND round = ? AND phase = ?"
+        if self._database.execute(query, key).fetchone() != (cohort,):
+            raise PolicyRefusal(
+                f"round {manifest.round} was asked for before with another cohort; without DP the difference of the "
+                "two sums would show single silos"
+            )
+
+    def _check_plan(self, manifest: Manifest) -> None:
+        """Under DP: only what the joined plan names, no more often than it says, on a fine enough grid."""
+        terms = manifest.privacy
+        if terms.trust == "none":
+            return
+        planned = self._request.planned.get(terms.dataset, [])
+        allowed = sum(
+            m.count
+            for m in planned
+            if (m.sampling_rate, m.noise_multiplier) == (terms.sampling_rate, terms.noise_multiplier)
+        )
+        used = self._ledger.session_uses(terms.dataset, terms.sampling_rate, terms.noise_multiplier)
+        if used + terms.steps > allowed:
+            raise BudgetExhausted(
+                f"the run this silo joined plans {allowed} such uses of {terms.dataset}, {used} are spent"
+            )
+        releases = sum(m.count for mechanisms in self._request.planned.values() for m in mechanisms)
+        check_grid(manifest, max(releases, self._ledger.releases() + 1), self._policy.epsilon)
+
+    def _open_contributor(self) -> Contributor:
+        if self._contributor is None:
+            # Imported here: torch takes seconds to load and the key stages do without it.
+            from autoflip_secure.data.silo_folder import read_silo
+            from autoflip_secure.data.task import Task
+            from autoflip_secure.federation.contribution import Contributor
+            from autoflip_secure.training.device import pick_device
+
+            task = Task.from_json(self._request.task)
+            data = read_silo(self._folder / "data", task)
+            device = str(pick_device(self._config.device))
+            self._contributor = Contributor(self._config, task, data, self._silo, device)
+        return self._contributor

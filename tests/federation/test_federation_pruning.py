@@ -1,0 +1,210 @@
+"""When the coordinator prunes, what it does to model and optimiser, and that its state survives a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autoflip_secure.autoflip.flops import flops
+from autoflip_secure.config import ResolvedConfig
+from autoflip_secure.federation.model_payload import ModelPayload
+from autoflip_secure.federation.pruning import PruningController
+from autoflip_secure.federation.run_state import RunState, load_checkpoint, save_checkpoint
+from autoflip_secure.federation.schedule import Schedule
+from autoflip_secure.models.spec import layout_of
+from autoflip_secure.seeds import stream
+from autoflip_secure.sums.channels import Aggregate
+
+Make = Callable[..., tuple[PruningController, ResolvedConfig]]
+
+
+@pytest.fixture
+def make(make_config, model: ModelPayload) -> Make:
+    def controller(**options: Any) -> tuple[PruningController, ResolvedConfig]:
+        config = make_config(**{"prune": "autoflip", "silos": 8, "rounds": 40, **options})
+        return PruningController(config, Schedule(config), model.spec), config
+
+    return controller
+
+
+@pytest.fixture
+def dense(model: ModelPayload) -> ModelPayload:
+    weights = stream(0, "dense").normal(size=model.mask.size).astype(np.float32)
+    return replace(model, weights=weights, mask=np.ones(model.mask.size, np.bool_))
+
+
+def aggregate(controller: PruningController, model: ModelPayload, round: int, cohort: int, *names: str) -> Aggregate:
+    """Random sums of four silos in the model's layout, masked coordinates 0."""
+    draw = stream(7, "sums", round, cohort)
+    channels = {}
+    for name in names:
+        if name == "unit_energy":
+            channels[name] = 40 * draw.random(controller.units)
+        else:
+            values = draw.normal(size=model.mask.size)
+            channels[name] = np.where(model.mask, values**2 if name == "deviation" else values, 0.0)
+    return Aggregate(round, cohort, 4, channels, {"update": 0.1 if names == ("update",) else 0.0})
+
+
+def sums_of(controller: PruningController, config: ResolvedConfig, model: ModelPayload, round: int) -> list[Aggregate]:
+    """What round `round` of this configuration brings."""
+    plan = Schedule(config).plan(round)
+    if config.trust == "distributed":
+        return [aggregate(controller, model, round, c, "update") for c in range(len(plan.cohorts))]
+    names = ("deviation",) if plan.phase == "explore" else ("update", "unit_energy")
+    return [aggregate(controller, model, round, 0, *names)]
+
+
+TRUSTS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "local": {"dp_epsilon": 8.0, "dp_trust": "local"},
+    "distributed": {"dp_epsilon": 8.0, "cohorts": 2, "explore_rounds": 4, "agreement_every": 5},
+}
+
+
+def play(
+    controller: PruningController, config: ResolvedConfig, model: ModelPayload, rounds: range
+) -> tuple[ModelPayload, list[int]]:
+    """Observe and decide through `rounds`; the model and the rounds with a decision."""
+    decided = []
+    for round in rounds:
+        controller.observe(sums_of(controller, config, model, round), model.mask)
+        if controller.is_decision(round):
+            model, _ = controller.decide(round, model)
+            decided.append(round)
+    return model, decided
+
+
+@pytest.mark.parametrize("trust", TRUSTS)
+def test_the_target_is_reached_and_the_model_stays_consistent(make: Make, dense: ModelPayload, trust: str) -> None:
+    controller, config = make(**{**TRUSTS[trust], "prune_steps": 3, "agreement_every": 5, "prune_flops": 0.4})
+    model, decided = play(controller, config, dense, range(config.rounds))
+    assert flops(model.spec) <= 0.4 * flops(dense.spec)
+    assert model.weights.size == model.mask.size == layout_of(model.spec).size
+    assert not model.weights[~model.mask].any()
+    assert 0 < model.mask.sum() <= 0.7 * dense.mask.size
+    assert len(decided) >= 3
+    assert controller.units == sum(model.spec.widths)
+
+
+@pytest.mark.parametrize(
+    ("options", "decisions"),
+    [
+        # The first three reach the target within half of the rounds left; later ones follow the agreement rounds.
+        ({"prune_steps": 3, "agreement_every": 0}, {0: 0.8, 6: 0.6, 12: 0.4}),
+        ({"prune_steps": 1, "agreement_every": 0}, {0: 0.4}),
+        ({"prune_steps": 1, "agreement_every": 7}, {0: 0.4, 7: 0.4, 14: 0.4, 21: 0.4, 28: 0.4}),
+        ({"prune_steps": 3, "agreement_every": 8}, {0: 0.8, 6: 0.6, 12: 0.4, 16: 0.4, 24: 0.4}),
+        ({"prune_steps": 2, "explore_rounds": 10, "dp_epsilon": 8.0, "agreement_every": 0}, {9: 0.7, 16: 0.4}),
+    ],
+)
+def test_decision_rounds_and_their_targets(make: Make, options: dict[str, Any], decisions: dict[int, float]) -> None:
+    controller, config = make(**options, prune_flops=0.4)
+    found = {r: controller._target_after(r) for r in range(config.rounds) if controller.is_decision(r)}
+    assert found == pytest.approx(decisions)
+
+
+@pytest.mark.parametrize("rounds", [4, 5, 8, 20, 60])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_last_planned_decision_asks_for_the_whole_target(make: Make, rounds: int, steps: int) -> None:
+    controller, config = make(rounds=rounds, prune_steps=steps, agreement_every=0)
+    targets = [t for r in range(rounds) if (t := controller._target_after(r)) is not None]
+    assert len(targets) == steps
+    assert targets == sorted(targets, reverse=True)
+    assert targets[-1] == config.prune_flops
+    assert controller._target_after(rounds - 1) is None, "the final model was trained under its mask"
+
+
+@pytest.mark.xfail(strict=True, reason="decisions that find no round are left out without a word")
+@pytest.mark.parametrize(("rounds", "steps"), [(2, None), (3, None), (10, 100)])
+def test_the_target_is_reached_in_the_shortest_runs(make: Make, rounds: int, steps: int | None) -> None:
+    controller, config = make(rounds=rounds, prune_steps=steps)
+    targets = [t for r in range(rounds) if (t := controller._target_after(r)) is not None]
+    assert targets[-1] == config.prune_flops
+
+
+@pytest.mark.parametrize("trust", TRUSTS)
+def test_compaction_takes_the_same_places_of_weights_and_optimiser(make: Make, dense: ModelPayload, trust: str) -> None:
+    controller, config = make(**TRUSTS[trust])
+    round = next(r for r in range(config.rounds) if controller.is_decision(r))
+    for past in range(round + 1):
+        controller.observe(sums_of(controller, config, dense, past), dense.mask)
+    smaller, kept = controller.decide(round, dense)
+    assert kept.size == smaller.mask.size < dense.mask.size
+    np.testing.assert_array_equal(smaller.weights[smaller.mask], dense.weights[kept][smaller.mask])
+    assert smaller.records == dense.records
+
+
+@pytest.mark.parametrize("trust", TRUSTS)
+def test_state_survives_a_checkpoint_bit_for_bit(make: Make, dense: ModelPayload, trust: str, tmp_path: Path) -> None:
+    """Stop after every stage of the run; the restored controller goes on to the same model."""
+    controller, config = make(**TRUSTS[trust], rounds=24, prune_steps=2)
+    model = dense
+    middle = [1, 5, 13]
+    for round in range(config.rounds):
+        model, _ = play(controller, config, model, range(round, round + 1))
+        if round in middle:
+            state = RunState(round, model, np.zeros(1), controller.arrays(), {"pruning": controller.facts()})
+            save_checkpoint(tmp_path / str(round), state)
+    for round in middle:
+        state = load_checkpoint(tmp_path / str(round))
+        again, _ = make(**TRUSTS[trust], rounds=24, prune_steps=2)
+        again.restore(state.model.spec, state.pruning, state.facts["pruning"])
+        resumed, _ = play(again, config, state.model, range(round + 1, config.rounds))
+        assert resumed.to_bytes() == model.to_bytes()
+        for name, array in controller.arrays().items():
+            assert again.arrays()[name].tobytes() == array.tobytes(), name
+        assert again.facts() == controller.facts()
+        assert again.layer_report(resumed) == controller.layer_report(model)
+
+
+def test_facts_are_json(make: Make, dense: ModelPayload) -> None:
+    controller, config = make()
+    play(controller, config, dense, range(3))
+    assert json.loads(json.dumps(controller.facts())) == controller.facts()
+    assert controller.facts()["guidance_rounds"] == 2
+    assert controller.facts()["energy_rounds"] == 2
+
+
+def test_agreement_is_measured_where_the_sums_allow_it(make: Make, dense: ModelPayload) -> None:
+    controller, config = make(**TRUSTS["distributed"])
+    assert controller.agreement_average is None
+    two, one = sums_of(controller, config, dense, 0), sums_of(controller, config, dense, 6)
+    assert (len(two), len(one)) == (2, 1)
+    controller.observe(two, dense.mask)
+    assert controller.agreement is not None
+    first = controller.agreement_average
+    controller.observe(one, dense.mask)
+    assert controller.agreement is None
+    assert controller.agreement_average == first
+    plain, config = make()
+    plain.observe(sums_of(plain, config, dense, 0), dense.mask)
+    assert plain.agreement is None
+    plain.observe(sums_of(plain, config, dense, 1), dense.mask)
+    assert plain.agreement is not None
+
+
+def test_layers_are_reported_with_units_live_and_agreement(make: Make, dense: ModelPayload) -> None:
+    controller, config = make()
+    assert [row["agreement"] for row in controller.layer_report(dense)] == [None, None]
+    model, _ = play(controller, config, dense, range(20))
+    rows = controller.layer_report(model)
+    assert [row["layer"] for row in rows] == ["fc1", "fc2"]
+    assert [row["units"] for row in rows] == list(model.spec.widths)
+    assert all(0 <= row["agreement"] <= 1 for row in rows)
+    # Live parameters of a layer: its weights and biases, read from the flat layout by name.
+    for row in rows:
+        where = [part for name, part, _ in layout_of(model.spec).slices() if name.startswith(row["layer"] + ".")]
+        assert row["live"] == sum(int(model.mask[part].sum()) for part in where)
+
+
+@pytest.mark.xfail(strict=True, reason="0 is a valid --eta and stops the run at its first measured agreement")
+def test_guidance_may_stay_as_explored(make: Make, dense: ModelPayload) -> None:
+    controller, config = make(eta=0.0)
+    play(controller, config, dense, range(3))
