@@ -24,6 +24,7 @@ from autoflip_secure.federation.client_app import ClientAppFactory, silo_folder
 from autoflip_secure.federation.coordinator import Coordinator
 from autoflip_secure.federation.engines import run_federation
 from autoflip_secure.federation.events import read_json_lines
+from autoflip_secure.federation.join import JOIN_STAGE, JoinRequest
 from autoflip_secure.federation.local_grid import LocalGrid
 from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.plan import SessionPlan
@@ -31,7 +32,6 @@ from autoflip_secure.federation.provisioning import RunFolder
 from autoflip_secure.federation.run_state import load_checkpoint
 from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.federation.scoring import Scorer
-from autoflip_secure.federation.silo import JOIN_STAGE
 from autoflip_secure.federation.wire import Reply, read_request, reply_message
 from autoflip_secure.models.layout import flatten_parameters, load_flat_parameters
 from autoflip_secure.models.spec import build, dense_spec
@@ -230,6 +230,11 @@ def test_nodes_say_which_silo_they_are(make: Build) -> None:
     coordinator._join()
     assert coordinator._exchange.nodes == {3: 1, 1: 2, 4: 3, 2: 4}
     assert {request.stage for request in grid.requests} == {JOIN_STAGE}
+    (message,) = {request.request for request in grid.requests}
+    joined = JoinRequest.open(message, coordinator._folder.roster().coordinator)
+    assert (joined.session, joined.config) == (coordinator._folder.session(), coordinator._config)
+    assert (joined.planned, joined.task) == (coordinator.plan.mechanisms(), coordinator._folder.task.read_text())
+    assert joined.digest() == coordinator._sums.config_hash
     (event,) = read_json_lines(coordinator._folder.events)
     assert (event["event"], event["silos"], event["refused"]) == ("joined", [1, 2, 3, 4], [])
 
@@ -254,10 +259,17 @@ def test_a_run_starts_with_all_silos_or_not_at_all(
 # Census and scores
 
 
+def hide_total(folder: RunFolder, config: ResolvedConfig, task: Any) -> None:
+    """As if the number of records were not public."""
+    secret = replace(task, nominal_records=None).to_json()
+    for path in (folder.path, *(silo_folder(folder.path, s) for s in range(1, config.silos + 1))):
+        (path / "task.json").write_text(secret)
+
+
 def test_an_unknown_number_of_records_is_counted_once(make_config, make_federation, task) -> None:
     config = make_config(rounds=2)
     folder = make_federation(config, public_test=False)
-    folder.task.write_text(replace(task, nominal_records=None).to_json())
+    hide_total(folder, config, task)
     held = [len(read_silo(silo_folder(folder.path, s) / "data").train) for s in range(1, 5)]
     run(folder, config)
     assert load_checkpoint(folder.checkpoint).model.records == sum(held) < 80

@@ -241,7 +241,7 @@ def test_a_manifest_that_is_not_one_is_refused(start: Start) -> None:
         assert refused(joined.silo.answer(Request("clear", 0, 0, content)), "ProtocolError")
 
 
-def test_the_first_manifest_of_the_run_that_was_joined_binds_the_plan_too(start: Start) -> None:
+def test_a_manifest_names_the_plan_that_was_joined_too(start: Start) -> None:
     """The digest covers session, configuration, task and plan: a change of any of them is another run."""
     joined = start(**PRIVATE)
     joined.join(planned=CHEAP)

@@ -14,7 +14,7 @@ from autoflip_secure.federation.engines import run_federation
 from autoflip_secure.federation.events import read_json_lines
 from autoflip_secure.federation.finish import finish
 from autoflip_secure.federation.provisioning import RunFolder
-from autoflip_secure.federation.summary import ledger_summaries
+from autoflip_secure.federation.summary import ledger_summaries, promise_holds
 from autoflip_secure.privacy.accounting import Mechanism, epsilon
 from autoflip_secure.privacy.plan import accounting_delta
 
@@ -115,18 +115,26 @@ def test_without_dp_nothing_is_promised(run) -> None:
     assert "No differential privacy" in summary["privacy"]["promise"]
 
 
-def test_spending_is_read_from_the_ledgers(run, monkeypatch: pytest.MonkeyPatch) -> None:
-    summary, folder, config, outcome = run(dp_epsilon=4.0, rounds=3, insecure_reproducible_noise=True)
+def test_a_promise_is_made_only_where_it_holds(make_config) -> None:
+    private = {"dp_epsilon": 4.0, "aggregation": "secagg"}
+    assert promise_holds(make_config(**private))
+    assert promise_holds(make_config(**{**private, "aggregation": "none"}, dp_trust="local"))
+    for broken in ({"dp_epsilon": None}, {"aggregation": "none"}, {"insecure_reproducible_noise": True}):
+        assert not promise_holds(make_config(**{**private, **broken}))
+
+
+def test_spending_is_read_from_the_ledgers(run) -> None:
+    summary, folder, config, outcome = run(dp_epsilon=4.0, dp_trust="local", local_steps=1, rounds=3)
     plan = outcome.coordinator.plan
     spent = epsilon(
         [Mechanism(config.sampling_rate, plan.privacy.noise_multiplier, 3)],
-        accounting_delta("distributed", config.dp_delta),
+        accounting_delta("local", config.dp_delta),
     )
+    assert summary["privacy"]["holds"] is True
     assert summary["epsilon_spent"] == pytest.approx(spent, rel=1e-6)
     assert summary["epsilon_spent"] < summary["epsilon_target"] == 4.0
     assert summary["delta"] == config.dp_delta
-    assert summary["insecure_reproducible_noise"] is True
-    assert 0 < summary["privacy"]["grid_delta"] < 1e-8
+    assert summary["insecure_reproducible_noise"] is False
     assert list(read_json_lines(folder.metrics))[-1]["epsilon"] == pytest.approx(spent, rel=1e-6)
     # One silo that spent more than the others is the one that is reported.
     with sqlite3.connect(silo_folder(folder.path, 3) / "state.sqlite") as database:
