@@ -33,7 +33,7 @@ LOCAL_ONLY_FIELDS = frozenset(
 
 def _not_in_this_version(name: str) -> BeforeValidator:
     def check(value: Any) -> Any:
-        if value in ARRIVES_LATER[name]:
+        if isinstance(value, str) and value in ARRIVES_LATER[name]:
             raise NotAvailable(f"{flag_of(name)} {value}: not available in this version")
         return value
 

@@ -104,15 +104,15 @@ class Guidance:
         Parameters
         ----------
         rate, agreement_rate : float
-            Step of the guidance and of the agreement average, within (0, 1]. The first round sets the average.
+            Step of the guidance and of the agreement average, within [0, 1]; a rate of 0 keeps the explored map. The first round sets the average.
         level : unit or parameter
             Where Ghat is pooled; use unit for sums that carry noise.
         live : bool (size,), optional
             The mask the round trained under; default all live.
         """
         for name, number in (("rate", rate), ("agreement_rate", agreement_rate)):
-            if not 0 < number <= 1:
-                raise ConfigError(f"guidance {name} must lie within (0, 1], got {number}")
+            if not 0 <= number <= 1:
+                raise ConfigError(f"guidance {name} must lie within [0, 1], got {number}")
         observed = observed_guidance(aggregates, units, level, live)
         weight = rate * units.spread(agreement.clipped, outputs=min(max(agreement.overall, 0.0), 1.0))
         if live is not None:

@@ -62,6 +62,8 @@ class Coordinator:
         self._start = flatten_parameters(build(dense, torch_stream(config.seed, "init"))).numpy()
         self._dense_size = self._start.size
         self.state = self._restore() if has_checkpoint(folder.checkpoint) else self._fresh_state(dense)
+        # Saved at once: an attempt that is interrupted, however often, is counted when the run goes on.
+        self._checkpoint()
         self._events = JsonLines(folder.events, stamp=True)
         self._metrics = JsonLines(folder.metrics)
         self._view = ServerView(folder.server_view) if config.record_server_view else None
@@ -168,6 +170,7 @@ class Coordinator:
         counted = float(aggregate.sum("count")[0]) * len(self._exchange.nodes) / aggregate.silos
         self.state.model = replace(self.state.model, records=max(1, round(counted)))
         self._event("census", records=self.state.model.records)
+        self._checkpoint()  # asked once: what was learnt must not be asked again
 
     # Rounds
 

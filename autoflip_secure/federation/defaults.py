@@ -60,7 +60,8 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> Reso
             f"--local-steps {config.local_steps}: distributed noise covers one gradient sum a round, so it is 1; "
             "more local steps need --dp-trust local"
         )
-    colluders = default_colluders(silos) if config.colluders is None else config.colluders
+    moments = 2 if trust != "distributed" and config.prune == "autoflip" else 1
+    colluders = default_colluders(silos, moments) if config.colluders is None else config.colluders
     explore_rounds = training.explore_rounds if config.explore_rounds is None else config.explore_rounds
     if trust != "distributed" and explore_rounds != 1:
         raise ConfigError(

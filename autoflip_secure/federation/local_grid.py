@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -118,10 +119,12 @@ class LocalGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         ids = list(self.push_messages(messages))
+        deadline = None if timeout is None else time.monotonic() + timeout
         replies = []
         for message_id in ids:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
-                replies.append(self._collect(message_id, timeout))
+                replies.append(self._collect(message_id, left))
             except TimeoutError:
                 self._pending.pop(message_id)
         return replies

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save
 
-from autoflip_secure.errors import ProtocolError
-from autoflip_secure.models.spec import ModelSpec
+from autoflip_secure.errors import ConfigError, DataError, ProtocolError
+from autoflip_secure.models.spec import ModelSpec, layout_of
 
 __all__ = ["ModelPayload"]
 
@@ -60,14 +60,19 @@ class ModelPayload:
         try:
             tensors, metadata = _load(data)
             header = json.loads(metadata["autoflip_secure"])
-            size = int(header["parameters"])
-            mask = np.unpackbits(tensors["mask"], count=size).astype(bool)
-            if mask.size != size or tensors["weights"].dtype != np.float32:
-                raise ProtocolError("a model's mask or weights have the wrong size or type")
+            spec, size, records = ModelSpec.from_json(header["spec"]), header["parameters"], header["records"]
+            packed, live = tensors["mask"], tensors["weights"]
+            if type(size) is not int or size != layout_of(spec).size or packed.size != -(-size // 8):
+                raise ProtocolError("a model has another number of parameters than its architecture")
+            if type(records) is not int or records < 0:
+                raise ProtocolError("a model's number of records is not a whole number")
+            mask = np.unpackbits(packed, count=size).astype(bool)
+            if live.dtype != np.float32 or live.shape != (int(mask.sum()),) or not np.isfinite(live).all():
+                raise ProtocolError("a model's weights are not one finite number for each live parameter")
             weights = np.zeros(size, np.float32)
-            weights[mask] = tensors["weights"]
-            return cls(ModelSpec.from_json(header["spec"]), weights, mask, int(header["records"]))
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            weights[mask] = live
+            return cls(spec, weights, mask, records)
+        except (SafetensorError, KeyError, ValueError, TypeError, ConfigError, DataError) as error:
             raise ProtocolError(f"not a model: {error}") from error
 
     def mask_hash(self) -> bytes:

@@ -66,7 +66,7 @@ class SiloPolicy(BaseModel):
         """
         try:
             return cls(**tomllib.loads(path.read_text()))
-        except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ValidationError) as error:
             raise ConfigError(f"cannot read the silo's policy {path}: {error}") from error
 
     def to_toml(self) -> str:

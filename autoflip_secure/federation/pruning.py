@@ -155,7 +155,9 @@ class PruningController:
         later decisions, at the rhythm of the agreement rounds, only move single parameters.
         """
         config, first = self._config, self._config.explore_rounds - 1
-        steps, final = config.prune_steps, config.prune_flops
+        final = config.prune_flops
+        # A run too short for all decisions takes fewer, larger ones: the target is met in any case.
+        steps = max(1, min(config.prune_steps, self._schedule.rounds - 1 - first))
         gap = max(1, (self._schedule.rounds - 1 - first) // (2 * steps))
         since = round - first
         if since < 0 or round >= self._schedule.rounds - 1:

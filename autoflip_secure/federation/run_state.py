@@ -64,6 +64,11 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
     fresh = folder.with_name(f"{folder.name}.new")
     old = folder.with_name(f"{folder.name}.old")
     with storing(folder):
+        survivor = _whole(folder)
+        if survivor is not None and survivor != folder:
+            # A crash left the only whole checkpoint under another name: it keeps its place until the new one is whole.
+            shutil.rmtree(folder, ignore_errors=True)
+            survivor.rename(folder)
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         write_atomically(fresh / MODEL_FILE, state.model.to_bytes())

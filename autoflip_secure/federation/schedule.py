@@ -32,9 +32,9 @@ class RoundPlan:
     minimum: tuple[int, ...]
 
 
-def default_colluders(silos: int) -> int:
-    """One colluder in ten silos, at least one where the protocol can bear it."""
-    return min(max(1, silos // 10), most_colluders(silos))
+def default_colluders(silos: int, moments: int) -> int:
+    """One colluder in ten silos, at least one where threshold and smallest sum can bear it."""
+    return max(0, min(max(1, silos // 10), most_colluders(silos), silos - 2 - moments))
 
 
 def cohort_minimum(size: int, silos: int, colluders: int, min_cohort: float, moments: int) -> int:
@@ -68,7 +68,9 @@ class Schedule:
             raise ConfigError(f"--explore-rounds {config.explore_rounds}: must be below --rounds {self.rounds}")
         order = stream(config.seed, "cohorts").permutation(self._silos) + 1
         self._groups = [sorted(int(silo) for silo in order[i :: self._cohorts]) for i in range(self._cohorts)]
-        for round in {0, self.rounds - 1}:
+        # Cohorts have the same sizes in all rounds that measure agreement, and in all that do not.
+        kinds = {self._measures_agreement(round): round for round in range(min(self.rounds, 2 + 2 * self._period()))}
+        for round in kinds.values():
             self.plan(round)
 
     @property
@@ -109,12 +111,19 @@ class Schedule:
         every = self._config.agreement_every
         return self.is_exploration(round) or (every > 0 and round % every == 0)
 
+    def _period(self) -> int:
+        return max(self._config.explore_rounds, self._config.agreement_every)
+
     def _participants(self, round: int) -> frozenset[int]:
-        count = max(1, round_half_up(self._config.participation * self._silos))
-        if count == self._silos:
+        """The same share of each cohort, drawn anew each round."""
+        if self._config.participation == 1:
             return frozenset(range(1, self._silos + 1))
-        draw = stream(self._config.seed, "participation", round).permutation(self._silos)[:count]
-        return frozenset(int(silo) + 1 for silo in draw)
+        generator = stream(self._config.seed, "participation", round)
+        present: list[int] = []
+        for group in self._groups:
+            count = max(1, round_half_up(self._config.participation * len(group)))
+            present += [group[i] for i in generator.permutation(len(group))[:count]]
+        return frozenset(present)
 
     def _minimum(self, size: int) -> int:
         least = cohort_minimum(size, self._silos, self._colluders, self._config.min_cohort, self.moments)

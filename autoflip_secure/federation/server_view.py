@@ -49,6 +49,10 @@ class ServerView:
             file.write(record)
 
 
+def _number(path: Path) -> int:
+    return int(path.stem)
+
+
 def read_server_view(folder: Path) -> list[dict[str, Any]]:
     """All recorded messages, in order."""
-    return [msgpack.unpackb(path.read_bytes()) for path in sorted(folder.glob("[0-9]*.msgpack"))]
+    return [msgpack.unpackb(path.read_bytes()) for path in sorted(folder.glob("[0-9]*.msgpack"), key=_number)]

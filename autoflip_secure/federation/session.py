@@ -115,7 +115,6 @@ class Session:
         """The model sent along: the one the manifest names, and of the shape of this silo's task."""
         from autoflip_secure.data.task import Task
         from autoflip_secure.federation.model_payload import ModelPayload
-        from autoflip_secure.models.spec import layout_of
 
         if manifest.model_hash != hashlib.sha256(attachment).digest():
             raise PolicyRefusal("the model sent is not the one the manifest names")
@@ -125,8 +124,6 @@ class Session:
             raise PolicyRefusal(
                 f"the model sent is a {spec.name} for {spec.input_shape} -> {spec.outputs}, not this run's"
             )
-        if model.mask.size != layout_of(spec).size:
-            raise PolicyRefusal("the model sent has not as many parameters as its architecture")
         if model.mask_hash() != manifest.mask_hash:
             raise PolicyRefusal("the mask sent is not the one the manifest names")
         return model

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from autoflip_secure.config import ResolvedConfig
-from autoflip_secure.errors import AutoflipSecureError, PolicyRefusal, ProtocolError
+from autoflip_secure.errors import AutoflipSecureError, ConfigError, PolicyRefusal, ProtocolError
 from autoflip_secure.federation.join import JOIN_STAGE, JoinRequest, join_reply
 from autoflip_secure.federation.policy import SiloPolicy
 from autoflip_secure.federation.session import ContributionFailed, Session
@@ -42,7 +42,7 @@ class Silo:
         self._roster = Roster.from_bytes((folder / "roster.bin").read_bytes())
         self._policy = SiloPolicy.read(folder / "policy.toml")
         self._task = (folder / "task.json").read_text()
-        self.id = next(e.silo for e in self._roster.entries if e.public == self._identity.public)
+        self.id = _own_id(self._roster, self._identity, folder)
         self._log = _file_logger(folder / "silo.log")
         self._session: Session | None = None
 
@@ -128,6 +128,13 @@ class Silo:
     def close(self) -> None:
         """Close the database; what it holds is on disk already."""
         self._database.close()
+
+
+def _own_id(roster: Roster, identity: Identity, folder: Path) -> int:
+    for entry in roster.entries:
+        if entry.public == identity.public:
+            return entry.silo
+    raise ConfigError(f"the identity key in {folder} is not in its roster; enrol this silo or restore its key")
 
 
 def _file_logger(path: Path) -> logging.Logger:

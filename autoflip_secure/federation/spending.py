@@ -5,6 +5,7 @@ from __future__ import annotations
 from autoflip_secure.federation.plan import SessionPlan
 from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.privacy.accounting import Mechanism, epsilon
+from autoflip_secure.privacy.plan import CENSUS_USES
 
 __all__ = ["spent_after"]
 
@@ -21,5 +22,5 @@ def spent_after(plan: SessionPlan, schedule: Schedule, rounds: int, spare_steps:
     privacy = plan.privacy
     used = [Mechanism(privacy.sampling_rate, privacy.noise_multiplier, steps + spare_steps)]
     if privacy.census_noise_multiplier:
-        used.append(Mechanism(1.0, privacy.census_noise_multiplier, 1))
+        used.append(Mechanism(1.0, privacy.census_noise_multiplier, CENSUS_USES))
     return epsilon(used, privacy.accounting_delta, privacy.accountant)

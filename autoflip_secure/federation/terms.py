@@ -33,8 +33,12 @@ field of the sum has room for all silos at that range, so noise never wraps."""
 COUNT_SENSITIVITY = 1.0
 """L2 distance by which one record moves a count or a vector of metric counts."""
 
+COUNTED_CHANNELS = frozenset({"count", "metric"})
+"""Channels of whole numbers: their grid holds them exactly, so they are not rounded at all."""
+
 NOISED_BITS = 25
 EXACT_BITS = 24
+COUNT_BITS = 32
 COUNT_STEPS = 2048
 """Grid steps of one counted record: fine enough that discrete noise is as good as continuous."""
 LARGEST_COUNT_NOISE = 1e5
@@ -61,19 +65,19 @@ def energy_channel(units: int) -> ChannelSpec:
 
 
 def _counting_channel(name: str, length: int, noise_multiplier: float) -> ChannelSpec:
-    levels, steps = (1 << (EXACT_BITS - 1)) - 1, COUNT_STEPS
+    levels, steps = (1 << (COUNT_BITS - 1)) - 1, COUNT_STEPS
     while steps > 1 and noise_multiplier * steps > LARGEST_COUNT_NOISE:
         steps //= 2
-    return ChannelSpec(name, length, EXACT_BITS, levels / steps)
+    return ChannelSpec(name, length, COUNT_BITS, levels / steps)
 
 
 def count_channel(noise_multiplier: float) -> ChannelSpec:
-    """Number of training records of a silo, at least up to 4095."""
+    """Number of training records of a silo, at least up to a million."""
     return _counting_channel("count", 1, noise_multiplier)
 
 
 def metric_channel(length: int, noise_multiplier: float) -> ChannelSpec:
-    """Counts of scored records, each at least up to 4095."""
+    """Counts of scored records, each at least up to a million."""
     return _counting_channel("metric", length, noise_multiplier)
 
 
@@ -117,7 +121,8 @@ def check_terms(manifest: Manifest) -> None:
         )
     if terms.trust == "distributed" and terms.steps != 1:
         raise PolicyRefusal(f"distributed noise covers one gradient sum a round, the manifest asks for {terms.steps}")
-    if terms.trust != "none" and any(channel.bits > NOISED_BITS for channel in manifest.channels):
+    rounded = [channel for channel in manifest.channels if channel.name not in COUNTED_CHANNELS]
+    if terms.trust != "none" and any(channel.bits > NOISED_BITS for channel in rounded):
         raise PolicyRefusal(f"noised channels have at most {NOISED_BITS} bits, for which rounding is accounted")
     if terms.steps < 1:
         raise PolicyRefusal("a round uses the records at least once")
@@ -129,7 +134,7 @@ def noise_steps(manifest: Manifest, channel: ChannelSpec, cohort: int) -> float 
     Local training is noised inside the silo, so only counts and metrics are noised here under local trust.
     """
     terms = manifest.privacy
-    if terms.trust == "none" or (terms.trust == "local" and channel.name not in {"count", "metric"}):
+    if terms.trust == "none" or (terms.trust == "local" and channel.name not in COUNTED_CHANNELS):
         return None
     return per_silo_std(
         terms.noise_multiplier,

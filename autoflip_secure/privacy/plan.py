@@ -15,6 +15,8 @@ __all__ = ["DATASETS", "GRID_SHARE", "PrivacyPlan", "accounting_delta", "solve_p
 
 TRUST_MODES = ("none", "local", "distributed")
 DATASETS = ("train", "holdout")
+CENSUS_USES = 3
+"""One release of record counts, and two for attempts that are aborted or interrupted."""
 GRID_SHARE = 1e-3
 """Part of delta kept for the gap between discrete and continuous noise; the accountant gets the rest."""
 
@@ -56,7 +58,7 @@ class PrivacyPlan:
     evaluation_noise_multiplier : float
         Of those uses.
     census_noise_multiplier : float
-        Of one release of record counts from the training budget; 0 where there is no census.
+        Of the release of record counts from the training budget (`CENSUS_USES`); 0 where there is no census.
     accountant : str
         prv, rdp or pld.
     """
@@ -101,14 +103,14 @@ class PrivacyPlan:
     @property
     def releases(self) -> int:
         """Noised releases of the whole session, over both data sets."""
-        return self.train_steps + self.evaluations + bool(self.census_noise_multiplier)
+        return self.train_steps + self.evaluations + (CENSUS_USES if self.census_noise_multiplier else 0)
 
     def mechanisms(self, dataset: str) -> tuple[Mechanism, ...]:
         """What the session will do to the training (`train`) or the `holdout` records."""
         planned: tuple[Mechanism, ...]
         if dataset == "train":
             steps = Mechanism(self.sampling_rate, self.noise_multiplier, self.train_steps)
-            census = Mechanism(1.0, self.census_noise_multiplier, 1 if self.census_noise_multiplier else 0)
+            census = Mechanism(1.0, self.census_noise_multiplier, CENSUS_USES if self.census_noise_multiplier else 0)
             planned = (steps, census)
         elif dataset == "holdout":
             planned = (Mechanism(1.0, self.evaluation_noise_multiplier, self.evaluations),)

@@ -133,6 +133,6 @@ def test_nonsense_is_refused(make_aggregate: Callable[..., Aggregate]) -> None:
         Guidance(np.zeros(UNITS.size, np.float32), np.full(UNITS.count, np.nan))
     guidance = Guidance.start(np.zeros(UNITS.size), UNITS)
     sums = [make_aggregate(np.ones((3, UNITS.size)))]
-    for wrong in ({"rate": 0.0}, {"rate": 1.5}, {"agreement_rate": -1.0}, {"level": "layer"}):
+    for wrong in ({"rate": -0.1}, {"rate": 1.5}, {"agreement_rate": -1.0}, {"level": "layer"}):
         with pytest.raises(ConfigError):
             guidance.update(sums, agreement_of(np.ones(UNITS.count)), UNITS, **wrong)

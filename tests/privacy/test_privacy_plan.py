@@ -9,7 +9,7 @@ import pytest
 from autoflip_secure.errors import ConfigError
 from autoflip_secure.privacy.accounting import epsilon
 from autoflip_secure.privacy.discrete_noise import per_silo_std
-from autoflip_secure.privacy.plan import GRID_SHARE, PrivacyPlan, solve_plan
+from autoflip_secure.privacy.plan import CENSUS_USES, GRID_SHARE, PrivacyPlan, solve_plan
 
 TERMS: dict[str, Any] = {
     "trust": "distributed", "epsilon": 8.0, "delta": 1e-5, "colluders": 3, "clip": 0.1, "sampling_rate": 0.1,
@@ -31,7 +31,7 @@ def test_each_data_set_costs_the_whole_budget_and_no_more(plan: PrivacyPlan) -> 
 
 
 def test_the_census_is_paid_from_the_training_budget(plan: PrivacyPlan) -> None:
-    assert sum(m.count for m in plan.mechanisms("train")) == 61
+    assert sum(m.count for m in plan.mechanisms("train")) == 60 + CENSUS_USES
     dearer = solve_plan(**RDP | {"census_noise_multiplier": 1.0})
     cheaper = solve_plan(**RDP)
     assert dearer.noise_multiplier > cheaper.noise_multiplier
