@@ -104,7 +104,8 @@ class Guidance:
         Parameters
         ----------
         rate, agreement_rate : float
-            Step of the guidance and of the agreement average, within [0, 1]; a rate of 0 keeps the explored map. The first round sets the average.
+            Step of the guidance and of the agreement average, within [0, 1]; a rate of 0 keeps the explored map. The
+            first round sets the average.
         level : unit or parameter
             Where Ghat is pooled; use unit for sums that carry noise.
         live : bool (size,), optional

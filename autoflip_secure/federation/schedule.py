@@ -85,8 +85,16 @@ class Schedule:
 
     @property
     def sends_energy(self) -> bool:
-        """Whether training rounds carry unit energies (the moments form of agreement)."""
-        return self.explores and self._config.trust != "distributed"
+        """Whether training rounds carry unit energies (the moments form of agreement).
+
+        Not where the silos are too few for two moments of one coordinate: pruning then rests on the exploration alone.
+        """
+        if not self.explores or self._config.trust == "distributed":
+            return False
+        if self._config.warm_start:
+            return True  # its exploration releases two moments anyway
+        size = len(self._participants(0))
+        return cohort_minimum(size, self._silos, self._colluders, self._config.min_cohort, 2) <= size
 
     def is_exploration(self, round: int) -> bool:
         """Whether `round` belongs to the first phase."""

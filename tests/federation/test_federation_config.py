@@ -111,9 +111,6 @@ OUT_OF_RANGE: dict[str, tuple[Any, ...]] = {
 }
 
 
-UNHASHABLE = pytest.mark.xfail(strict=True, raises=TypeError, reason="a list in a file ends in a traceback")
-
-
 def test_the_table_of_other_values_is_whole() -> None:
     assert set(OTHER) == set(RunConfig.model_fields)
     defaults = RunConfig()
@@ -206,7 +203,7 @@ def test_files_may_write_options_as_flags(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("content", "named"), [(b"a = = 1", "line 1, column"), (b"\xff\xfe", "UTF-8")])
 def test_a_file_that_is_not_toml_is_named(content: bytes, named: str, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_bytes(content)
-    with pytest.raises(ConfigError, match="c.toml") as caught:
+    with pytest.raises(ConfigError, match=r"c\.toml") as caught:
         load_config_file(tmp_path / "c.toml")
     assert named in str(caught.value)
 
@@ -218,7 +215,7 @@ def test_a_file_that_is_missing_or_a_folder_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["aggregation", "prune"])
-@pytest.mark.parametrize("value", [3, None, True, *(pytest.param(v, marks=UNHASHABLE) for v in (["secagg"], {"a": 1}))])
+@pytest.mark.parametrize("value", [3, None, True, ["secagg"], {"a": 1}])
 def test_a_choice_of_another_type_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=flag_of(name)):
         RunConfig.create(**{name: value})

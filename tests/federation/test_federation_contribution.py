@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -40,9 +41,9 @@ SILOS = 4
 
 @pytest.fixture
 def parts(records: Records) -> list[SiloData]:
-    """Four silos of different sizes; the last tenth of each is its holdout."""
+    """Four silos of different sizes; a third of each is its holdout too."""
     bounds = (0, 12, 30, 55, 80)
-    silos = [records.take(np.arange(start, stop)) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    silos = [records.take(np.arange(start, stop)) for start, stop in itertools.pairwise(bounds)]
     return [SiloData(s, s.take(np.arange(len(s) // 3))) for s in silos]
 
 

@@ -38,7 +38,6 @@ def test_every_option_is_set_and_makes_a_schedule(kind: str, trust: str, prune: 
     Schedule(config)
 
 
-@pytest.mark.xfail(strict=True, raises=ConfigError, reason="the default --colluders 1 asks for 4 or 5 silos")
 @pytest.mark.parametrize(("silos", "trust"), [(4, "none"), (4, "local"), (3, "none"), (3, "local"), (3, "distributed")])
 def test_the_smallest_federations_work_by_default(silos: int, trust: str) -> None:
     Schedule(resolve(RunConfig.create(**TRUSTS[trust]), TASKS["table"], natural_silos=silos))
@@ -84,7 +83,8 @@ def test_trust_decides_exploration_and_cohorts() -> None:
             assert config.warm_start == distributed
             assert config.cohorts == (2 if distributed else 1)
             assert (config.explore_rounds > 1) == distributed
-            assert (config.local_steps == 1) == distributed
+            if distributed:
+                assert config.local_steps == 1
 
 
 def test_cohorts_only_where_both_could_be_opened() -> None:

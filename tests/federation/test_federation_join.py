@@ -118,7 +118,9 @@ def test_replies_are_one_silo_id() -> None:
     assert read_join_reply(join_reply(7)) == 7
 
 
-@pytest.mark.parametrize("content", [b"", b"\xc1", b"\x00\x00", *map(msgpack.packb, (0, -1, True, "1", 1.0, None, [1]))])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xc1", b"\x00\x00", *map(msgpack.packb, (0, -1, True, "1", 1.0, None, [1]))]
+)
 def test_replies_of_another_form_are_refused(content: bytes) -> None:
     with pytest.raises(ProtocolError, match="not a join reply"):
         read_join_reply(content)

@@ -149,7 +149,6 @@ def test_who_is_silent_until_the_timeout_is_left_out(start) -> None:
     assert sorted(found(again)) == [0, 1], "a late reply was taken for the next one"
 
 
-@pytest.mark.xfail(strict=True, reason="each silent silo is waited for anew, one after another")
 def test_the_timeout_is_that_of_the_stage(start) -> None:
     grid = start(3, 3)
     list(grid.send_and_receive(map(message, grid.get_node_ids()), timeout=60))

@@ -12,7 +12,7 @@ from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.federation.spending import spent_after
 from autoflip_secure.federation.sums import LEAST_RESERVE, reserve_attempts
 from autoflip_secure.privacy.accounting import Mechanism, epsilon
-from autoflip_secure.privacy.plan import PrivacyPlan, accounting_delta
+from autoflip_secure.privacy.plan import CENSUS_USES, PrivacyPlan, accounting_delta
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "distributed": {"dp_epsilon": 4.0, "rounds": 12, "explore_rounds": 3, "prune": "autoflip", "silos": 6},
@@ -99,7 +99,7 @@ def test_planned_mechanisms_cover_rounds_reserve_census_and_evaluations(plans, t
     needed = explored * exploring.steps + (schedule.rounds - explored) * training.steps
     assert uses[training.sampling_rate, training.noise_multiplier] == needed + spare_steps(plan, schedule)
     census = plan.census_terms()
-    assert uses[census.sampling_rate, census.noise_multiplier] == 1
+    assert uses[census.sampling_rate, census.noise_multiplier] == CENSUS_USES
     scored = plan.evaluation_terms()
     (holdout,) = planned["holdout"]
     assert holdout == Mechanism(1.0, scored.noise_multiplier, plan.config.evaluations + LEAST_RESERVE)
@@ -143,7 +143,7 @@ def test_spending_grows_with_rounds_and_retries_and_ends_below_the_budget(plans,
     retried = [spent_after(plan, schedule, schedule.rounds, used) for used in (0, 1, spare)]
     assert retried == sorted(set(retried))
     assert 3.9 < retried[-1] <= 4.0
-    census = Mechanism(1.0, CENSUS_NOISE, 1)
+    census = Mechanism(1.0, CENSUS_NOISE, CENSUS_USES)
     assert costs[0] == epsilon([census], accounting_delta(trust, plan.config.dp_delta))
 
 

@@ -38,7 +38,9 @@ def test_the_default_policy_denies(options: dict[str, Any], rule: str, make_conf
         ({"aggregation": "none"}, "sums in clear"),
     ],
 )
-def test_what_exists_for_tests_is_denied_outside_of_simulations(options: dict[str, Any], words: str, make_config) -> None:
+def test_what_exists_for_tests_is_denied_outside_of_simulations(
+    options: dict[str, Any], words: str, make_config
+) -> None:
     config = make_config(**{**SECAGG, **options})
     policy = SiloPolicy(aggregations=("secagg", "none"))
     with pytest.raises(PolicyRefusal, match=f"policy simulated: .*{words}"):
@@ -144,17 +146,16 @@ def test_policies_round_trip_through_their_file(options: dict[str, Any], make_co
 )
 def test_a_policy_that_is_not_one_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "policy.toml").write_text(text)
-    with pytest.raises(ConfigError, match="policy.toml"):
+    with pytest.raises(ConfigError, match=r"policy\.toml"):
         SiloPolicy.read(tmp_path / "policy.toml")
 
 
 def test_a_missing_policy_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="policy.toml"):
+    with pytest.raises(ConfigError, match=r"policy\.toml"):
         SiloPolicy.read(tmp_path / "policy.toml")
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="bytes that are not text are not foreseen")
 def test_a_policy_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "policy.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="policy.toml"):
+    with pytest.raises(ConfigError, match=r"policy\.toml"):
         SiloPolicy.read(tmp_path / "policy.toml")

@@ -487,7 +487,6 @@ def test_a_census_counts_this_silo_s_records(start: Start) -> None:
     assert counted[0] == pytest.approx(20, abs=1e-3)
 
 
-@pytest.mark.xfail(strict=True, raises=StopIteration, reason="the error says nothing")
 def test_a_folder_with_another_key_is_no_silo(start: Start, make_config, make_federation) -> None:
     joined = start()
     other = make_federation(make_config(), name="other")

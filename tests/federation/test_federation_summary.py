@@ -145,7 +145,7 @@ def test_spending_is_read_from_the_ledgers(run) -> None:
 
 
 def test_private_scores_come_without_a_loss(run) -> None:
-    summary, folder, *_ = run(public_test=False, rounds=2)
+    summary, *_ = run(public_test=False, rounds=2)
     assert 0 <= summary["accuracy"] <= 1
     assert summary["loss"] is None
     assert [row["dataset"] for row in summary["ledgers"]] == ["train", "holdout"] * 4

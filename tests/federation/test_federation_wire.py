@@ -48,7 +48,7 @@ def test_a_request_is_addressed_and_filed() -> None:
 def test_stages_that_train_are_filed_under_train() -> None:
     stages = ("join", "advertise", "share", "masked", "confirm", "unmask", "clear")
     assert [s for s in stages if message_type_of(s) == f"train.{s}"] == ["masked", "clear"]
-    assert [s for s in stages if message_type_of(s) == f"query.{s}"] == list(stages[:3]) + ["confirm", "unmask"]
+    assert [s for s in stages if message_type_of(s) == f"query.{s}"] == [*stages[:3], "confirm", "unmask"]
 
 
 @given(st.builds(Reply, st.sampled_from(["ok", "dropped", "refused", "failed"]), st.binary(), st.text()))
