@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from autoflip_secure.autoflip.masking import scatter_live
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import Abort, BudgetExhausted, CannotContinue
 from autoflip_secure.federation.exchange import StageExchange
@@ -172,7 +172,5 @@ def scatter(aggregate: Aggregate, model: ModelPayload) -> Aggregate:
     channels: dict[str, NDArray[Any]] = dict(aggregate.channels)
     for name in ("update", "deviation"):
         if name in channels and channels[name].shape == (live,):
-            full = np.zeros(model.mask.size)
-            full[model.mask] = channels[name]
-            channels[name] = full
+            channels[name] = scatter_live(channels[name], model.mask)
     return replace(aggregate, channels=channels)
