@@ -42,6 +42,7 @@ def run_federation(folder: RunFolder, config: ResolvedConfig, watch: Watcher) ->
 
 def _run_on_ray(app: Any, factory: ClientAppFactory, silos: int) -> None:
     logging.getLogger("flwr").setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # quiets a tip of Ray's
     from flwr.simulation import run_simulation
 
     run_simulation(

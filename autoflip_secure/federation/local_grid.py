@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -42,8 +43,17 @@ def default_workers(silos: int) -> int:
 def _start_worker(factory: ClientAppFactory) -> None:
     global _worker_app
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _set_identity()
     _worker_app = factory()
+
+
+def _end_with_parent() -> None:
+    """A worker whose coordinator was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _answer_in_worker(message: Message, context: Context) -> Message:

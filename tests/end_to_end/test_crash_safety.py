@@ -232,3 +232,23 @@ def test_a_full_disk_stops_with_one_line_and_keeps_the_checkpoint(
     assert "No space left" in errors
     monkeypatch.setattr(coordinator, "save_checkpoint", save)
     assert main(["--resume", str(run), "--quiet"]) == 0
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_coordinator(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = [*OPTIONS, "--rounds", "400", "--explore-rounds", "1", "--workers", "2", "--run-dir", str(run)]
+    process = subprocess.Popen([sys.executable, "-m", "autoflip_secure.sim", *options])
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    workers = {int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()}
+    process.kill()
+    process.wait(timeout=30)
+    assert len(workers) >= 2
+    deadline = time.monotonic() + 30
+    while [worker for worker in workers if Path(f"/proc/{worker}").exists()]:
+        assert time.monotonic() < deadline, "a worker is left behind"
+        time.sleep(0.2)
