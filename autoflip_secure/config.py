@@ -107,13 +107,13 @@ class RunConfig(BaseModel):
         "autoflip", description="autoflip | none | random | magnitude | snip | prunefl | feddst"
     )
     prune_threshold: float | None = Field(
-        None, ge=0, lt=1, description="parameters scoring in the lowest part of this size die"
+        None, ge=0, lt=1, description="parameters scoring in the lowest part of this size die [0.3; distributed: 0.6]"
     )
     prune_flops: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="largest fraction of the dense FLOPs to keep; units without agreement go beyond [0.5]",
+        description="largest fraction of the dense FLOPs to keep [0.5]",
     )
     explore_rounds: int | None = Field(
         None, ge=1, description="rounds of exploration before the first mask [distributed: 20, else 1]"

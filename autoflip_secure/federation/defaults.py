@@ -82,7 +82,7 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> Reso
         "sampling_rate": training.sampling_rate,
         "batch_size": training.batch_size,
         "colluders": colluders,
-        "prune_threshold": 0.3,
+        "prune_threshold": 0.6 if trust == "distributed" else 0.3,
         "prune_flops": 0.5,
         "explore_rounds": explore_rounds,
         "explore_steps": training.explore_steps,

@@ -31,8 +31,8 @@ UNINFORMED = 0.5
 class PruningController:
     """Guidance, accumulated energy and agreement of one run.
 
-    Without distributed noise the score is guidance x agreement; under it, weight x shared energy x agreement, since
-    squares of single silos are not released there.
+    Without distributed noise the score is guidance x agreement; under it, weight x shared energy x (1 + agreement) / 2,
+    since squares of single silos are not released there.
     """
 
     def __init__(self, config: ResolvedConfig, schedule: Schedule, spec: ModelSpec) -> None:
@@ -145,7 +145,9 @@ class PruningController:
     def _scores(self, model: ModelPayload) -> KeepScores:
         if not self._distributed:
             return guidance_scores(self._guidance, self._units)
-        agreement = self._guidance.agreement if self._guidance.rounds else None
+        # Half a vote: measured agreement is mostly noise for units with little energy, and a zero would condemn a unit
+        # on that alone. Raw agreement pruned far past the FLOP target, at the same accuracy but less reliably.
+        agreement = (1 + self._guidance.agreement) / 2 if self._guidance.rounds else None
         return product_scores(model.weights, self._energy, self._units, agreement)
 
     def _target_after(self, round: int) -> float | None:

@@ -189,6 +189,19 @@ def test_agreement_is_measured_where_the_sums_allow_it(make: Make, dense: ModelP
     assert plain.agreement is not None
 
 
+def test_noised_sums_move_guidance_by_unit_and_plain_ones_by_parameter(make: Make, dense: ModelPayload) -> None:
+    """Under distributed noise a single coordinate says nothing: parameters of a unit in one tensor move together."""
+    for trust, rounds in (("distributed", 1), ("none", 2)):
+        controller, config = make(**TRUSTS[trust])
+        for round in range(rounds):
+            controller.observe(sums_of(controller, config, dense, round), dense.mask)
+        values, owner = controller.arrays()["guidance"], controller._units.owner
+        (weights,) = [part for name, part, _ in layout_of(dense.spec).slices() if name == "fc1.weight"]
+        spread = [np.ptp(values[weights][owner[weights] == unit]) for unit in range(64)]
+        assert (max(spread) == 0) == (trust == "distributed")
+        assert np.ptp(values[weights]) > 0
+
+
 def test_layers_are_reported_with_units_live_and_agreement(make: Make, dense: ModelPayload) -> None:
     controller, config = make()
     assert [row["agreement"] for row in controller.layer_report(dense)] == [None, None]

@@ -32,6 +32,7 @@ def settings_of_a_schedule(draw: Callable[..., Any], participation: st.SearchStr
         "prune": draw(st.sampled_from(["autoflip", "none"])),
         "rounds": 12,
         "agreement_every": draw(st.sampled_from([0, 1, 3])),
+        "warm_start": draw(st.booleans()),
         "seed": draw(st.integers(0, 5)),
     }
 
@@ -51,7 +52,9 @@ def check_plan(config: ResolvedConfig, schedule: Schedule, round: int) -> None:
     plan = schedule.plan(round)
     members = [silo for cohort in plan.cohorts for silo in cohort]
     assert len(set(members)) == len(members), "a silo is in two cohorts"
-    assert len(members) == max(1, math.floor(config.participation * config.silos + 0.5))
+    for group in groups_of(schedule):
+        # The same share of each cohort is drawn, also in rounds that sum all of them together.
+        assert len(group & set(members)) == max(1, math.floor(config.participation * len(group) + 0.5))
     assert set(members) <= set(range(1, config.silos + 1))
     assert all(list(cohort) == sorted(cohort) for cohort in plan.cohorts)
     for cohort, least in zip(plan.cohorts, plan.minimum, strict=True):
@@ -63,13 +66,17 @@ def check_plan(config: ResolvedConfig, schedule: Schedule, round: int) -> None:
     assert plan.phase == ("explore" if config.prune == "autoflip" and round < config.explore_rounds else "train")
 
 
+def groups_of(schedule: Schedule) -> list[set[int]]:
+    """The cohorts of the whole run."""
+    return [set(group) for group in schedule._groups]
+
+
 def channels_of(config: ResolvedConfig, schedule: Schedule, round: int) -> list[Any]:
-    """What such a round sends at most."""
-    if config.trust == "distributed" or config.prune == "none":
-        return [update_channel(config, 5)]
-    if schedule.is_exploration(round):
-        return [deviation_channel(5), update_channel(config, 5)]
-    return [update_channel(config, 5), energy_channel(2)]
+    """What such a round sends: see Coordinator._channels."""
+    update = update_channel(config, 5)
+    if config.trust == "distributed" or not schedule.is_exploration(round):
+        return [update, energy_channel(2)] if schedule.sends_energy else [update]
+    return [deviation_channel(5), update] if config.warm_start else [deviation_channel(5)]
 
 
 @settings(max_examples=200, deadline=None)
@@ -89,8 +96,8 @@ def test_every_plan_obeys_every_rule(make, options: dict[str, Any]) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(options=settings_of_a_schedule(st.floats(0.1, 1)).filter(lambda o: o["cohorts"] == 1))
-def test_drawn_participants_obey_every_rule_in_one_cohort(make, options: dict[str, Any]) -> None:
+@given(options=settings_of_a_schedule(st.floats(0.1, 1)))
+def test_drawn_participants_obey_every_rule(make, options: dict[str, Any]) -> None:
     config = make(**options)
     try:
         schedule = Schedule(config)
@@ -115,7 +122,9 @@ def test_what_is_refused_could_not_be_opened(make, options: dict[str, Any]) -> N
     config = make(**options)
     in_cohorts = config.prune == "autoflip" and config.cohorts > 1
     smallest = config.silos // config.cohorts if in_cohorts else config.silos
-    moments = 2 if config.prune == "autoflip" and config.trust != "distributed" else 1
+    squares = config.prune == "autoflip" and config.trust != "distributed"
+    for_squares = max(share_threshold(config.silos), math.ceil(config.min_cohort * config.silos), config.colluders + 4)
+    moments = 2 if squares and (config.warm_start or for_squares <= config.silos) else 1
     needed = max(HARD_FLOOR, math.ceil(config.min_cohort * smallest), config.colluders + 2 + moments)
     whole = max(share_threshold(config.silos), config.colluders + 2 + moments)
     fits = needed <= smallest and whole <= config.silos

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from autoflip_secure.federation import client_app
+from autoflip_secure.federation import summary as summary_module
 from autoflip_secure.federation.client_app import silo_folder
 from autoflip_secure.federation.engines import run_federation
 from autoflip_secure.federation.events import read_json_lines
@@ -136,12 +137,20 @@ def test_spending_is_read_from_the_ledgers(run) -> None:
     assert summary["delta"] == config.dp_delta
     assert summary["insecure_reproducible_noise"] is False
     assert list(read_json_lines(folder.metrics))[-1]["epsilon"] == pytest.approx(spent, rel=1e-6)
-    # One silo that spent more than the others is the one that is reported.
     with sqlite3.connect(silo_folder(folder.path, 3) / "state.sqlite") as database:
         lines = database.execute("SELECT COUNT(*) FROM privacy_ledger").fetchone()
     assert lines == (3,)
     rows = ledger_summaries(folder, config, plan)
     assert summary["epsilon_spent"] == max(row["epsilon"] for row in rows)
+
+
+def test_the_silo_that_spent_most_is_reported(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, folder, config, outcome = run(rounds=1)
+    private = config.model_copy(update={"dp_epsilon": 4.0, "dp_trust": "local"})
+    rows = [{"silo": n, "dataset": "train", "lines": 1, "epsilon": e} for n, e in ((1, 0.5), (2, 1.5), (3, 1.0))]
+    monkeypatch.setattr(summary_module, "ledger_summaries", lambda *_: rows)
+    summary = finish(folder, private, outcome)
+    assert (summary["epsilon_spent"], summary["ledgers"]) == (1.5, rows)
 
 
 def test_private_scores_come_without_a_loss(run) -> None:
