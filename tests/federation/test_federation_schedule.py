@@ -54,7 +54,8 @@ def check_plan(config: ResolvedConfig, schedule: Schedule, round: int) -> None:
     assert len(set(members)) == len(members), "a silo is in two cohorts"
     for group in groups_of(schedule):
         # The same share of each cohort is drawn, also in rounds that sum all of them together.
-        assert len(group & set(members)) == max(1, math.floor(config.participation * len(group) + 0.5))
+        share = max(1, math.floor(config.participation * len(group) + 0.5))
+        assert len(group & set(members)) == min(share, len(group))
     assert set(members) <= set(range(1, config.silos + 1))
     assert all(list(cohort) == sorted(cohort) for cohort in plan.cohorts)
     for cohort, least in zip(plan.cohorts, plan.minimum, strict=True):
