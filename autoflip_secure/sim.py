@@ -47,6 +47,8 @@ def simulate(
             raise ConfigError(f"{given}: a resumed run keeps its own configuration; give --resume alone")
         folder, resolved = _reopen(resume)
     else:
+        if "dp_trust" in options and "dp_epsilon" not in options and config is None:
+            raise ConfigError("--dp-trust: promises nothing without --dp-epsilon; give both or neither")
         folder, resolved = _prepare(config_from(options, config))
     _run(folder, resolved, quiet=quiet, summary=summary)
 

@@ -76,7 +76,7 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> Reso
         "model": config.model or task.default_model,
         "rounds": rounds,
         "local_steps": training.local_steps,
-        "learning_rate": training.learning_rate,
+        "learning_rate": training.learning_rate * _noise_factor(config.dp_epsilon),
         "momentum": training.momentum,
         "clip": training.clip,
         "sampling_rate": training.sampling_rate,
@@ -101,6 +101,11 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> Reso
             "--no-warm-start: exploration under distributed noise is training that was paid for; it goes on"
         )
     return ResolvedConfig.create(**{**given, **filled})
+
+
+def _noise_factor(epsilon: float | None) -> float:
+    """Smaller steps under more noise: (epsilon / 8)^0.7, the curve through the best of a few rates at 8, 3 and 1."""
+    return 1.0 if epsilon is None else min(1.0, (epsilon / 8.0) ** 0.7)
 
 
 def _silos(config: RunConfig, partition: str, natural_silos: int | None) -> int:

@@ -72,7 +72,7 @@ class ModelPayload:
             weights = np.zeros(size, np.float32)
             weights[mask] = live
             return cls(spec, weights, mask, records)
-        except (SafetensorError, KeyError, ValueError, TypeError, ConfigError, DataError) as error:
+        except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, ConfigError, DataError) as error:
             raise ProtocolError(f"not a model: {error}") from error
 
     def mask_hash(self) -> bytes:

@@ -105,7 +105,7 @@ def read_reply(message: Message) -> Reply:
 
 
 def _fields(message: Message) -> ConfigRecord:
-    record = message.content.config_records.get(RECORD)
+    record = message.content.config_records.get(RECORD) if message.has_content() else None
     if record is None:
         raise ProtocolError("a message without our record")
     return record

@@ -31,6 +31,7 @@ CASES = {
     "epsilon negative": (["--dp-epsilon", "-3"], "--dp-epsilon"),
     "epsilon not a number": (["--dp-epsilon", "eight"], "--dp-epsilon"),
     "epsilon nan": (["--dp-epsilon", "nan"], "--dp-epsilon"),
+    "trust without epsilon": (["--dp-trust", "local"], "--dp-trust"),
     "delta one": (["--dp-epsilon", "8", "--dp-delta", "1"], "--dp-delta"),
     "too few silos": (["--silos", "2"], "--silos"),
     "too many colluders": (["--silos", "5", "--colluders", "4"], "--colluders"),

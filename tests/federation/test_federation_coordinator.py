@@ -200,6 +200,29 @@ def test_pruning_takes_the_momentum_along(make: Build, monkeypatch: pytest.Monke
     assert (event["live_before"], event["live_after"]) == (2627, int(mask.sum()))
 
 
+@pytest.mark.parametrize(
+    ("options", "explored", "trained"),
+    [
+        ({}, {"deviation"}, {"update", "unit_energy"}),
+        ({"warm_start": True}, {"deviation", "update"}, {"update", "unit_energy"}),
+        ({"dp_epsilon": 8.0, "dp_trust": "local"}, {"deviation"}, {"update", "unit_energy"}),
+        ({"dp_epsilon": 8.0}, {"update"}, {"update"}),
+        ({"prune": "none"}, {"update"}, {"update"}),
+        ({"silos": 4, "colluders": 1}, {"deviation"}, {"update"}),
+    ],
+)
+def test_a_round_asks_for_what_its_phase_needs(
+    make: Build, options: dict[str, Any], explored: set[str], trained
+) -> None:
+    coordinator = make(**{"prune": "autoflip", "silos": 8, **options})
+    state = coordinator.state
+    state.model = replace(state.model, mask=np.arange(state.model.mask.size) % 2 == 0)
+    live = int(state.model.mask.sum())
+    for round, expected in ((0, explored), (3, trained)):
+        channels = {channel.name: channel.length for channel in coordinator._channels(round)}
+        assert channels == {name: 96 if name == "unit_energy" else live for name in expected}
+
+
 # Joining
 
 
@@ -391,6 +414,27 @@ def test_a_private_run_that_was_stopped_in_its_first_round_goes_on(
     assert len(run(folder, config)) == 2
 
 
+def test_records_are_counted_once_also_by_a_run_that_was_stopped(make_config, make_federation, task) -> None:
+    config = make_config(rounds=2)
+    folder = make_federation(config)
+    hide_total(folder, config, task)
+    original = coordinator_module.SumRunner.run
+
+    def full(self: Any, state: Any, phase: str, *arguments: Any) -> Any:
+        if phase == "train":
+            raise StorageError("no space left")
+        return original(self, state, phase, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coordinator_module.SumRunner, "run", full)
+        with pytest.raises(StorageError):
+            run(folder, config)
+    client_app.close_silos()
+    run(folder, config)
+    phases = Counter(e["phase"] for e in read_json_lines(folder.events) if e["event"] == "sum")
+    assert phases == {"census": 1, "train": 2}
+
+
 def test_every_interrupted_attempt_counts_as_spent(make: Build, make_config) -> None:
     local = {"dp_epsilon": 8.0, "dp_trust": "local", "local_steps": 3, "rounds": 4}
     coordinator = make(**local)
@@ -402,9 +446,6 @@ def test_every_interrupted_attempt_counts_as_spent(make: Build, make_config) -> 
         resumed._events.close()
         resumed._metrics.close()
         assert resumed.state.spare_attempts_used == attempts
-
-
-# What a coordinator might try
 
 
 # Records

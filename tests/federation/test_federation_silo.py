@@ -470,6 +470,15 @@ def test_a_simulated_drop_is_an_answer_that_costs_nothing(start: Start) -> None:
     assert len(joined.ledger()) == statuses.count("ok")
 
 
+def test_an_institution_drops_out_for_nobody(start: Start) -> None:
+    """Also where a configuration with drops got past the check at joining."""
+    joined = start(dropout=0.9)
+    joined.join()
+    session = joined.silo._open_session()
+    session._policy = session._policy.model_copy(update={"simulated": False})
+    assert {joined.clear(round=round).status for round in range(20)} == {"ok"}
+
+
 def test_every_use_is_a_line_also_without_dp(start: Start) -> None:
     joined = start()
     joined.join()
