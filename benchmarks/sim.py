@@ -3,7 +3,7 @@
     python benchmarks/sim.py [--seeds 3] [--quick] [--fresh]
 
 Writes results/sim.json (every seed, setting, figure and the machine), sim.md (means and standard errors) and sim.png.
-Rows already in sim.json are kept, so an interrupted benchmark goes on; --fresh starts anew. About 40 minutes on two
+Rows already in sim.json are kept, so an interrupted benchmark goes on; --fresh starts anew. About 25 minutes on two
 cores with three seeds, under five with --quick (one seed, three rows).
 """
 

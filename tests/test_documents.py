@@ -1,0 +1,42 @@
+"""What README and threat_models/ say is there: files they name exist, figures come from the committed benchmark."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = ("README.md", "threat_models/README.md", "protocols/secagg/README.md", "benchmarks/README.md")
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_paths_that_are_named_exist(name: str) -> None:
+    text = (ROOT / name).read_text()
+    paths = re.findall(r"`((?:tests|autoflip_secure|protocols|benchmarks|threat_models)/[\w./-]*)`", text)
+    linked = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
+    assert paths or linked
+    for path in paths:
+        assert (ROOT / path).exists(), f"{name} names {path}"
+    for link in linked:
+        assert ((ROOT / name).parent / link).exists(), f"{name} links {link}"
+
+
+def test_the_table_in_the_readme_is_the_one_the_benchmark_wrote() -> None:
+    written = (ROOT / "benchmarks/results/sim.md").read_text()
+    rows = [
+        line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| epsilon 8, pruned<br>")
+    ]
+    assert len(rows) == 1
+    table = [line for line in written.splitlines() if line.startswith("|")]
+    assert len(table) > 5
+    readme = (ROOT / "README.md").read_text()
+    assert "\n".join(table) in readme
+
+
+def test_make_targets_that_are_named_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for name in DOCUMENTS:
+        for target in re.findall(r"`?make ([\w-]+)", (ROOT / name).read_text()):
+            assert re.search(rf"^[\w -]*\b{target}\b[\w -]*:", makefile, re.M), f"{name} names make {target}"
