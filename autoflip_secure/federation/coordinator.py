@@ -56,7 +56,7 @@ class Coordinator:
         self._task: Task = load_task(folder)
         self._schedule = Schedule(config)
         self.plan = session_plan(config, self._task, self._schedule, public_test=folder.public_test.exists())
-        dense = dense_spec(config.model or self._task.default_model, self._task.input_shape, self._task.classes)
+        dense = dense_spec(config.model, self._task.input_shape, self._task.classes)
         self._dense_flops = flops(dense)
         self._pruning = PruningController(config, self._schedule, dense)
         self._start = flatten_parameters(build(dense, torch_stream(config.seed, "init"))).numpy()
@@ -195,8 +195,7 @@ class Coordinator:
         self._checkpoint()
 
     def _terms(self, number: int) -> PrivacyTerms:
-        exploring = self._schedule.is_exploration(number)
-        return self.plan.train_terms(exploring)
+        return self.plan.train_terms(self._schedule.is_exploration(number))
 
     def _channels(self, number: int) -> list[ChannelSpec]:
         config, model = self._config, self.state.model
