@@ -49,7 +49,7 @@ class RunConfig(BaseModel):
     dataset: str = Field("mnist5k", description="data set by name, or folder:PATH for your own")
     data_dir: Path | None = Field(None, description="folder that holds the data sets that are not embedded")
     model: str | None = Field(None, description="network (default: by data set)")
-    silos: int | None = Field(None, ge=3, le=100, description="number of silos [10; natural: as many as there are]")
+    silos: int | None = Field(None, ge=3, le=2000, description="number of silos [10; natural: as many as there are]")
     partition: str | None = Field(
         None, description="iid | dirichlet:ALPHA | pathological:CLASSES | natural [dirichlet:0.5]"
     )

@@ -27,6 +27,7 @@ from autoflip_secure.sums.channels import Contribution
 from autoflip_secure.sums.encoding import quantise
 from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.randomness import Randomness, ReproducibleRandomness, SecretRandomness, dither
+from autoflip_secure.sums.words import FloatChannel
 from autoflip_secure.training.evaluation import metric_counts, predict
 from autoflip_secure.training.local import local_sgd
 
@@ -47,7 +48,7 @@ class Contributor:
         self._spec: ModelSpec | None = None
 
     def contribute(self, manifest: Manifest, model: ModelPayload) -> Contribution:
-        """Train or score as the manifest says; round, add noise, and return integers on the grid.
+        """Train or score as the manifest says; what noise is added to is rounded here, the rest when it is packed.
 
         Raises
         ------
@@ -60,14 +61,17 @@ class Contributor:
                 f"phase {manifest.phase} yields channels {sorted(vectors)}, the manifest asks for others"
             )
         cohort = manifest.cohort_of(self._silo)
-        values = {}
+        values: dict[str, NDArray[np.int64] | FloatChannel] = {}
         for channel in manifest.channels:
-            rounding = self._randomness(manifest, "rounding", channel.name)
-            values[channel.name] = quantise(vectors[channel.name], channel, dither(rounding, channel.length))
+            vector, rounding = vectors[channel.name], self._randomness(manifest, "rounding", channel.name)
             std = noise_steps(manifest, channel, cohort)
-            if std is not None:
+            if std is None:
+                values[channel.name] = FloatChannel(vector, rounding)
+            else:
                 noise = self._randomness(manifest, "noise", channel.name)
-                values[channel.name] += DiscreteGaussian(std).sample(channel.length, noise)
+                integers = quantise(vector, channel, dither(rounding, channel.length))
+                integers += DiscreteGaussian(std).sample(channel.length, noise)
+                values[channel.name] = integers
         return Contribution(values)
 
     def _vectors(self, manifest: Manifest, model: ModelPayload) -> Vectors:
@@ -106,7 +110,7 @@ class Contributor:
         end = flatten_parameters(network).numpy()
         wanted = {channel.name for channel in manifest.channels}
         vectors: dict[str, NDArray[np.floating]] = {}
-        update = np.where(model.mask, end - model.weights, 0).astype(np.float64)
+        update = np.where(model.mask, end - model.weights, np.float32(0))
         if "deviation" in wanted:
             vectors["deviation"] = deviation(model.weights.astype(np.float64), end.astype(np.float64))[model.mask]
         if "update" in wanted:
@@ -114,7 +118,9 @@ class Contributor:
         if "unit_energy" in wanted:
             # Clipped as the update will be, so that energy and sum speak of the same vectors.
             limit = self._config.update_limit
-            vectors["unit_energy"] = UnitMap.of(model.spec).unit_sum(np.clip(update, -limit, limit) ** 2)
+            vectors["unit_energy"] = UnitMap.of(model.spec).unit_sum(
+                np.clip(update.astype(np.float64), -limit, limit) ** 2
+            )
         return vectors
 
     def _train(self, network: torch.nn.Module, manifest: Manifest, model: ModelPayload) -> None:

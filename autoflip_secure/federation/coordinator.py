@@ -15,6 +15,7 @@ from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.data.records import Records
 from autoflip_secure.data.task import Task
 from autoflip_secure.errors import BudgetExhausted, CannotContinue
+from autoflip_secure.federation.dropout import likely_dropout
 from autoflip_secure.federation.events import JsonLines, keep_lines
 from autoflip_secure.federation.exchange import StageExchange
 from autoflip_secure.federation.join import JOIN_STAGE, JoinRequest, read_join_reply
@@ -129,17 +130,24 @@ class Coordinator:
             self._folder.coordinator_identity(),
             self._folder.roster(),
             session,
-            slots=self._config.epoch_slots,
+            slots=min(self._config.epoch_slots, self._most_sums()),
             first_epoch=self._folder.last_epoch() + 1,
             on_epoch=self._folder.announce_epoch,
             events=lambda name, fields: self._event(name, **fields),
+            colluders=self._config.colluders,
+            dropout=likely_dropout(self._config.dropout, self._config.silos),
         )
+
+    def _most_sums(self) -> int:
+        """Slots a run uses up where few attempts abort: a short run needs no keys for a long one."""
+        rounds = self._schedule.rounds
+        return rounds + self._config.evaluations + 1 + reserve_attempts(self._config, rounds)
 
     def _join(self) -> None:
         """Tell every node what will run and learn which silo it is. Silos check it against policy and ledger."""
         request = self._join_request.sign(self._folder.coordinator_identity())
         self._exchange.begin(self.state.round, 0, b"")
-        replies = self._exchange.ask_nodes(JOIN_STAGE, dict.fromkeys(self._grid.get_node_ids(), request))
+        replies = dict(self._exchange.ask_nodes(JOIN_STAGE, dict.fromkeys(self._grid.get_node_ids(), request)))
         refused = sorted({reply.error for reply in replies.values() if reply.error})
         nodes: dict[int, int] = {}
         for node, reply in replies.items():

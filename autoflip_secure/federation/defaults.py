@@ -12,6 +12,7 @@ from autoflip_secure.config import ResolvedConfig, RunConfig
 from autoflip_secure.data.task import Task
 from autoflip_secure.errors import ConfigError
 from autoflip_secure.federation.schedule import cohort_minimum, default_colluders
+from autoflip_secure.secagg.graph import MAX_COMPLETE
 
 __all__ = ["resolve"]
 
@@ -124,7 +125,7 @@ def _silos(config: RunConfig, partition: str, natural_silos: int | None) -> int:
 
 def _cohorts(config: RunConfig, silos: int, colluders: int) -> int:
     """Two cohorts where distributed noise measures agreement and each could be opened; else one."""
-    if config.trust != "distributed" or config.prune != "autoflip":
+    if config.trust != "distributed" or config.prune != "autoflip" or silos > MAX_COMPLETE:
         return 1
     size = int(config.participation * silos) // 2
     return 2 if cohort_minimum(size, silos, colluders, config.min_cohort, 1) <= size else 1

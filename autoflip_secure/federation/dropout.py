@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 from autoflip_secure.seeds import stream
 
-__all__ = ["DROPPING_STAGES", "drops"]
+__all__ = ["DROPPING_STAGES", "drops", "likely_dropout"]
 
 DROPPING_STAGES = {"secagg": ("masked", "confirm", "unmask"), "none": ("clear",)}
 """Stages of one round at which a simulated silo may disappear; it stays away for the rest of the attempt."""
+
+
+LEAST_DROPOUT = 0.05
+"""Fraction of silos that may drop unannounced in any run."""
+
+
+def likely_dropout(probability: float, silos: int) -> float:
+    """Fraction of the silos that a round has to bear: three standard deviations above the mean."""
+    return max(LEAST_DROPOUT, probability + 3 * math.sqrt(probability * (1 - probability) / silos))
 
 
 def drops(aggregation: str, probability: float, seed: int, *, silo: int, round: int, attempt: int, stage: str) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from autoflip_secure.errors import ProtocolError
@@ -17,6 +18,10 @@ from autoflip_secure.federation.wire import Reply, Request, read_reply, request_
 __all__ = ["StageExchange", "Traffic"]
 
 CONTRIBUTION_STAGES = frozenset({"masked", "clear"})
+
+# Seconds between two looks for replies: short stages are over at once, long ones are not asked about all the time.
+FIRST_PAUSE = 0.001
+LONGEST_PAUSE = 0.5
 
 
 @dataclass
@@ -61,36 +66,52 @@ class StageExchange:
         self.refusals.clear()
         self._away.clear()
 
-    def __call__(self, stage: str, requests: Mapping[int, bytes]) -> Mapping[int, bytes]:
+    def __call__(self, stage: str, requests: Mapping[int, bytes]) -> Iterator[tuple[int, bytes]]:
         by_node = {self.nodes[silo]: request for silo, request in requests.items()}
         silo_of = {node: silo for silo, node in self.nodes.items()}
-        replies = {silo_of[node]: reply for node, reply in self.ask_nodes(stage, by_node).items()}
-        for silo in sorted(set(requests) - {s for s, r in replies.items() if r.status == "ok"}):
-            reply = replies.get(silo, Reply("silent"))
+        absent = {silo: Reply("silent") for silo in requests}
+        for node, reply in self.ask_nodes(stage, by_node):
+            silo = silo_of[node]
+            if reply.status == "ok":
+                absent.pop(silo, None)
+                yield silo, reply.reply
+            else:
+                absent[silo] = reply
+        for silo, reply in sorted(absent.items()):
             self._count_absence(stage, silo, reply)
-        return {silo: reply.reply for silo, reply in replies.items() if reply.status == "ok"}
 
-    def ask_nodes(self, stage: str, requests: Mapping[int, bytes]) -> dict[int, Reply]:
-        """Replies by node id, whatever their status; nodes that stayed silent until the timeout are absent."""
+    def ask_nodes(self, stage: str, requests: Mapping[int, bytes]) -> Iterator[tuple[int, Reply]]:
+        """(node id, reply) as they arrive, whatever their status; nodes silent until the timeout are left out."""
         attachment = self.attachment if stage in CONTRIBUTION_STAGES else b""
         messages = [
             request_message(node, Request(stage, self.round, self.attempt, request, attachment))
             for node, request in requests.items()
         ]
         self._traffic.download_total += sum(len(r) + len(attachment) for r in requests.values())
-        # Grids set message ids when they push, so they are read from the messages afterwards.
         started = time.perf_counter()
-        answers = list(self._grid.send_and_receive(messages, timeout=self._timeout))
+        for node, answer in self._arriving(messages):
+            yield node, self._read(stage, node, answer)
         if stage in CONTRIBUTION_STAGES:
             self.training_seconds += time.perf_counter() - started
+
+    def _arriving(self, messages: list[Message]) -> Iterator[tuple[int, Message]]:
+        """Push, then pull what has arrived until nothing is missing: one reply need be in memory at a time."""
+        # Grids set message ids when they push, so they are read from the messages afterwards.
+        self._grid.push_messages(messages)
         node_of = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
-        replies = {}
-        for answer in answers:
-            # The source of an error reply is not the node that failed, hence the message it replies to.
-            node = node_of.get(answer.metadata.reply_to_message_id)
-            if node is not None:
-                replies[node] = self._read(stage, node, answer)
-        return replies
+        messages.clear()
+        deadline, pause = time.monotonic() + self._timeout, FIRST_PAUSE
+        while node_of and time.monotonic() < deadline:
+            arrived = False
+            for answer in self._grid.pull_messages(list(node_of)):
+                # The source of an error reply is not the node that failed, hence the message it replies to.
+                node = node_of.pop(answer.metadata.reply_to_message_id, None)
+                if node is not None:
+                    arrived = True
+                    yield node, answer
+            pause = FIRST_PAUSE if arrived else min(2 * pause, LONGEST_PAUSE)
+            if node_of:
+                time.sleep(pause)
 
     def _read(self, stage: str, node: int, answer: Any) -> Reply:
         try:

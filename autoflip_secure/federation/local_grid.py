@@ -91,7 +91,7 @@ class LocalGrid(Grid):
         self._contexts = {FIRST_NODE_ID + i: _context(FIRST_NODE_ID + i, i, nodes) for i in range(nodes)}
         self._app = factory() if workers == 0 else None
         self._pools = [self._new_pool() for _ in range(workers)]
-        self._pending: dict[str, tuple[Message, Future[Message]]] = {}
+        self._pending: dict[str, tuple[Message, Future[Message] | None]] = {}
         self._run: Any = None
 
     def _new_pool(self) -> ProcessPoolExecutor:
@@ -124,8 +124,11 @@ class LocalGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        done = [m for m in message_ids if m in self._pending and self._pending[m][1].done()]
-        return [self._collect(message_id, None) for message_id in done]
+        for message_id in message_ids:
+            if message_id in self._pending:
+                _, future = self._pending[message_id]
+                if future is None or future.done():
+                    yield self._collect(message_id, None)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         ids = list(self.push_messages(messages))
@@ -150,12 +153,10 @@ class LocalGrid(Grid):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _submit(self, message: Message) -> Future[Message]:
+    def _submit(self, message: Message) -> Future[Message] | None:
         context = self._contexts[message.metadata.dst_node_id]
         if self._app is not None:
-            future: Future[Message] = Future()
-            future.set_result(_answer(self._app, message, context))
-            return future
+            return None  # answered when its reply is asked for
         worker = int(context.node_config["partition-id"]) % len(self._pools)
         try:
             return self._pools[worker].submit(_answer_in_worker, message, context)
@@ -163,10 +164,14 @@ class LocalGrid(Grid):
             self._pools[worker] = self._new_pool()
             return self._pools[worker].submit(_answer_in_worker, message, context)
 
+    def _answer_here(self, message: Message) -> Message:
+        assert self._app is not None
+        return _answer(self._app, message, self._contexts[message.metadata.dst_node_id])
+
     def _collect(self, message_id: str, timeout: float | None) -> Message:
         message, future = self._pending[message_id]
         try:
-            reply = future.result(timeout)
+            reply = self._answer_here(message) if future is None else future.result(timeout)
         except BrokenProcessPool:
             reply = Message(Error(ErrorCode.CLIENT_APP_CRASHED, "the silo's worker process ended"), reply_to=message)
         self._pending.pop(message_id)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import ConfigError
+from autoflip_secure.secagg.graph import MAX_COMPLETE
 from autoflip_secure.secagg.rules import HARD_FLOOR, most_colluders, share_threshold
 from autoflip_secure.seeds import stream
 
@@ -64,6 +65,8 @@ class Schedule:
                 f"--colluders {self._colluders}: with {self._silos} silos the protocol bears at most "
                 f"{most_colluders(self._silos)}"
             )
+        if self._cohorts > 1 and self._silos > MAX_COMPLETE:
+            raise ConfigError(f"--cohorts {self._cohorts}: above {MAX_COMPLETE} silos a sum is over one cohort, give 1")
         if self.explores and config.explore_rounds >= self.rounds:
             raise ConfigError(f"--explore-rounds {config.explore_rounds}: must be below --rounds {self.rounds}")
         order = stream(config.seed, "cohorts").permutation(self._silos) + 1

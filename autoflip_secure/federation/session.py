@@ -19,9 +19,9 @@ from autoflip_secure.federation.policy import SiloPolicy
 from autoflip_secure.federation.terms import check_grid, check_terms
 from autoflip_secure.federation.wire import Request
 from autoflip_secure.privacy.ledger import Ledger, LedgerLine
-from autoflip_secure.sums.encoding import pack_contribution
 from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.secure_sum import SiloSecureSum
+from autoflip_secure.sums.words import ContributionWords, WordSource
 
 if TYPE_CHECKING:
     from autoflip_secure.federation.contribution import Contributor
@@ -36,9 +36,29 @@ CREATE TABLE IF NOT EXISTS cohorts (
 """
 
 
+AFTER_RECORDS = "the contribution failed after the records were touched"
+
+
 class ContributionFailed(AutoflipSecureError):
     """Something went wrong after the records were touched. The coordinator is told this much and no more: which error
     it was may depend on the records."""
+
+
+class _Discreet:
+    """Words whose encoding may fail on a value, which must not be told apart from other failures."""
+
+    def __init__(self, source: WordSource) -> None:
+        self._source = source
+
+    @property
+    def size(self) -> int:
+        return self._source.size
+
+    def fill(self, start: int, out: NDArray[np.uint64]) -> None:
+        try:
+            self._source.fill(start, out)
+        except Exception as error:
+            raise ContributionFailed(AFTER_RECORDS) from error
 
 
 class Session:
@@ -79,10 +99,10 @@ class Session:
             stage=request.stage,
         )
 
-    def contributing(self, attachment: bytes) -> Callable[[Manifest], NDArray[np.uint64]]:
+    def contributing(self, attachment: bytes) -> Callable[[Manifest], WordSource]:
         """The callback that trains: policy, then ledger, then records, in this order."""
 
-        def contribute(manifest: Manifest) -> NDArray[np.uint64]:
+        def contribute(manifest: Manifest) -> WordSource:
             self._check(manifest)
             model = self._open_model(manifest, attachment)
             self._check_cohort(manifest)
@@ -92,9 +112,9 @@ class Session:
             try:
                 contribution = contributor.contribute(manifest, model)
                 cohort = manifest.cohorts[manifest.cohort_of(self._silo)]
-                return pack_contribution(contribution, manifest.channels, len(cohort))
+                return _Discreet(ContributionWords(contribution.values, manifest.channels, len(cohort)))
             except Exception as error:
-                raise ContributionFailed("the contribution failed after the records were touched") from error
+                raise ContributionFailed(AFTER_RECORDS) from error
 
         return contribute
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from autoflip_secure.errors import Abort, ConfigError, InputError
 from autoflip_secure.secagg.coordinator_round import MaskedStage
 from autoflip_secure.secagg.coordinator_setup import KeyedEpoch, OpenEpoch
-from autoflip_secure.secagg.desk import Desk, Events
+from autoflip_secure.secagg.desk import DEFAULT_DROPOUT, Desk, Events
+from autoflip_secure.secagg.graph import MAX_COMPLETE
 from autoflip_secure.secagg.identity import Identity
 from autoflip_secure.secagg.roster import Roster
 from autoflip_secure.secagg.rules import HARD_FLOOR
@@ -42,6 +43,8 @@ class SecAggCoordinator:
         on_epoch(number), called before the first message of an epoch is sent, so that the number can be stored.
     events : callable
         events(name, details), see `desk.Desk`.
+    colluders, dropout : int, float
+        Size the share graph of a roster above 100 silos, see `desk.Desk`.
 
     Raises
     ------
@@ -59,6 +62,8 @@ class SecAggCoordinator:
         first_epoch: int,
         on_epoch: Callable[[int], None],
         events: Events,
+        colluders: int = 0,
+        dropout: float = DEFAULT_DROPOUT,
     ) -> None:
         if identity.public != roster.coordinator:
             raise InputError("the identity given is not the coordinator's in the roster")
@@ -68,12 +73,13 @@ class SecAggCoordinator:
             raise ConfigError(f"slots is {slots}; give a number within 1..{MAX_SLOTS}")
         if first_epoch < 0:
             raise ConfigError(f"first_epoch is {first_epoch}; epochs are numbered from 0")
-        self._desk = Desk(identity, roster, session, events)
+        self._desk = Desk(identity, roster, session, events, colluders, dropout)
         self._slots = slots
         self._next_epoch = first_epoch
         self._on_epoch = on_epoch
         self._epoch: KeyedEpoch | None = None
         self._aborts = 0
+        self._excluded: set[int] = set()
 
     @property
     def threshold(self) -> int:
@@ -111,13 +117,23 @@ class SecAggCoordinator:
         bound = manifest.with_slot(epoch=epoch.number, slot=slot, epoch_hash=epoch.epoch_hash, attempt=manifest.attempt)
         try:
             sums = MaskedStage(epoch, bound).collect(exchange).collect(exchange).collect(exchange)
-        except Abort:
+        except Abort as abort:
             self._aborts += 1
+            self._exclude(abort.blamed)
             if len(epoch.members) < len(self._desk.roster.entries) or self._aborts >= ABORTS_BEFORE_NEW_KEYS:
                 self.rekey()
             raise
         self._aborts = 0
         return sums
+
+    def _exclude(self, blamed: Sequence[int]) -> None:
+        """Make keys without silos whose fault an abort provably was, while enough others are left to go on."""
+        culprits = sorted(set(blamed) - self._excluded)
+        left = len(self._desk.roster.entries) - len(self._excluded) - len(culprits)
+        if culprits and left >= self.threshold:
+            self._excluded.update(culprits)
+            self._desk.events("silo_excluded", {"silos": culprits})
+            self.rekey()
 
     def _check(self, manifest: Manifest) -> None:
         if manifest.session != self._desk.session:
@@ -129,6 +145,10 @@ class SecAggCoordinator:
         if min(manifest.minimum) < HARD_FLOOR:
             raise ConfigError(
                 f"the manifest states a minimum of {min(manifest.minimum)}, silos open {HARD_FLOOR} or more"
+            )
+        if len(manifest.cohorts) > 1 and len(self._desk.roster.entries) > MAX_COMPLETE:
+            raise ConfigError(
+                f"the manifest names {len(manifest.cohorts)} cohorts; above {MAX_COMPLETE} silos a sum has one"
             )
         unknown = [silo for cohort in manifest.cohorts for silo in cohort if silo not in self._desk.roster]
         if unknown:
@@ -148,7 +168,8 @@ class SecAggCoordinator:
         return epoch
 
     def _should_rekey(self, epoch: KeyedEpoch, manifest: Manifest) -> bool:
-        absent = any(silo not in epoch.replies for cohort in manifest.cohorts for silo in cohort)
+        missing = (silo for cohort in manifest.cohorts for silo in cohort if silo not in epoch.dealers)
+        absent = any(silo not in self._excluded for silo in missing)
         return bool(_short_cohorts(epoch, manifest)) or (absent and epoch.used >= REJOIN_AFTER)
 
     def _open(self, exchange: Exchange) -> KeyedEpoch:
@@ -157,12 +178,13 @@ class SecAggCoordinator:
         self._epoch = None
         self._aborts = 0
         self._on_epoch(number)
-        return OpenEpoch(self._desk, number, self._slots).advertise(exchange).share(exchange)
+        invited = [silo for silo in self._desk.roster.silos if silo not in self._excluded]
+        return OpenEpoch(self._desk, number, self._slots).advertise(exchange, invited).share(exchange)
 
 
 def _short_cohorts(epoch: KeyedEpoch, manifest: Manifest) -> list[int]:
     return [
         index
         for index, (cohort, least) in enumerate(zip(manifest.cohorts, manifest.minimum, strict=True))
-        if sum(silo in epoch.replies for silo in cohort) < least
+        if sum(silo in epoch.dealers for silo in cohort) < least
     ]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from autoflip_secure.errors import Abort, ProtocolError
 from autoflip_secure.secagg.coordinator_setup import KeyedEpoch
+from autoflip_secure.secagg.graph import too_few_holders
 from autoflip_secure.secagg.keys import Agreement, pair_mask_key, pair_sign, self_mask_key
 from autoflip_secure.secagg.prg import apply_masks
 from autoflip_secure.secagg.recovery import Recovery
@@ -31,6 +33,10 @@ from autoflip_secure.sums.secure_sum import CohortSum, Exchange
 
 __all__ = ["ConfirmStage", "MaskedStage", "UnmaskStage"]
 
+Receipts = tuple[tuple[int, bytes, bytes], ...]
+Revealed = dict[int, dict[int, bytes]]
+"""By owner and responder, `nonce | share`."""
+
 
 @dataclass(frozen=True)
 class MaskedStage:
@@ -50,7 +56,7 @@ class MaskedStage:
         epoch, data = self.epoch, self.manifest.to_bytes()
         digest, desk = digest_of(data), epoch.desk
         head = desk.head(epoch.number)
-        asked = [silo for cohort in self.manifest.cohorts for silo in cohort if silo in epoch.replies]
+        asked = [silo for cohort in self.manifest.cohorts for silo in cohort if silo in epoch.dealers]
         bare = desk.signed(MaskedRequest(head.session, head.roster_hash, head.epoch, data, b""))
         requests = {
             silo: bare
@@ -61,17 +67,19 @@ class MaskedStage:
         sums = [np.zeros(word_count(self.manifest.channels, len(c)), np.uint64) for c in self.manifest.cohorts]
 
         def read(silo: int, reply: bytes) -> tuple[bytes, bytes]:
-            message, total = MaskedReply.from_bytes(reply), sums[self.manifest.cohort_of(silo)]
-            if message.silo != silo or len(message.words) != total.nbytes:
-                raise ProtocolError(f"silo {silo} sent {len(message.words)} bytes of words instead of {total.nbytes}")
-            words_hash = digest_of(message.words)
-            if not statement_holds(desk.roster.public(silo), Receipt(digest, words_hash), message.signature):
+            total = sums[self.manifest.cohort_of(silo)]
+            words, end = memoryview(reply)[: total.nbytes], reply[total.nbytes :]
+            if len(words) != total.nbytes or not end:
+                raise ProtocolError(f"silo {silo} sent {len(reply)} bytes, too few for {total.nbytes} of words")
+            message, words_hash = MaskedReply.from_bytes(end), blake3(words).digest()
+            receipt = Receipt(digest, words_hash)
+            if message.silo != silo or not statement_holds(desk.roster.public(silo), receipt, message.signature):
                 raise ProtocolError(f"silo {silo} did not sign its masked vector")
-            total += np.frombuffer(message.words, "<u8")
+            np.add(total, np.frombuffer(words, "<u8"), out=total)
             return words_hash, message.signature
 
         receipts = desk.ask(exchange, "masked", requests, read)
-        epoch.delivered.update(receipts)
+        epoch.has_delivery(receipts)
         survivors = tuple(tuple(silo for silo in cohort if silo in receipts) for cohort in self.manifest.cohorts)
         for present, cohort, least in zip(survivors, self.manifest.cohorts, self.manifest.minimum, strict=True):
             if len(present) < least:
@@ -80,6 +88,7 @@ class MaskedStage:
                     "the model is unchanged, try again with a fresh slot",
                     stage="masked",
                 )
+        _require_neighbours(epoch, survivors)
         return ConfirmStage(epoch, self.manifest, digest, survivors, receipts, tuple(sums))
 
 
@@ -104,9 +113,8 @@ class ConfirmStage:
         """
         epoch, desk, data = self.epoch, self.epoch.desk, self.manifest.to_bytes()
         head, statement = desk.head(epoch.number), Confirmation(self.digest, self.survivors)
-        receipts = tuple(self.receipts[silo] for silos in self.survivors for silo in silos)
 
-        def request(delivery: bytes) -> bytes:
+        def request(receipts: Receipts, delivery: bytes) -> bytes:
             return desk.signed(
                 ConfirmRequest(head.session, head.roster_hash, head.epoch, data, self.survivors, receipts, delivery)
             )
@@ -117,12 +125,29 @@ class ConfirmStage:
                 raise ProtocolError(f"silo {silo} did not sign the survivor lists it was sent")
             return message.signature
 
-        bare = request(b"")
-        requests = {silo: bare if silo in epoch.delivered else request(epoch.delivery(silo)) for silo in epoch.members}
+        requests = self._requests(request)
         confirmations = desk.ask(exchange, "confirm", requests, read)
-        epoch.delivered.update(confirmations)
+        epoch.has_delivery(confirmations)
         desk.require(len(confirmations), "confirmed", "confirm")
         return UnmaskStage(epoch, self.manifest, self.digest, self.survivors, confirmations, self.sums)
+
+    def _requests(self, request: Callable[[Receipts, bytes], bytes]) -> dict[int, bytes]:
+        epoch = self.epoch
+        receipts = {silo: (silo, *receipt) for silo, receipt in self.receipts.items()}
+        if epoch.graph.holders == 0:
+            everything = tuple(receipts[silo] for silo in sorted(receipts))
+            bare = request(everything, b"")
+            return {
+                silo: bare if silo in epoch.delivered else request(everything, epoch.delivery(silo))
+                for silo in epoch.members
+            }
+        return {
+            silo: request(
+                tuple(receipts[owner] for owner in sorted(receipts) if silo in epoch.holders(owner)),
+                epoch.delivery(silo),
+            )
+            for silo in epoch.members
+        }
 
 
 @dataclass(frozen=True)
@@ -153,43 +178,58 @@ class UnmaskStage:
         present = [silo for silos in self.survivors for silo in silos]
         dropped = dropped_silos(self.manifest, self.survivors, epoch.members)
 
-        def read(silo: int, reply: bytes) -> UnmaskReply:
+        seeds: Revealed = {silo: {} for silo in present}
+        mask_keys: Revealed = {silo: {} for silo in dropped}
+
+        def read(silo: int, reply: bytes) -> None:
             message = open_signed(UnmaskReply, desk.roster.public(silo), reply)
             if message.silo != silo or message.digest != self.digest:
                 raise ProtocolError(f"silo {silo} answered for another silo or manifest")
-            if len(message.seed_shares) != len(present) or len(message.key_shares) != len(dropped):
+            seed_owners = [owner for owner in present if silo in epoch.holders(owner)]
+            key_owners = [owner for owner in dropped if silo in epoch.holders(owner)]
+            if (len(message.seed_shares), len(message.key_shares)) != (len(seed_owners), len(key_owners)):
                 raise ProtocolError(f"silo {silo} did not answer for every silo")
-            return message
+            for owner, share in zip(seed_owners, message.seed_shares, strict=True):
+                seeds[owner][silo] = share
+            for owner, share in zip(key_owners, message.key_shares, strict=True):
+                mask_keys[owner][silo] = share
 
         answers = desk.ask(exchange, "unmask", dict.fromkeys(self.confirmations, request), read)
-        desk.require(len(answers), "revealed their shares", "unmask")
-        seeds = {silo: reply.seed_shares for silo, reply in answers.items()}
-        mask_keys = {silo: reply.key_shares for silo, reply in answers.items()}
-        recovery = Recovery(epoch, slot, self._by_owner(present, seeds), self._by_owner(dropped, mask_keys))
+        desk.require(len(answers), "revealed their shares", "unmask", epoch.graph.threshold)
+        recovery = Recovery(epoch, slot, self._opened(seeds), self._opened(mask_keys))
         return tuple(self._open(index, recovery) for index in range(len(self.survivors)))
 
-    def _by_owner(
-        self, owners: list[int] | tuple[int, ...], answers: Mapping[int, tuple[bytes, ...]]
-    ) -> dict[int, dict[int, bytes]]:
-        by_owner: dict[int, dict[int, bytes]] = {}
-        for index, owner in enumerate(owners):
-            by_owner[owner] = {silo: shares[index] for silo, shares in answers.items() if shares[index]}
-            silent = [silo for silo, shares in answers.items() if not shares[index]]
+    def _opened(self, revealed: Revealed) -> Revealed:
+        """Only the shares that there are; who could not open a dealer's box is reported."""
+        for owner, shares in revealed.items():
+            silent = sorted(silo for silo, share in shares.items() if not share)
             if silent:
                 self.epoch.desk.events("dealing_rejected", {"dealer": owner, "by": silent})
-        return by_owner
+        return {owner: {silo: share for silo, share in shares.items() if share} for owner, shares in revealed.items()}
 
     def _open(self, index: int, recovery: Recovery) -> CohortSum:
         slot, present = self.manifest.slot, self.survivors[index]
-        words = self.sums[index].copy()
+        words = self.sums[index]
         keys = [self_mask_key(recovery.seed(silo), self.digest, silo, slot) for silo in present]
         signs = [-1] * len(keys)
         for silo in self.manifest.cohorts[index]:
-            if silo in self.epoch.replies and silo not in present:
-                agreement = Agreement(recovery.mask_key(silo))
-                for peer in present:
-                    shared = agreement.with_peer(self.epoch.advertisements[peer].mask_key(slot))
+            if silo in self.epoch.dealers and silo not in present:
+                agreement, peers = Agreement(recovery.mask_key(silo)), self.epoch.peers(silo)
+                for peer in filter(peers.__contains__, present):
+                    shared = agreement.with_peer(self.epoch.advertisers[peer].mask_key(slot))
                     keys.append(pair_mask_key(shared, self.digest, silo, peer, slot, index))
                     signs.append(-pair_sign(peer, silo))
         apply_masks(words, keys, signs)
         return CohortSum(index, present, words)
+
+
+def _require_neighbours(epoch: KeyedEpoch, survivors: Survivors) -> None:
+    """On a sparse graph silos refuse a sum in which a survivor has too few of its share holders: do not ask for it."""
+    holders = {silo: dealer.dealing.recipients for silo, dealer in epoch.dealers.items()}
+    alone = too_few_holders(epoch.graph, holders, survivors)
+    if alone is not None:
+        raise Abort(
+            f"fewer than {epoch.graph.threshold} of silo {alone}'s share holders sent a masked vector; "
+            "the model is unchanged, try again with a fresh slot",
+            stage="masked",
+        )

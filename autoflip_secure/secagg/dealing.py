@@ -1,6 +1,6 @@
 """Dealing shares: boxes of encrypted shares for every recipient, and commitments that tell a liar from a bad dealer.
 
-For each slot a silo shares two secrets among all silos of the epoch, itself included. A recipient's box holds, slot by
+For each slot a silo shares two secrets among its recipients. A recipient's box holds, slot by
 slot, `nonce | share` of the self-mask seed and of the mask key. The dealer publishes SHA-256 of every `nonce | share`
 (a recipient's row) under its signature. A revealed share that does not match the row is the responder's lie; shares
 that match and still give a wrong secret are the dealer's.
@@ -34,6 +34,8 @@ __all__ = [
     "deal",
     "leaf_at",
     "open_box",
+    "parcel_at",
+    "parcels",
     "revealed_holds",
     "share_at",
 ]
@@ -43,6 +45,7 @@ NONCE_BYTES = 16
 GCM_NONCE_BYTES = 12
 REVEALED_BYTES = NONCE_BYTES + SHARE_BYTES
 SLOT_BYTES = 2 * REVEALED_BYTES
+PARCEL_BYTES = 2 * HASH_BYTES
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,11 @@ def deal(
     context: DealingContext,
     silo: int,
     box_private: bytes,
-    advertisements: Mapping[int, Advertisement],
+    recipients: Mapping[int, Advertisement],
     secrets: Sequence[SlotSecret],
     threshold: int,
 ) -> tuple[Dealing, ShareReply]:
-    """Share all secrets of an epoch among the advertisers.
+    """Share all secrets of an epoch among `recipients`.
 
     Returns
     -------
@@ -81,14 +84,14 @@ def deal(
     Raises
     ------
     ProtocolError
-        A box key of low order, or fewer advertisers than the threshold.
+        A box key of low order, or fewer recipients than the threshold.
     """
-    recipients = tuple(sorted(advertisements))
+    silos = tuple(sorted(recipients))
     agreement = Agreement(box_private)
     boxes, rows = [], []
-    for receiver, plaintext in zip(recipients, _plaintexts(secrets, threshold, recipients), strict=True):
+    for receiver, plaintext in zip(silos, _plaintexts(secrets, threshold, silos), strict=True):
         rows.append(_row(context, silo, receiver, plaintext))
-        key = box_key(agreement.with_peer(advertisements[receiver].box_key), context.keys_hash, silo, receiver)
+        key = box_key(agreement.with_peer(recipients[receiver].box_key), context.keys_hash, silo, receiver)
         nonce = os.urandom(GCM_NONCE_BYTES)
         boxes.append(nonce + AESGCM(key).encrypt(nonce, plaintext, context.associated_data(silo, receiver)))
     dealing = Dealing(
@@ -97,11 +100,31 @@ def deal(
         context.epoch,
         silo,
         context.keys_hash,
-        recipients,
-        b"".join(map(digest_of, boxes)),
-        b"".join(map(digest_of, rows)),
+        silos,
+        digest_of(parcels(boxes, rows)),
     )
     return dealing, ShareReply(b"", tuple(boxes), tuple(rows))
+
+
+def parcels(boxes: Sequence[bytes], rows: Sequence[bytes]) -> bytes:
+    """What a dealing hashes: for every recipient the SHA-256 of its box and of its row, 64 bytes."""
+    return b"".join(digest_of(box) + digest_of(row) for box, row in zip(boxes, rows, strict=True))
+
+
+def parcel_at(dealing: Dealing, parcels: bytes, recipient: int) -> tuple[bytes, bytes]:
+    """SHA-256 of the box and of the row of a recipient.
+
+    Raises
+    ------
+    ProtocolError
+        These are not the parcels the dealer signed for, or there is none for the recipient.
+    """
+    if digest_of(parcels) != dealing.parcels_hash or len(parcels) != PARCEL_BYTES * len(dealing.recipients):
+        raise ProtocolError(f"the parcels of silo {dealing.silo} are not those it signed for")
+    if recipient not in dealing.recipients:
+        raise ProtocolError(f"silo {dealing.silo} dealt nothing to silo {recipient}")
+    start = PARCEL_BYTES * dealing.recipients.index(recipient)
+    return parcels[start : start + HASH_BYTES], parcels[start + HASH_BYTES : start + PARCEL_BYTES]
 
 
 def _plaintexts(secrets: Sequence[SlotSecret], threshold: int, recipients: Sequence[int]) -> list[bytes]:

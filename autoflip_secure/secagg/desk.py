@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from autoflip_secure.errors import Abort, ProtocolError
+from autoflip_secure.secagg.graph import MAX_COMPLETE, SAFE_BITS, ShareGraph, complete_graph, share_graph
 from autoflip_secure.secagg.identity import Identity
 from autoflip_secure.secagg.roster import Roster
 from autoflip_secure.secagg.rules import share_threshold
@@ -19,6 +20,8 @@ __all__ = ["Desk", "Events"]
 Events = Callable[[str, dict[str, Any]], None]
 R = TypeVar("R")
 
+DEFAULT_DROPOUT = 0.05
+
 
 @dataclass(frozen=True)
 class Desk:
@@ -27,18 +30,29 @@ class Desk:
     Attributes
     ----------
     events : callable
-        events(name, details): silo_dropped, silo_misbehaved, dealing_rejected, epoch_opened.
+        events(name, details): silo_dropped, silo_misbehaved, silo_excluded, dealing_rejected, epoch_opened.
+    colluders, dropout : int, float
+        Colluding silos to be borne, and fraction of silos expected to drop: they size the share graph of a roster
+        that is too large for a complete one.
     """
 
     identity: Identity
     roster: Roster
     session: bytes
     events: Events
+    colluders: int = 0
+    dropout: float = DEFAULT_DROPOUT
 
     @property
     def threshold(self) -> int:
-        """Shares that recover a secret, t."""
+        """Silos that must take part in every step, t."""
         return share_threshold(len(self.roster.entries))
+
+    def share_graph(self, advertisers: int) -> ShareGraph:
+        """Who shares with whom among so many advertisers: all with all in a roster of up to 100."""
+        if len(self.roster.entries) <= MAX_COMPLETE:
+            return complete_graph(len(self.roster.entries))
+        return share_graph(advertisers, self.colluders, self.dropout, sigma=SAFE_BITS)
 
     def head(self, epoch: int) -> Head:
         """Head of a message of an epoch."""
@@ -62,27 +76,30 @@ class Desk:
         -------
         dict of int to what `read` returned, ascending by silo
         """
-        replies = exchange(stage, requests)
         accepted: dict[int, R] = {}
-        for silo in sorted(requests):
-            if silo not in replies:
-                self.events("silo_dropped", {"silo": silo, "stage": stage})
+        answered = set()
+        for silo, reply in exchange(stage, requests):
+            if silo in answered or silo not in requests:
                 continue
+            answered.add(silo)
             try:
-                accepted[silo] = read(silo, replies[silo])
+                accepted[silo] = read(silo, reply)
             except ProtocolError as error:
                 self.misbehaved(silo, stage, str(error))
-        return accepted
+        for silo in sorted(set(requests) - answered):
+            self.events("silo_dropped", {"silo": silo, "stage": stage})
+        return dict(sorted(accepted.items()))
 
     def misbehaved(self, silo: int, stage: str, reason: str) -> None:
         """Report a silo whose answer broke the protocol; for this attempt it counts as dropped."""
         self.events("silo_misbehaved", {"silo": silo, "stage": stage, "reason": reason})
 
-    def require(self, silos: int, what: str, stage: str) -> None:
-        """Raise Abort unless `silos` reaches the threshold."""
-        if silos < self.threshold:
+    def require(self, silos: int, what: str, stage: str, least: int | None = None) -> None:
+        """Raise Abort unless `silos` reaches `least`, or else t."""
+        least = self.threshold if least is None else least
+        if silos < least:
             raise Abort(
-                f"{silos} of {len(self.roster.entries)} silos {what}, {self.threshold} are needed; "
+                f"{silos} of {len(self.roster.entries)} silos {what}, {least} are needed; "
                 "the model is unchanged, try again with a fresh slot",
                 stage=stage,
             )

@@ -41,7 +41,7 @@ class Recovery:
             Too few shares hold; names responders that lied, or the owner where its own dealing was bad.
         """
         context = self.epoch.context
-        commitment = self.epoch.advertisements[owner].commitment(self.slot)
+        commitment = self.epoch.advertisers[owner].commitment(self.slot)
 
         def fits(secret: bytes) -> bool:
             found = seed_commitment(secret, context.session, context.epoch, owner, self.slot)
@@ -57,7 +57,7 @@ class Recovery:
         Abort
             As `seed`.
         """
-        advertised = self.epoch.advertisements[owner].mask_key(self.slot)
+        advertised = self.epoch.advertisers[owner].mask_key(self.slot)
         return self._recover(
             owner, KEY, self.mask_keys[owner], lambda secret: hmac.compare_digest(public_key(secret), advertised)
         )
@@ -71,7 +71,7 @@ class Recovery:
         for silo in liars:
             self.epoch.desk.misbehaved(silo, STAGE, f"its share of silo {owner}'s secret is not the one dealt to it")
         honest = {silo: share for silo, share in revealed.items() if silo not in liars}
-        if len(honest) < self.epoch.desk.threshold:
+        if len(honest) < self.epoch.graph.threshold:
             raise Abort(self._too_few(owner, len(honest), liars), stage=STAGE, blamed=liars)
         secret = self._combine(honest)
         if secret is None or not fits(secret):
@@ -84,8 +84,8 @@ class Recovery:
         return secret
 
     def _combine(self, revealed: Mapping[int, bytes]) -> bytes | None:
-        silos = tuple(sorted(revealed)[: self.epoch.desk.threshold])
-        if len(silos) < self.epoch.desk.threshold:
+        silos = tuple(sorted(revealed)[: self.epoch.graph.threshold])
+        if len(silos) < self.epoch.graph.threshold:
             return None
         return combine(silos, [revealed[silo][NONCE_BYTES:] for silo in silos])
 
@@ -96,6 +96,6 @@ class Recovery:
     def _too_few(self, owner: int, shares: int, liars: tuple[int, ...]) -> str:
         lied = f"; wrong shares came from silos {list(liars)}" if liars else ""
         return (
-            f"{shares} good shares of silo {owner}'s secret, {self.epoch.desk.threshold} are needed{lied}; "
+            f"{shares} good shares of silo {owner}'s secret, {self.epoch.graph.threshold} are needed{lied}; "
             "no sum was opened, try again with a fresh slot"
         )

@@ -21,7 +21,7 @@ from autoflip_secure.secagg.wire import (
 __all__ = ["MAX_SILOS", "MIN_SILOS", "Roster", "RosterEntry"]
 
 MIN_SILOS = 3
-MAX_SILOS = 100
+MAX_SILOS = 2000
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Roster:
     InputError
         Fewer than 3 silos, ids not ascending, or a name or key twice.
     NotAvailable
-        More silos than one complete graph serves.
+        More silos than this version was tried with.
     """
 
     coordinator: bytes

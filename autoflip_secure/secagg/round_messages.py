@@ -48,22 +48,23 @@ class MaskedRequest(Head):
 
 @dataclass(frozen=True, repr=False)
 class MaskedReply(Message):
-    """silo -> coordinator: the masked words (little-endian), and the signature of their `Receipt`."""
+    """silo -> coordinator, after the masked words (little-endian): the signature of their `Receipt`.
+
+    It comes last, so that words can leave while later ones are computed.
+    """
 
     KIND = "masked reply"
     silo: int
     signature: bytes
-    words: bytes
 
     def __post_init__(self) -> None:
         want_int("a silo id", self.silo, 1, MAX_ID)
         want_bytes("a signature", self.signature, SIGNATURE_BYTES)
-        want_bytes("masked words", self.words)
 
 
 @dataclass(frozen=True, repr=False)
 class Receipt(Message):
-    """Signed by a silo with its masked words: under which manifest it sent which words."""
+    """Signed by a silo with its masked words: under which manifest it sent words of which BLAKE3 hash."""
 
     KIND = "receipt"
     digest: bytes
@@ -74,13 +75,14 @@ class Receipt(Message):
 class ConfirmRequest(Head):
     """coordinator -> every silo of the epoch: whose vectors arrived, cohort by cohort.
 
-    `receipts` holds (words hash, signature of the `Receipt`) for each of them, in list order.
+    `receipts` holds (silo, words hash, signature of the `Receipt`), ascending, for each of them whose shares the
+    receiver holds.
     """
 
     KIND = "confirm request"
     manifest: bytes
     survivors: Survivors
-    receipts: tuple[tuple[bytes, bytes], ...]
+    receipts: tuple[tuple[int, bytes, bytes], ...]
     delivery: bytes
 
     def __post_init__(self) -> None:
@@ -88,11 +90,12 @@ class ConfirmRequest(Head):
         want_bytes("a manifest", self.manifest)
         want_bytes("a delivery", self.delivery)
         _want_survivors(self.survivors)
-        want_tuple("receipts", self.receipts, sum(map(len, self.survivors)))
+        want_tuple("receipts", self.receipts)
         for receipt in self.receipts:
-            want_tuple("a receipt", receipt, 2)
-            want_bytes("a words hash", receipt[0], HASH_BYTES)
-            want_bytes("a signature", receipt[1], SIGNATURE_BYTES)
+            want_tuple("a receipt", receipt, 3)
+            want_bytes("a words hash", receipt[1], HASH_BYTES)
+            want_bytes("a signature", receipt[2], SIGNATURE_BYTES)
+        want_ids("silos with a receipt", tuple(receipt[0] for receipt in self.receipts))
 
 
 @dataclass(frozen=True, repr=False)
@@ -141,7 +144,10 @@ class UnmaskRequest(Head):
 
 @dataclass(frozen=True, repr=False)
 class UnmaskReply(Message):
-    """silo -> coordinator: its share of every survivor's seed and of every dropped silo's mask key, in list order."""
+    """silo -> coordinator: its share of every survivor's seed and of every dropped silo's mask key, in list order.
+
+    As far as it was dealt shares by them; empty bytes where the dealer's box did not open.
+    """
 
     KIND = "unmask reply"
     silo: int

@@ -19,9 +19,11 @@ from autoflip_secure.secagg.wire import (
 
 __all__ = [
     "MAX_SLOTS",
+    "AdvertiseReply",
     "AdvertiseRequest",
     "Advertisement",
     "Dealing",
+    "Delivered",
     "Delivery",
     "Head",
     "ShareReply",
@@ -59,79 +61,86 @@ class AdvertiseRequest(Head):
 
 @dataclass(frozen=True, repr=False)
 class Advertisement(Head):
-    """silo -> all: public keys of an epoch.
+    """silo -> all: what an epoch's public keys are known by.
 
-    box_key is 32 bytes; mask_keys and commitments hold 32 bytes a slot: X25519 public keys and hash commitments to
-    the self-mask seeds.
+    box_key is a public key of 32 bytes; the keys and commitments of the slots travel apart, under their SHA-256.
     """
 
     KIND = "advertisement"
     silo: int
+    slots: int
     box_key: bytes
-    mask_keys: bytes
-    commitments: bytes
+    mask_keys_hash: bytes
+    commitments_hash: bytes
 
     def __post_init__(self) -> None:
         super().__post_init__()
         want_int("a silo id", self.silo, 1, MAX_ID)
+        want_int("the number of slots", self.slots, 1, MAX_SLOTS)
         want_bytes("a box key", self.box_key, KEY_BYTES)
+        want_bytes("the hash of mask keys", self.mask_keys_hash, HASH_BYTES)
+        want_bytes("the hash of commitments", self.commitments_hash, HASH_BYTES)
+
+
+@dataclass(frozen=True, repr=False)
+class AdvertiseReply(Message):
+    """silo -> coordinator: signed advertisement, and what it hashes.
+
+    mask_keys and commitments hold 32 bytes a slot: X25519 public keys, and hash commitments to the self-mask seeds.
+    """
+
+    KIND = "advertise reply"
+    advertisement: bytes
+    mask_keys: bytes
+    commitments: bytes
+
+    def __post_init__(self) -> None:
+        want_bytes("an advertisement", self.advertisement)
         want_bytes("mask keys", self.mask_keys)
         want_bytes("commitments", self.commitments, len(self.mask_keys))
-        if len(self.mask_keys) % KEY_BYTES:
-            raise ProtocolError(f"mask keys are not {KEY_BYTES} bytes a slot")
-
-    @property
-    def slots(self) -> int:
-        """Number of slots keys are advertised for."""
-        return len(self.mask_keys) // KEY_BYTES
-
-    def mask_key(self, slot: int) -> bytes:
-        """Public mask key of a slot."""
-        return self.mask_keys[KEY_BYTES * slot : KEY_BYTES * (slot + 1)]
-
-    def commitment(self, slot: int) -> bytes:
-        """Commitment to the self-mask seed of a slot."""
-        return self.commitments[KEY_BYTES * slot : KEY_BYTES * (slot + 1)]
 
 
 @dataclass(frozen=True, repr=False)
 class ShareRequest(Head):
-    """coordinator -> silo: the signed advertisements of the epoch, ascending by silo."""
+    """coordinator -> silo: the signed advertisements of the epoch, ascending by silo, and who is to hold shares.
+
+    holders is how many others each silo shares its secrets with, 0 for all advertisers (itself included); threshold is
+    how many of their shares recover a secret.
+    """
 
     KIND = "share request"
+    holders: int
+    threshold: int
     advertisements: tuple[bytes, ...]
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        want_int("the number of share holders", self.holders)
+        want_int("the threshold", self.threshold, 1)
+        if 0 < self.holders < self.threshold:
+            raise ProtocolError(f"{self.holders} holders have fewer shares than a threshold of {self.threshold}")
         _want_blobs("advertisements", self.advertisements)
 
 
 @dataclass(frozen=True, repr=False)
 class Dealing(Head):
-    """silo -> all: what it dealt. For every recipient the SHA-256 of its box and of its row of share commitments."""
+    """silo -> all: to whom it dealt, and the SHA-256 of its parcels.
+
+    Parcels hold, 64 bytes a recipient, the SHA-256 of its box and of its row of share commitments.
+    """
 
     KIND = "dealing"
     silo: int
     keys_hash: bytes
     recipients: tuple[int, ...]
-    box_hashes: bytes
-    row_hashes: bytes
+    parcels_hash: bytes
 
     def __post_init__(self) -> None:
         super().__post_init__()
         want_int("a silo id", self.silo, 1, MAX_ID)
         want_bytes("a keys hash", self.keys_hash, HASH_BYTES)
         want_ids("recipients", self.recipients)
-        want_bytes("box hashes", self.box_hashes, HASH_BYTES * len(self.recipients))
-        want_bytes("row hashes", self.row_hashes, HASH_BYTES * len(self.recipients))
-
-    def box_hash(self, index: int) -> bytes:
-        """SHA-256 of the box of the recipient at `index`."""
-        return self.box_hashes[HASH_BYTES * index : HASH_BYTES * (index + 1)]
-
-    def row_hash(self, index: int) -> bytes:
-        """SHA-256 of the row of share commitments of the recipient at `index`."""
-        return self.row_hashes[HASH_BYTES * index : HASH_BYTES * (index + 1)]
+        want_bytes("a hash of parcels", self.parcels_hash, HASH_BYTES)
 
 
 @dataclass(frozen=True, repr=False)
@@ -150,17 +159,35 @@ class ShareReply(Message):
 
 
 @dataclass(frozen=True, repr=False)
+class Delivered(Message):
+    """One peer's part of a delivery: its mask keys; and where it dealt to the receiver, its parcels and the box."""
+
+    KIND = "delivered"
+    silo: int
+    mask_keys: bytes
+    parcels: bytes
+    box: bytes
+
+    def __post_init__(self) -> None:
+        want_int("a silo id", self.silo, 1, MAX_ID)
+        for what, value in (("mask keys", self.mask_keys), ("parcels", self.parcels), ("a box", self.box)):
+            want_bytes(what, value)
+
+
+@dataclass(frozen=True, repr=False)
 class Delivery(Message):
-    """coordinator -> silo, inside the first request of a round: all signed dealings, and the boxes for this silo."""
+    """coordinator -> silo, inside the first request of a round: all signed dealings, and what the silo's peers sent.
+
+    Both ascending by silo; peers are the `Delivered` of everyone who dealt to the receiver or to whom it dealt.
+    """
 
     KIND = "delivery"
     dealings: tuple[bytes, ...]
-    boxes: tuple[bytes, ...]
+    peers: tuple[bytes, ...]
 
     def __post_init__(self) -> None:
         _want_blobs("dealings", self.dealings)
-        _want_blobs("boxes", self.boxes)
-        want_tuple("boxes", self.boxes, len(self.dealings))
+        _want_blobs("peers", self.peers)
 
 
 def _want_blobs(what: str, value: object) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from io import BytesIO
 from typing import TypeVar
 
 from autoflip_secure.errors import ProtocolError
@@ -13,6 +15,7 @@ from autoflip_secure.secagg.round_messages import ConfirmRequest, MaskedRequest,
 from autoflip_secure.secagg.rules import SiloRules, refusal
 from autoflip_secure.secagg.setup_messages import AdvertiseRequest, Head, ShareRequest
 from autoflip_secure.secagg.signing import open_signed
+from autoflip_secure.secagg.silo_delivery import take_delivery
 from autoflip_secure.secagg.silo_states import Dealt, Ready
 from autoflip_secure.sums.secure_sum import Contribute
 
@@ -73,14 +76,16 @@ class SecAggSilo:
         EncodingError
             `contribute` returned words that do not fit the manifest; the slot is spent.
         """
+        if stage == "masked":
+            reply = BytesIO()
+            for part in self.answer_in_parts(request, contribute):
+                reply.write(part)
+            return reply.getvalue()
         party = self._party
         if stage == "advertise":
             return silo_setup.advertise(party, self._open(AdvertiseRequest, request))
         if stage == "share":
             return silo_setup.share(party, self._open(ShareRequest, request))
-        if stage == "masked":
-            masked = self._open(MaskedRequest, request)
-            return silo_round.masked(party, self._epoch(masked, masked.delivery), masked, contribute)
         if stage == "confirm":
             confirm = self._open(ConfirmRequest, request)
             return silo_round.confirm(party, self._epoch(confirm, confirm.delivery), confirm, request)
@@ -88,6 +93,14 @@ class SecAggSilo:
             unmask = self._open(UnmaskRequest, request)
             return silo_round.unmask(party, self._epoch(unmask, b""), unmask, request)
         raise ProtocolError(f"secure aggregation has no stage {stage!r}; stages are {', '.join(STAGES)}")
+
+    def answer_in_parts(self, request: bytes, contribute: Contribute) -> Iterator[bytes | memoryview]:
+        """The answer to stage masked, part by part, for vectors that should not be in memory twice.
+
+        A part is only good until the next one is asked for. Raises as `answer`.
+        """
+        message = self._open(MaskedRequest, request)
+        return silo_round.masked(self._party, self._epoch(message, message.delivery), message, contribute)
 
     def forget(self, session: bytes) -> None:
         """Delete the keys and shares of a finished session; its epoch numbers stay used."""
@@ -112,7 +125,7 @@ class SecAggSilo:
             return cached
         current = state.epoch(head.session)
         if isinstance(current, Dealt) and delivery:
-            current = silo_setup.take_delivery(self._party, current, head, delivery)
+            current = take_delivery(self._party, current, head, delivery)
         if not isinstance(current, Ready):
             raise ProtocolError(f"the key set-up of epoch {head.epoch} is not complete; nothing was changed")
         self._ready = current

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import msgpack
-import numpy as np
-from numpy.typing import NDArray
+from blake3 import blake3
 
 from autoflip_secure.errors import EncodingError, ProtocolError, Refusal
 from autoflip_secure.secagg.dealing import REVEALED_BYTES
+from autoflip_secure.secagg.graph import too_few_holders
 from autoflip_secure.secagg.keys import Agreement, SlotSecret, pair_mask_key, pair_sign, self_mask_key
-from autoflip_secure.secagg.prg import apply_masks
+from autoflip_secure.secagg.masking import masked_words
 from autoflip_secure.secagg.round_messages import (
     Confirmation,
     ConfirmReply,
@@ -23,19 +23,31 @@ from autoflip_secure.secagg.round_messages import (
     UnmaskReply,
     UnmaskRequest,
 )
-from autoflip_secure.secagg.rules import check_manifest, check_survivors, dropped_silos, refusal, require_exact_types
+from autoflip_secure.secagg.rules import (
+    Survivors,
+    check_manifest,
+    check_survivors,
+    dropped_silos,
+    refusal,
+    require_exact_types,
+)
 from autoflip_secure.secagg.signing import digest_of, sign_message, sign_statement, statement_holds
 from autoflip_secure.secagg.silo_setup import Party
 from autoflip_secure.secagg.silo_states import Answered, Closed, Confirmed, Masked, Ready, SlotState, Spent
 from autoflip_secure.sums.encoding import word_count
 from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.secure_sum import Contribute
+from autoflip_secure.sums.words import WordSource
 
 __all__ = ["confirm", "masked", "unmask"]
 
 
-def masked(party: Party, ready: Ready, request: MaskedRequest, contribute: Contribute) -> bytes:
-    """Spend the slot, compute the contribution, and send it masked."""
+def masked(party: Party, ready: Ready, request: MaskedRequest, contribute: Contribute) -> Iterator[bytes | memoryview]:
+    """Spend the slot, compute the contribution, and send it masked, part by part.
+
+    A part is only good until the next one is asked for. The receipt comes last, after the state is on disk; words
+    without it are masked and belong to a spent slot.
+    """
     manifest = _read_manifest(ready, request.manifest)
     _require_unused(party, ready, manifest.slot)
     with _spend_on_refusal(party, ready, manifest.slot, request.manifest):
@@ -43,12 +55,15 @@ def masked(party: Party, ready: Ready, request: MaskedRequest, contribute: Contr
         cohort = _own_cohort(party, manifest)
     secret = party.state.spend(ready, manifest.slot, request.manifest)
     digest = digest_of(request.manifest)
-    words = _packed_words(contribute(manifest), manifest, cohort)
-    _mask(words, party.silo, ready, manifest, digest, cohort, secret)
-    data = words.astype("<u8", copy=False).tobytes()
-    signature = sign_statement(party.identity, Receipt(digest, digest_of(data)))
+    source = _checked(contribute(manifest), manifest, cohort)
+    keys, signs = _masks(party.silo, ready, manifest, digest, cohort, secret)
+    words_hash = blake3()
+    for part in masked_words(source, keys, signs):
+        words_hash.update(part)
+        yield part
+    signature = sign_statement(party.identity, Receipt(digest, words_hash.digest()))
     party.state.record_masked(ready, manifest.slot)
-    return MaskedReply(party.silo, signature, data).to_bytes()
+    yield MaskedReply(party.silo, signature).to_bytes()
 
 
 def confirm(party: Party, ready: Ready, request: ConfirmRequest, raw: bytes) -> bytes:
@@ -68,7 +83,8 @@ def confirm(party: Party, ready: Ready, request: ConfirmRequest, raw: bytes) -> 
         check_survivors(manifest, request.survivors, party.rules, ready.members)
         if any(party.silo in silos for silos in request.survivors) and not isinstance(state, Masked):
             raise refusal("survivors", "this silo is listed, but sent no masked vector")
-        _check_receipts(party, digest, request)
+        _check_neighbours(ready, request.survivors)
+        _check_receipts(party, ready, digest, request)
     statement = Confirmation(digest, request.survivors)
     reply = ConfirmReply(party.silo, sign_statement(party.identity, statement)).to_bytes()
     confirmed = Confirmed(slot, state.manifest, statement.to_bytes(), digest_of(raw), reply)
@@ -99,8 +115,8 @@ def unmask(party: Party, ready: Ready, request: UnmaskRequest, raw: bytes) -> by
     reply = UnmaskReply(
         party.silo,
         request.digest,
-        tuple(shares[silo][:REVEALED_BYTES] for silo in survivors),
-        tuple(shares[silo][REVEALED_BYTES:] for silo in dropped),
+        tuple(shares[silo][:REVEALED_BYTES] for silo in survivors if silo in shares),
+        tuple(shares[silo][REVEALED_BYTES:] for silo in dropped if silo in shares),
     )
     data = sign_message(party.identity, reply)
     party.state.record_answer(ready, slot, digest_of(raw), data)
@@ -156,52 +172,62 @@ def _close_on_refusal(party: Party, ready: Ready, slot: int) -> Iterator[None]:
         raise
 
 
-def _packed_words(words: NDArray[np.uint64], manifest: Manifest, cohort: int) -> NDArray[np.uint64]:
+def _checked(source: WordSource, manifest: Manifest, cohort: int) -> WordSource:
     size = word_count(manifest.channels, len(manifest.cohorts[cohort]))
-    if words.dtype != np.uint64 or words.shape != (size,):
+    if source.size != size:
         raise EncodingError(
-            f"the contribution is {words.dtype} of shape {words.shape}, the manifest asks {size} words of uint64; "
-            "nothing was sent and the slot is spent"
+            f"the contribution has {source.size} words, the manifest asks for {size}; "
+            "the slot is spent and nothing was sent"
         )
-    return words.copy()
+    return source
 
 
-def _mask(
-    words: NDArray[np.uint64],
-    silo: int,
-    ready: Ready,
-    manifest: Manifest,
-    digest: bytes,
-    cohort: int,
-    secret: SlotSecret,
-) -> None:
+def _masks(
+    silo: int, ready: Ready, manifest: Manifest, digest: bytes, cohort: int, secret: SlotSecret
+) -> tuple[list[bytes], list[int]]:
     slot, agreement = manifest.slot, Agreement(secret.mask_key)
-    peers = [peer for peer in manifest.cohorts[cohort] if peer != silo and peer in ready.mask_keys]
     keys, signs = [self_mask_key(secret.seed, digest, silo, slot)], [1]
-    for peer in peers:
-        shared = agreement.with_peer(ready.mask_key(peer, slot))
-        keys.append(pair_mask_key(shared, digest, silo, peer, slot, cohort))
-        signs.append(pair_sign(silo, peer))
-    apply_masks(words, keys, signs)
+    for peer in manifest.cohorts[cohort]:
+        if peer != silo and peer in ready.mask_keys:
+            shared = agreement.with_peer(ready.mask_key(peer, slot))
+            keys.append(pair_mask_key(shared, digest, silo, peer, slot, cohort))
+            signs.append(pair_sign(silo, peer))
+    return keys, signs
 
 
-def _check_receipts(party: Party, digest: bytes, request: ConfirmRequest) -> None:
-    """Every survivor must have signed a masked vector under this very manifest.
+def _check_receipts(party: Party, ready: Ready, digest: bytes, request: ConfirmRequest) -> None:
+    """Every survivor whose shares this silo holds must have signed a masked vector under this very manifest.
 
     Without this the coordinator could show one silo another manifest, with a cohort of silos it then declares dropped
     to everybody else, and recover all masks of that silo.
     """
-    survivors = (silo for silos in request.survivors for silo in silos)
-    for silo, (words_hash, signature) in zip(survivors, request.receipts, strict=True):
+    held = sorted(silo for silos in request.survivors for silo in silos if silo in ready.holdings)
+    if held != [silo for silo, _, _ in request.receipts]:
+        raise refusal("receipts", "receipts are not those of the survivors whose shares this silo holds")
+    for silo, words_hash, signature in request.receipts:
         if not statement_holds(party.roster.public(silo), Receipt(digest, words_hash), signature):
             raise refusal("receipts", f"silo {silo} did not sign a masked vector under this manifest")
+
+
+def _check_neighbours(ready: Ready, survivors: Survivors) -> None:
+    """On a sparse graph enough of every survivor's own share holders must be in its sum.
+
+    The coordinator sees the graph and says who dropped. Without this it could declare all honest peers of one silo
+    dropped and recover all masks of that silo; see protocols/secagg/graph.md.
+    """
+    alone = too_few_holders(ready.graph, ready.holders, survivors)
+    if alone is not None:
+        raise refusal(
+            "neighbours", f"fewer than {ready.graph.threshold} share holders of silo {alone} are in the sum with it"
+        )
 
 
 def _check_confirmations(party: Party, ready: Ready, request: UnmaskRequest, statement: Confirmation) -> None:
     if len(request.confirmations) < party.threshold:
         raise refusal("confirmations", f"{len(request.confirmations)} silos confirmed, {party.threshold} are needed")
+    members = set(ready.members)
     for silo, signature in request.confirmations:
-        if silo not in ready.mask_keys:
+        if silo not in members:
             raise refusal("known-silos", f"silo {silo} confirmed, but is not of this epoch")
         if not statement_holds(party.roster.public(silo), statement, signature):
             raise refusal("confirmations", f"silo {silo} did not sign this manifest and these survivors")

@@ -1,4 +1,4 @@
-"""A silo's side of an epoch's key set-up: advertise, deal, take delivery."""
+"""A silo's side of an epoch's key set-up: advertise and deal. The third step, taking delivery, has its own file."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import msgpack
-
 from autoflip_secure.errors import InputError, ProtocolError
-from autoflip_secure.secagg.dealing import DealingContext, deal, open_box, share_at
-from autoflip_secure.secagg.epoch import epoch_hash, keys_hash, read_advertisement, read_dealing
+from autoflip_secure.secagg.dealing import DealingContext, deal
+from autoflip_secure.secagg.epoch import keys_hash, read_advertisement
+from autoflip_secure.secagg.graph import EPOCH_BITS, SAFE_BITS, ShareGraph, complete_graph, draw_holders, is_safe
 from autoflip_secure.secagg.identity import Identity
-from autoflip_secure.secagg.keys import Agreement, fresh_key, fresh_slot_secrets, public_key, seed_commitment
+from autoflip_secure.secagg.keys import fresh_key, fresh_slot_secrets, public_key, seed_commitment
 from autoflip_secure.secagg.roster import Roster
 from autoflip_secure.secagg.rules import SiloRules, refusal, share_threshold
-from autoflip_secure.secagg.setup_messages import Advertisement, AdvertiseRequest, Delivery, Head, ShareRequest
-from autoflip_secure.secagg.signing import Signed, digest_of, sign_message
-from autoflip_secure.secagg.silo_states import Advertised, Dealt, Ready
+from autoflip_secure.secagg.setup_messages import Advertisement, AdvertiseReply, AdvertiseRequest, Head, ShareRequest
+from autoflip_secure.secagg.signing import digest_of, sign_message
+from autoflip_secure.secagg.silo_states import Advertised, Dealt
 from autoflip_secure.secagg.state import SiloState
 from autoflip_secure.secagg.wire import is_ascending
 
-__all__ = ["Party", "advertise", "share", "take_delivery"]
+__all__ = ["Party", "advertise", "share"]
 
 
 @dataclass(frozen=True)
@@ -54,32 +53,35 @@ class Party:
 
     @property
     def threshold(self) -> int:
-        """Shares that recover a secret, from the roster and nothing else."""
+        """Silos that must take part in every step of a sum, from the roster and nothing else."""
         return share_threshold(len(self.roster.entries))
 
 
 def advertise(party: Party, request: AdvertiseRequest) -> bytes:
     """Fresh keys for a new epoch; those of older epochs are deleted."""
     secrets, box_private = fresh_slot_secrets(request.slots), fresh_key()
+    mask_keys = b"".join(public_key(secret.mask_key) for secret in secrets)
+    commitments = b"".join(
+        seed_commitment(secret.seed, request.session, request.epoch, party.silo, slot)
+        for slot, secret in enumerate(secrets)
+    )
     advertisement = Advertisement(
         request.session,
         request.roster_hash,
         request.epoch,
         party.silo,
+        request.slots,
         public_key(box_private),
-        b"".join(public_key(secret.mask_key) for secret in secrets),
-        b"".join(
-            seed_commitment(secret.seed, request.session, request.epoch, party.silo, slot)
-            for slot, secret in enumerate(secrets)
-        ),
+        digest_of(mask_keys),
+        digest_of(commitments),
     )
-    reply = sign_message(party.identity, advertisement)
-    party.state.open_epoch(request.session, request.epoch, reply, box_private, secrets)
-    return reply
+    signed = sign_message(party.identity, advertisement)
+    party.state.open_epoch(request.session, request.epoch, signed, box_private, secrets)
+    return AdvertiseReply(signed, mask_keys, commitments).to_bytes()
 
 
 def share(party: Party, request: ShareRequest) -> bytes:
-    """Deal this silo's secrets to all advertisers, once."""
+    """Deal this silo's secrets to its share holders, once."""
     state = party.state.epoch(request.session)
     if not isinstance(state, Advertised) or state.epoch != request.epoch:
         raise ProtocolError(f"epoch {request.epoch} is not waiting to deal shares; nothing was changed")
@@ -88,13 +90,38 @@ def share(party: Party, request: ShareRequest) -> bytes:
         raise refusal("own-keys", "this silo's own advertisement is missing or altered")
     if len(advertisements) < party.threshold:
         raise refusal("threshold", f"{len(advertisements)} silos advertised keys, {party.threshold} are needed")
+    graph = _share_graph(party, request)
     box_private, secrets = party.state.secrets(state)
-    context = _context(request, keys_hash(request.advertisements))
+    context = DealingContext(
+        request.session, request.roster_hash, request.epoch, keys_hash(graph, request.advertisements)
+    )
     by_silo = {message.silo: message for message in advertisements}
-    dealing, reply = deal(context, party.silo, box_private, by_silo, secrets, party.threshold)
-    reply = replace(reply, dealing=sign_message(party.identity, dealing))
-    party.state.record_dealing(state, context.keys_hash, request.advertisements)
-    return reply.to_bytes()
+    if graph.holders:
+        # Drawn by this silo alone, after the advertisers were fixed: nobody else can have a say in who they are.
+        by_silo = {silo: by_silo[silo] for silo in draw_holders(party.silo, tuple(by_silo), graph.holders)}
+    dealing, reply = deal(context, party.silo, box_private, by_silo, secrets, graph.threshold)
+    signed = sign_message(party.identity, dealing)
+    dealt = Dealt(
+        state.session, state.epoch, state.slots, graph, box_private, context.keys_hash, signed, request.advertisements
+    )
+    party.state.record_dealing(state, dealt)
+    return replace(reply, dealing=signed).to_bytes()
+
+
+def _share_graph(party: Party, request: ShareRequest) -> ShareGraph:
+    """The share graph asked for, where it is the complete one or safe by this silo's own count of colluders."""
+    silos, graph = len(party.roster.entries), ShareGraph(request.holders, request.threshold)
+    if graph == complete_graph(silos):
+        return graph
+    if request.epoch >= 1 << EPOCH_BITS:
+        raise refusal("graph", f"a sparse share graph is drawn for {1 << EPOCH_BITS} epochs of a session, no more")
+    if graph.holders == 0 or not is_safe(len(request.advertisements), party.rules.colluders, graph, SAFE_BITS):
+        raise refusal(
+            "graph",
+            f"{graph.threshold} shares of {graph.holders or 'all'} holders are not enough against "
+            f"{party.rules.colluders} colluders among {silos} silos",
+        )
+    return graph
 
 
 def _read_all(roster: Roster, head: Head, slots: int, signed: Sequence[bytes]) -> list[Advertisement]:
@@ -103,49 +130,3 @@ def _read_all(roster: Roster, head: Head, slots: int, signed: Sequence[bytes]) -
     if not is_ascending(silos):
         raise refusal("known-silos", "advertisements are not in ascending order, one a silo")
     return messages
-
-
-def _context(head: Head, keys: bytes) -> DealingContext:
-    return DealingContext(head.session, head.roster_hash, head.epoch, keys)
-
-
-def take_delivery(party: Party, state: Dealt, head: Head, data: bytes) -> Ready:
-    """Open the boxes dealt to this silo, keep the shares, and fix who belongs to the epoch.
-
-    A dealer whose box does not hold what it signed for is kept as a member without a share: this silo cannot help to
-    recover its secrets and says so at unmask, while others can.
-    """
-    delivery = Delivery.from_bytes(data)
-    # Stored by this silo after it checked the signatures, hence not checked again.
-    advertisements = _stored_advertisements(state)
-    recipients = tuple(sorted(advertisements))
-    dealings = [read_dealing(item, party.roster, head, state.keys_hash, recipients) for item in delivery.dealings]
-    members = [dealing.silo for dealing in dealings]
-    if not is_ascending(members):
-        raise refusal("known-silos", "dealings are not in ascending order, one a silo")
-    if party.silo not in members:
-        raise refusal("own-keys", "this silo's own dealing is missing")
-    if len(members) < party.threshold:
-        raise refusal("threshold", f"{len(members)} silos dealt shares, {party.threshold} are needed")
-    index, agreement, context = recipients.index(party.silo), Agreement(state.box_key), _context(head, state.keys_hash)
-    plaintexts = []
-    for dealing, box in zip(dealings, delivery.boxes, strict=True):
-        if digest_of(box) != dealing.box_hash(index):
-            raise refusal("delivery", f"the box from silo {dealing.silo} is not the one it signed for")
-        dealer = advertisements[dealing.silo]
-        plaintexts.append(open_box(context, agreement, dealer, party.silo, box, dealing.row_hash(index)))
-    mask_keys = {silo: advertisements[silo].mask_keys for silo in members}
-    ready = Ready(state.session, state.epoch, state.slots, epoch_hash(state.keys_hash, delivery.dealings), mask_keys)
-    blobs = [_slot_blob(members, plaintexts, slot) for slot in range(state.slots)]
-    party.state.record_delivery(state, ready.epoch_hash, mask_keys, blobs)
-    return ready
-
-
-def _stored_advertisements(state: Dealt) -> dict[int, Advertisement]:
-    messages = (Advertisement.from_bytes(Signed.from_bytes(data).payload) for data in state.advertisements)
-    return {message.silo: message for message in messages}
-
-
-def _slot_blob(members: Sequence[int], plaintexts: Sequence[bytes | None], slot: int) -> bytes:
-    shares = (b"" if plaintext is None else share_at(plaintext, slot) for plaintext in plaintexts)
-    return msgpack.packb(dict(zip(members, shares, strict=True)))

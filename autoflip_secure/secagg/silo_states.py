@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
+from autoflip_secure.secagg.graph import ShareGraph
 from autoflip_secure.secagg.wire import KEY_BYTES
 
 __all__ = [
@@ -38,13 +38,15 @@ class Advertised:
 
 @dataclass(frozen=True)
 class Dealt:
-    """Secrets were shared among the advertisers; the shares of others have not arrived."""
+    """Secrets were shared; the shares of others have not arrived."""
 
     session: bytes
     epoch: int
     slots: int
+    graph: ShareGraph
     box_key: bytes = field(repr=False)
     keys_hash: bytes
+    dealing: bytes = field(repr=False)
     advertisements: tuple[bytes, ...] = field(repr=False)
 
 
@@ -54,20 +56,25 @@ class Ready:
 
     Attributes
     ----------
+    members : tuple of int
+        Silos of the epoch, ascending.
     mask_keys : mapping of int to bytes
-        For every silo of the epoch its public mask keys, 32 bytes a slot.
+        For every peer, that is every member this silo masks with, its public mask keys, 32 bytes a slot.
+    holdings : tuple of int
+        Members whose shares this silo was dealt, ascending.
+    holders : mapping of int to tuple of int
+        On a sparse graph, to whom every member dealt; empty on the complete one.
     """
 
     session: bytes
     epoch: int
     slots: int
+    graph: ShareGraph
     epoch_hash: bytes
+    members: tuple[int, ...] = field(repr=False)
     mask_keys: Mapping[int, bytes] = field(repr=False)
-
-    @cached_property
-    def members(self) -> tuple[int, ...]:
-        """Silos of the epoch, ascending."""
-        return tuple(sorted(self.mask_keys))
+    holdings: tuple[int, ...] = field(repr=False)
+    holders: Mapping[int, tuple[int, ...]] = field(repr=False)
 
     def mask_key(self, silo: int, slot: int) -> bytes:
         """Public mask key of a silo in a slot, 32 bytes."""

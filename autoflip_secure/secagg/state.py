@@ -7,11 +7,13 @@ that a restart would forget. A slot's secrets are deleted in the transaction tha
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import msgpack
 
 from autoflip_secure.errors import ProtocolError
+from autoflip_secure.secagg.graph import ShareGraph
 from autoflip_secure.secagg.keys import SlotSecret
 from autoflip_secure.secagg.rules import refusal
 from autoflip_secure.secagg.silo_states import (
@@ -92,18 +94,30 @@ class SiloState:
             The session has none.
         """
         row = self._store.row(
-            "SELECT epoch, slots, stage, advertisement, box_key, keys_hash, advertisements, epoch_hash, mask_keys"
-            " FROM secagg_epoch WHERE session = ?",
-            session,
+            "SELECT epoch, slots, stage, advertisement, holders, threshold FROM secagg_epoch WHERE session = ?", session
         )
         if row is None:
             raise ProtocolError("this silo has no keys in the session; advertise comes first")
-        epoch, slots, stage, advertisement, box_key, keys_hash, advertisements, epoch_hash, mask_keys = row
+        epoch, slots, stage, advertisement, holders, threshold = row
         if stage == "advertised":
             return Advertised(session, epoch, slots, advertisement)
+        graph = ShareGraph(holders, threshold)
         if stage == "dealt":
-            return Dealt(session, epoch, slots, box_key, keys_hash, msgpack.unpackb(advertisements, use_list=False))
-        return Ready(session, epoch, slots, epoch_hash, msgpack.unpackb(mask_keys, strict_map_key=False))
+            return self._dealt(session, epoch, slots, graph)
+        return self._ready(session, epoch, slots, graph)
+
+    def _dealt(self, session: bytes, epoch: int, slots: int, graph: ShareGraph) -> Dealt:
+        box_key, keys_hash, dealing, advertisements = self._store.row(
+            "SELECT box_key, keys_hash, dealing, advertisements FROM secagg_epoch WHERE session = ?", session
+        )
+        return Dealt(session, epoch, slots, graph, box_key, keys_hash, dealing, _unpacked(advertisements))
+
+    def _ready(self, session: bytes, epoch: int, slots: int, graph: ShareGraph) -> Ready:
+        epoch_hash, *peers = self._store.row(
+            "SELECT epoch_hash, members, mask_keys, holdings, share_holders FROM secagg_epoch WHERE session = ?",
+            session,
+        )
+        return Ready(session, epoch, slots, graph, epoch_hash, *map(_unpacked, peers))
 
     def secrets(self, state: Advertised) -> tuple[bytes, tuple[SlotSecret, ...]]:
         """Private box key and the secrets of all slots, to be dealt."""
@@ -115,24 +129,32 @@ class SiloState:
             raise refusal("epoch-keys", f"the keys of epoch {state.epoch} are gone; open a later one")
         return box_key[0], tuple(SlotSecret(*row) for row in rows)
 
-    def record_dealing(self, state: Advertised, keys_hash: bytes, advertisements: Sequence[bytes]) -> None:
-        """Note that this silo dealt its secrets, and for whom; it deals once an epoch."""
+    def record_dealing(self, state: Advertised, dealt: Dealt) -> None:
+        """Note that this silo dealt its secrets, and to whom; it deals once an epoch."""
+        graph, where = dealt.graph, (state.session, state.epoch)
         self._store.step(
-            "UPDATE secagg_epoch SET stage = 'dealt', keys_hash = ?, advertisements = ?, advertisement = NULL"
-            " WHERE session = ? AND epoch = ? AND stage = 'advertised'",
-            (keys_hash, msgpack.packb(list(advertisements)), state.session, state.epoch),
+            "UPDATE secagg_epoch SET stage = 'dealt', holders = ?, threshold = ?, keys_hash = ?, dealing = ?,"
+            " advertisements = ?, advertisement = NULL WHERE session = ? AND epoch = ? AND stage = 'advertised'",
+            (
+                graph.holders,
+                graph.threshold,
+                dealt.keys_hash,
+                dealt.dealing,
+                msgpack.packb(dealt.advertisements),
+                *where,
+            ),
             refusal("deal-once", f"shares of epoch {state.epoch} were already dealt"),
         )
 
-    def record_delivery(
-        self, state: Dealt, epoch_hash: bytes, mask_keys: Mapping[int, bytes], shares: Sequence[bytes]
-    ) -> None:
-        """Keep the shares received, one blob a slot, and the peers' mask keys; forget the private box key."""
+    def record_delivery(self, state: Dealt, ready: Ready, shares: Sequence[bytes]) -> None:
+        """Keep the shares received, one blob a slot, and who the peers are; forget the private box key."""
         with self._store.forgetting() as db:
+            peers = (ready.members, dict(ready.mask_keys), ready.holdings, dict(ready.holders))
             changed = db.execute(
-                "UPDATE secagg_epoch SET stage = 'ready', epoch_hash = ?, mask_keys = ?, advertisements = NULL,"
-                " box_key = NULL WHERE session = ? AND epoch = ? AND stage = 'dealt'",
-                (epoch_hash, msgpack.packb(dict(mask_keys)), state.session, state.epoch),
+                "UPDATE secagg_epoch SET stage = 'ready', epoch_hash = ?, members = ?, mask_keys = ?, holdings = ?,"
+                " share_holders = ?, advertisements = NULL, box_key = NULL, dealing = NULL"
+                " WHERE session = ? AND epoch = ? AND stage = 'dealt'",
+                (ready.epoch_hash, *map(msgpack.packb, peers), state.session, state.epoch),
             ).rowcount
             if changed != 1:
                 raise refusal("delivery-once", f"shares of epoch {state.epoch} were already delivered")
@@ -229,3 +251,7 @@ class SiloState:
         if row is None:
             raise refusal("unmask-once", f"the shares of slot {slot} are gone")
         return row[0]
+
+
+def _unpacked(blob: bytes) -> Any:
+    return msgpack.unpackb(blob, use_list=False, strict_map_key=False)

@@ -15,7 +15,8 @@ TABLES = """
 CREATE TABLE IF NOT EXISTS secagg_session (session BLOB PRIMARY KEY, newest_epoch INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS secagg_epoch (
     session BLOB PRIMARY KEY, epoch INTEGER NOT NULL, slots INTEGER NOT NULL, stage TEXT NOT NULL,
-    advertisement BLOB, box_key BLOB, keys_hash BLOB, advertisements BLOB, epoch_hash BLOB, mask_keys BLOB) STRICT;
+    advertisement BLOB, box_key BLOB, holders INTEGER, threshold INTEGER, keys_hash BLOB, dealing BLOB,
+    advertisements BLOB, epoch_hash BLOB, members BLOB, mask_keys BLOB, holdings BLOB, share_holders BLOB) STRICT;
 CREATE TABLE IF NOT EXISTS secagg_secret (
     session BLOB, slot INTEGER, seed BLOB NOT NULL, mask_key BLOB NOT NULL, PRIMARY KEY (session, slot)) STRICT;
 CREATE TABLE IF NOT EXISTS secagg_share (

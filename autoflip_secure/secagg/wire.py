@@ -41,7 +41,7 @@ MAX_ID = (1 << 16) - 1
 MAX_COUNTER = (1 << 32) - 1
 MAX_MESSAGE_BYTES = 1 << 30
 # A length above what any message needs; without it a short hostile message could make the reader allocate gigabytes.
-MAX_ARRAY = 1024
+MAX_ARRAY = 4096
 MAX_TEXT = 256
 
 M = TypeVar("M", bound="Message")

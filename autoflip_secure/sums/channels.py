@@ -8,11 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoflip_secure.errors import EncodingError
+
+if TYPE_CHECKING:
+    from autoflip_secure.sums.words import FloatChannel
 
 __all__ = ["CHANNEL_NAMES", "Aggregate", "ChannelSpec", "Contribution"]
 
@@ -66,16 +70,16 @@ class ChannelSpec:
 
 @dataclass(frozen=True, repr=False)
 class Contribution:
-    """What one silo adds to one sum, on the integer grid, by channel. Never leaves the silo unprotected.
+    """What one silo adds to one sum, by channel. Never leaves the silo unprotected.
 
-    `values[name]` is int64 of shape (length,). With distributed noise the integers already carry it.
+    `values[name]` is int64 of shape (length,), which with distributed noise already carries it, or a channel of real
+    numbers that is rounded when its words are asked for.
     """
 
-    values: Mapping[str, NDArray[np.int64]]
+    values: Mapping[str, NDArray[np.int64] | FloatChannel]
 
     def __repr__(self) -> str:
-        shapes = {name: vector.shape for name, vector in self.values.items()}
-        return f"Contribution({shapes})"
+        return f"Contribution({sorted(self.values)})"
 
 
 @dataclass(frozen=True)

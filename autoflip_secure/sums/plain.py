@@ -12,6 +12,7 @@ from autoflip_secure.errors import Abort, ProtocolError
 from autoflip_secure.sums.encoding import word_count
 from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.secure_sum import CohortSum, Contribute, Exchange
+from autoflip_secure.sums.words import all_words
 
 __all__ = ["PlainCoordinator", "PlainSilo"]
 
@@ -26,7 +27,7 @@ class PlainSilo:
     def answer(self, stage: str, request: bytes, contribute: Contribute) -> bytes:
         if stage != STAGE:
             raise ProtocolError(f"aggregation none has no stage {stage!r}")
-        return contribute(Manifest.from_bytes(request)).tobytes()
+        return all_words(contribute(Manifest.from_bytes(request))).tobytes()
 
 
 class PlainCoordinator:
@@ -39,20 +40,19 @@ class PlainCoordinator:
         self._slot += 1
         manifest = manifest.with_slot(epoch=0, slot=self._slot, epoch_hash=bytes(32), attempt=manifest.attempt)
         request = manifest.to_bytes()
-        replies = exchange(STAGE, {silo: request for cohort in manifest.cohorts for silo in cohort})
-        sums = []
+        sums = [np.zeros(word_count(manifest.channels, len(cohort)), np.uint64) for cohort in manifest.cohorts]
+        present: list[set[int]] = [set() for _ in sums]
+        for silo, reply in exchange(STAGE, {silo: request for cohort in manifest.cohorts for silo in cohort}):
+            index = manifest.cohort_of(silo)
+            sums[index] += _read_words(reply, sums[index].size, silo)
+            present[index].add(silo)
         for index, cohort in enumerate(manifest.cohorts):
-            present = tuple(silo for silo in cohort if silo in replies)
-            if len(present) < manifest.minimum[index]:
+            if len(present[index]) < manifest.minimum[index]:
                 raise Abort(
-                    f"{len(present)} of {len(cohort)} silos answered, {manifest.minimum[index]} are needed", stage=STAGE
+                    f"{len(present[index])} of {len(cohort)} silos answered, {manifest.minimum[index]} are needed",
+                    stage=STAGE,
                 )
-            size = word_count(manifest.channels, len(cohort))
-            words = np.zeros(size, np.uint64)
-            for silo in present:
-                words += _read_words(replies[silo], size, silo)
-            sums.append(CohortSum(index, present, words))
-        return tuple(sums)
+        return tuple(CohortSum(i, tuple(sorted(present[i])), words) for i, words in enumerate(sums))
 
 
 def _read_words(reply: bytes, size: int, silo: int) -> NDArray[np.uint64]:

@@ -5,7 +5,7 @@ Federation moves opaque bytes between the halves; it never looks inside. A stage
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,14 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoflip_secure.sums.manifest import Manifest
+from autoflip_secure.sums.words import WordSource
 
 __all__ = ["CohortSum", "Contribute", "CoordinatorSecureSum", "Exchange", "SiloSecureSum"]
 
-Contribute = Callable[[Manifest], NDArray[np.uint64]]
+Contribute = Callable[[Manifest], WordSource]
 """Given a manifest the silo half has verified, checks policy, trains, and returns the packed words to be summed."""
 
-Exchange = Callable[[str, Mapping[int, bytes]], Mapping[int, bytes]]
-"""exchange(stage, requests by silo id) -> replies by silo id; a silo that dropped or refused is absent."""
+Exchange = Callable[[str, Mapping[int, bytes]], Iterable[tuple[int, bytes]]]
+"""exchange(stage, requests by silo id) -> (silo id, reply) one after another, as replies arrive.
+
+A silo that dropped or refused is absent. The caller uses a reply up before it takes the next one, so that one reply
+need be in memory at a time.
+"""
 
 
 @dataclass(frozen=True)

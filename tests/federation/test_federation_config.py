@@ -71,7 +71,7 @@ OTHER: dict[str, Any] = {
 """A valid value of every field that is not its default."""
 
 OUT_OF_RANGE: dict[str, tuple[Any, ...]] = {
-    "silos": (2, 101, -1, "many"),
+    "silos": (2, 2001, -1, "many"),
     "rounds": (0, 100_001),
     "local_steps": (0,),
     "participation": (0, 1.01, float("nan")),

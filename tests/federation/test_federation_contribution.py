@@ -31,9 +31,11 @@ from autoflip_secure.federation.terms import (
 from autoflip_secure.models.layout import flatten_parameters, load_flat_parameters
 from autoflip_secure.models.spec import build
 from autoflip_secure.seeds import torch_stream
-from autoflip_secure.sums.channels import ChannelSpec
+from autoflip_secure.sums.channels import ChannelSpec, Contribution
+from autoflip_secure.sums.encoding import unpack_sum
 from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.randomness import ReproducibleRandomness, SecretRandomness
+from autoflip_secure.sums.words import ContributionWords, all_words
 from autoflip_secure.training.local import local_sgd
 
 SILOS = 4
@@ -52,8 +54,9 @@ def contributor(task, parts: list[SiloData]) -> Callable[[ResolvedConfig, int], 
     return lambda config, silo: Contributor(config, task, parts[silo - 1], silo, "cpu")
 
 
-def decoded(values: Any, channel: ChannelSpec) -> np.ndarray:
-    return np.asarray(values.values[channel.name]) * channel.step
+def decoded(contribution: Contribution, channel: ChannelSpec) -> np.ndarray:
+    words = all_words(ContributionWords({channel.name: contribution.values[channel.name]}, [channel], SILOS))
+    return unpack_sum(words, [channel], SILOS)[channel.name]
 
 
 def network(model: ModelPayload) -> torch.nn.Module:
@@ -286,8 +289,8 @@ def test_masked_coordinates_stay_at_zero_and_are_not_sent(make_config, make_mani
     for options in ({}, {"dp_epsilon": 8.0}, {"dp_epsilon": 8.0, "dp_trust": "local"}):
         config = make_config(**options)
         silo = contributor(config, 1)
-        values = silo.contribute(make_manifest(config, model), model).values["update"]
-        assert values.shape == (int(model.mask.sum()),)
+        manifest = make_manifest(config, model)
+        assert decoded(silo.contribute(manifest, model), manifest.channels[0]).shape == (int(model.mask.sum()),)
         trained = flatten_parameters(silo._network).numpy()
         assert not trained[~model.mask].any()
 

@@ -21,11 +21,9 @@ class FakeGrid:
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
         self.sent: list[Message] = []
-        self.timeouts: list[float | None] = []
+        self.replies: list[Message] = []
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        self.timeouts.append(timeout)
-        replies = []
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         for message in messages:
             message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
             self.sent.append(message)
@@ -33,7 +31,11 @@ class FakeGrid:
             if reply is not None:
                 # Error replies of nodes that failed come from the server's own node.
                 reply.metadata.__dict__["_src_node_id"] = 1
-                replies.append(reply)
+                self.replies.append(reply)
+        return [message.metadata.message_id for message in self.sent]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        replies, self.replies = self.replies, []
         return reversed(replies)
 
 
@@ -58,7 +60,7 @@ def start() -> Callable[[Answer], tuple[StageExchange, FakeGrid, RecordingView, 
         exchange = StageExchange(
             grid,  # type: ignore[arg-type]
             Traffic(),
-            timeout=12.5,
+            timeout=0.1,
             view=view,  # type: ignore[arg-type]
             event=lambda name, **fields: events.append({"event": name, **fields}),
         )
@@ -74,19 +76,18 @@ REQUESTS = {silo: b"to %d" % silo for silo in range(1, 5)}
 
 def test_replies_find_their_silo_although_the_source_is_wrong(start) -> None:
     exchange, *_ = start(ok)
-    assert exchange("confirm", REQUESTS) == {silo: b"from %d" % (100 + silo) for silo in REQUESTS}
+    assert dict(exchange("confirm", REQUESTS)) == {silo: b"from %d" % (100 + silo) for silo in REQUESTS}
 
 
 def test_only_those_who_were_asked_are_asked(start) -> None:
     exchange, grid, *_ = start(ok)
-    assert set(exchange("confirm", {2: b"a", 4: b"b"})) == {2, 4}
+    assert set(dict(exchange("confirm", {2: b"a", 4: b"b"}))) == {2, 4}
     assert [message.metadata.dst_node_id for message in grid.sent] == [102, 104]
-    assert grid.timeouts == [12.5]
 
 
 def test_requests_say_stage_round_and_attempt(start) -> None:
     exchange, grid, *_ = start(ok)
-    exchange("confirm", REQUESTS)
+    dict(exchange("confirm", REQUESTS))
     requests = [read_request(message) for message in grid.sent]
     assert [(r.stage, r.round, r.attempt, r.request) for r in requests] == [
         ("confirm", 3, 1, content) for content in REQUESTS.values()
@@ -96,7 +97,7 @@ def test_requests_say_stage_round_and_attempt(start) -> None:
 @pytest.mark.parametrize("stage", ["join", "advertise", "share", "masked", "clear", "confirm", "unmask"])
 def test_the_model_travels_with_the_stage_that_trains_and_no_other(start, stage: str) -> None:
     exchange, grid, *_ = start(ok)
-    exchange(stage, REQUESTS)
+    dict(exchange(stage, REQUESTS))
     trains = stage in ("masked", "clear")
     assert {read_request(message).attachment for message in grid.sent} == {b"the model" if trains else b""}
 
@@ -104,9 +105,9 @@ def test_the_model_travels_with_the_stage_that_trains_and_no_other(start, stage:
 def test_bytes_are_counted_by_kind(start) -> None:
     exchange, *_ = start(ok)
     traffic = exchange._traffic
-    exchange("confirm", REQUESTS)
+    dict(exchange("confirm", REQUESTS))
     assert (traffic.upload_contributions, traffic.upload_total, traffic.download_total) == (0, 4 * 8, 4 * 4)
-    exchange("masked", REQUESTS)
+    dict(exchange("masked", REQUESTS))
     assert (traffic.upload_contributions, traffic.upload_total) == (4 * 8, 8 * 8)
     assert traffic.download_total == 8 * 4 + 4 * len(b"the model")
 
@@ -116,7 +117,7 @@ def test_contributions_are_counted_from_those_who_gave_one(start) -> None:
         return reply_message(Reply("ok" if node == 101 else "refused", b"12345678"), message)
 
     exchange, *_ = start(answer)
-    exchange("clear", REQUESTS)
+    dict(exchange("clear", REQUESTS))
     assert exchange._traffic.upload_contributions == 8
     assert exchange._traffic.upload_total == 32
 
@@ -140,7 +141,7 @@ ABSENT: dict[str, tuple[Answer, str, str]] = {
 def test_whoever_gives_no_answer_is_absent_and_recorded(start, case: str) -> None:
     absent, status, error = ABSENT[case]
     exchange, _, view, events = start(lambda node, m: absent(node, m) if node == 103 else ok(node, m))
-    assert set(exchange("confirm", REQUESTS)) == {1, 2, 4}
+    assert set(dict(exchange("confirm", REQUESTS))) == {1, 2, 4}
     (event,) = events
     assert error in event.pop("error")
     assert event == {"event": "absent", "stage": "confirm", "round": 3, "attempt": 1, "silo": 3, "status": status}
@@ -151,20 +152,20 @@ def test_whoever_gives_no_answer_is_absent_and_recorded(start, case: str) -> Non
 def test_a_drop_is_counted_once_an_attempt_where_it_was_first_missed(start) -> None:
     exchange, _, _, events = start(lambda node, m: None if node in (102, 103) else ok(node, m))
     for stage in ("masked", "confirm", "unmask"):
-        exchange(stage, REQUESTS)
+        dict(exchange(stage, REQUESTS))
     assert exchange._traffic.drops == {"masked": 2}
     assert [(event["stage"], event["silo"]) for event in events] == [("masked", 2), ("masked", 3)]
     exchange.begin(3, 2, b"")
-    exchange("confirm", REQUESTS)
+    dict(exchange("confirm", REQUESTS))
     assert exchange._traffic.drops == {"masked": 2, "confirm": 2}
 
 
 def test_each_silo_is_counted_at_the_stage_it_was_first_missed(start) -> None:
     gone: set[int] = {101}
     exchange, *_ = start(lambda node, m: None if node in gone else ok(node, m))
-    exchange("masked", REQUESTS)
+    dict(exchange("masked", REQUESTS))
     gone.add(104)
-    exchange("confirm", REQUESTS)
+    dict(exchange("confirm", REQUESTS))
     assert exchange._traffic.drops == {"masked": 1, "confirm": 1}
 
 
@@ -175,7 +176,7 @@ def test_refusals_are_counted_by_kind_and_forgotten_by_the_next_attempt(start) -
         return reply_message(Reply("refused", error=errors[node]), message) if node in errors else ok(node, message)
 
     exchange, *_ = start(answer)
-    exchange("masked", REQUESTS)
+    dict(exchange("masked", REQUESTS))
     assert exchange.refusals == {"BudgetExhausted": 2, "PolicyRefusal": 1}
     exchange.begin(3, 2, b"")
     assert not exchange.refusals
@@ -185,7 +186,7 @@ def test_the_view_gets_every_message_as_it_came(start) -> None:
     exchange, _, view, _ = start(
         lambda node, m: reply_message(Reply("refused", b"\x01", "Refusal"), m) if node == 102 else ok(node, m)
     )
-    exchange("unmask", REQUESTS)
+    dict(exchange("unmask", REQUESTS))
     assert {m["sender"] for m in view.messages} == {1, 2, 3, 4}
     by_silo = {message["sender"]: message for message in view.messages}
     assert by_silo[2] == {
@@ -206,13 +207,13 @@ def test_replies_to_other_messages_are_left_alone(start) -> None:
         return reply
 
     exchange, _, view, _ = start(answer)
-    assert set(exchange("confirm", REQUESTS)) == {1, 3, 4}
+    assert set(dict(exchange("confirm", REQUESTS))) == {1, 3, 4}
     assert len(view.messages) == 3
 
 
 def test_every_status_is_returned_to_whoever_asks_by_node(start) -> None:
     exchange, *_ = start(lambda node, m: None if node == 104 else reply_message(Reply("refused", error=str(node)), m))
-    replies = exchange.ask_nodes("join", dict.fromkeys((101, 104), b""))
+    replies = dict(exchange.ask_nodes("join", dict.fromkeys((101, 104), b"")))
     assert replies == {101: Reply("refused", error="101")}
     assert not exchange._traffic.drops
 
@@ -221,10 +222,10 @@ def test_time_is_counted_as_training_in_the_stage_that_trains(start, monkeypatch
     clock = iter(range(100))
     monkeypatch.setattr("autoflip_secure.federation.exchange.time.perf_counter", lambda: float(next(clock)))
     exchange, *_ = start(ok)
-    exchange("confirm", REQUESTS)
+    dict(exchange("confirm", REQUESTS))
     assert exchange.training_seconds == 0
-    exchange("masked", REQUESTS)
-    exchange("clear", REQUESTS)
+    dict(exchange("masked", REQUESTS))
+    dict(exchange("clear", REQUESTS))
     assert exchange.training_seconds == 2
 
 

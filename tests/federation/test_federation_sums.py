@@ -17,10 +17,10 @@ from autoflip_secure.federation.schedule import RoundPlan, Schedule
 from autoflip_secure.federation.sums import LEAST_RESERVE, MAX_ATTEMPTS, SumRunner, reserve_attempts, scatter
 from autoflip_secure.federation.terms import count_channel, deviation_channel, energy_channel, update_channel
 from autoflip_secure.privacy.plan import PrivacyPlan
-from autoflip_secure.sums.channels import Aggregate, Contribution
-from autoflip_secure.sums.encoding import pack_contribution
+from autoflip_secure.sums.channels import Aggregate
 from autoflip_secure.sums.manifest import Manifest, PrivacyTerms
 from autoflip_secure.sums.secure_sum import CohortSum
+from autoflip_secure.sums.words import ContributionWords, all_words
 
 SESSION, DIGEST = bytes(range(16)), bytes(range(32))
 
@@ -42,7 +42,7 @@ class FakeSum:
         for index, cohort in enumerate(manifest.cohorts):
             silos = cohort[: self.present]
             vector = {c.name: np.full(c.length, self.value, np.int64) for c in manifest.channels}
-            words = pack_contribution(Contribution(vector), manifest.channels, len(cohort)) * np.uint64(len(silos))
+            words = all_words(ContributionWords(vector, manifest.channels, len(cohort))) * np.uint64(len(silos))
             sums.append(CohortSum(index, silos, words))
         return tuple(sums)
 

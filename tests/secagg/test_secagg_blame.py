@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from autoflip_secure.errors import Abort
 from autoflip_secure.secagg import dealing as dealing_module
 from autoflip_secure.secagg import silo_setup
 from autoflip_secure.secagg.dealing import KEY, SEED
-from autoflip_secure.secagg.round_messages import MaskedReply, UnmaskReply
-from autoflip_secure.secagg.setup_messages import Advertisement, ShareReply
+from autoflip_secure.secagg.round_messages import UnmaskReply
+from autoflip_secure.secagg.setup_messages import Advertisement, AdvertiseReply, ShareReply
 from autoflip_secure.secagg.shamir import PRIME
-from autoflip_secure.secagg.signing import open_signed, sign_message
+from autoflip_secure.secagg.signing import digest_of, open_signed, sign_message
 
 
 def forge_shares(fed, liars, kind):
@@ -50,7 +49,27 @@ def test_too_many_wrong_shares_abort_and_name_the_liars(federation):
     with pytest.raises(Abort) as caught:
         fed.coordinator.sum(fed.manifest(), fed.exchange(tamper=forge_shares(fed, {2, 5}, SEED)))
     assert (caught.value.stage, caught.value.blamed) == ("unmask", (2, 5))
+    assert not fed.named("silo_excluded"), "four of six would be too few to go on"
     fed.assert_exact(fed.coordinator.sum(fed.manifest(), fed.exchange()), (1, 2, 3, 4, 5, 6))
+
+
+def test_silos_that_caused_an_abort_are_left_out_of_the_retry(federation):
+    """Nine silos, threshold seven: with three liars six good shares are left, without one of them enough."""
+    fed = federation(9)
+    exchange = fed.exchange(tamper=forge_shares(fed, {4, 7, 8}, SEED))
+    with pytest.raises(Abort) as caught:
+        fed.coordinator.sum(fed.manifest(), exchange)
+    assert caught.value.blamed == (4, 7, 8)
+    assert not fed.named("silo_excluded"), "six of nine would be too few"
+    gone = fed.exchange(tamper=forge_shares(fed, {4}, SEED), absent=lambda stage, silo: stage == "unmask" and silo > 7)
+    with pytest.raises(Abort) as caught:
+        fed.coordinator.sum(fed.manifest(), gone)
+    assert caught.value.blamed == (4,)
+    assert fed.named("silo_excluded") == [{"silos": [4]}]
+    everybody_else = (1, 2, 3, 5, 6, 7, 8, 9)
+    fed.assert_exact(fed.coordinator.sum(fed.manifest(), fed.exchange()), everybody_else)
+    fed.coordinator.rekey()
+    fed.assert_exact(fed.coordinator.sum(fed.manifest(), fed.exchange()), everybody_else)
 
 
 def deal_wrongly(monkeypatch, fed, dealer, change):
@@ -84,7 +103,9 @@ def test_dealer_of_another_secret_is_blamed(federation, monkeypatch, kind):
         fed.coordinator.sum(fed.manifest(), exchange)
     assert caught.value.blamed == (3,)
     assert not fed.named("silo_misbehaved")
-    fed.assert_exact(fed.coordinator.sum(fed.manifest((1, 2, 4)), fed.exchange()), (1, 2, 4))
+    fed.assert_exact(fed.coordinator.sum(fed.manifest(), exchange), (1, 2, 4))
+    assert fed.named("silo_excluded") == [{"silos": [3]}]
+    assert fed.epochs == [1, 2]
 
 
 def test_inconsistent_dealing_is_blamed_or_harmless(federation, monkeypatch):
@@ -94,6 +115,14 @@ def test_inconsistent_dealing_is_blamed_or_harmless(federation, monkeypatch):
     with pytest.raises(Abort) as caught:
         fed.coordinator.sum(fed.manifest(), fed.exchange())
     assert caught.value.blamed == (3,)
+
+
+def resign(fed, dealer, dealing, boxes, rows):
+    """A dealing of other boxes or rows, as the dealer's own altered software would have sent and kept it."""
+    parcels = digest_of(dealing_module.parcels(boxes, rows))
+    signed = sign_message(fed.identities[dealer], replace(dealing, parcels_hash=parcels))
+    fed.connections[dealer].execute("UPDATE secagg_epoch SET dealing = ?", (signed,))
+    return signed
 
 
 def reseal_box(fed, dealer, victim):
@@ -107,8 +136,7 @@ def reseal_box(fed, dealer, victim):
         index = dealing.recipients.index(victim)
         boxes = list(message.boxes)
         boxes[index] = bytes(len(boxes[index]))
-        hashes = b"".join(dealing_module.digest_of(box) for box in boxes)
-        signed = sign_message(fed.identities[dealer], replace(dealing, box_hashes=hashes))
+        signed = resign(fed, dealer, dealing, boxes, message.rows)
         return replace(message, dealing=signed, boxes=tuple(boxes)).to_bytes()
 
     return tamper
@@ -140,52 +168,52 @@ def test_shares_that_do_not_match_their_commitments_are_not_accepted(federation)
         dealing = open_signed(dealing_module.Dealing, fed.roster.public(2), message.dealing)
         rows = list(message.rows)
         rows[0] = rows[0][::-1]
-        hashes = b"".join(map(dealing_module.digest_of, rows))
-        signed = sign_message(fed.identities[2], replace(dealing, row_hashes=hashes))
+        signed = resign(fed, 2, dealing, message.boxes, rows)
         return replace(message, dealing=signed, rows=tuple(rows)).to_bytes()
 
     fed.assert_exact(fed.coordinator.sum(fed.manifest(), fed.exchange(tamper=tamper)), (1, 2, 3, 4))
     assert fed.named("dealing_rejected") == [{"dealer": 2, "by": [1]}]
 
 
-def swap_word(reply):
-    message = MaskedReply.from_bytes(reply)
-    words = np.frombuffer(message.words, np.uint64).copy()
-    words[0] += np.uint64(1)
-    return replace(message, words=words.tobytes()).to_bytes()
-
-
 def with_fields(**fields):
-    return lambda reply: replace(MaskedReply.from_bytes(reply), **fields).to_bytes()
+    def alter(words, end):
+        return words + replace(end, **fields).to_bytes()
+
+    return alter
+
+
+MASKED_FAULTS = {
+    "another word": lambda words, end: bytes([words[0] ^ 1]) + words[1:] + end.to_bytes(),
+    "a word too few": lambda words, end: words[8:] + end.to_bytes(),
+    "a word too many": lambda words, end: bytes(8) + words + end.to_bytes(),
+    "cut short": lambda words, end: (words + end.to_bytes())[:-8],
+    "no receipt": lambda words, end: words,
+    "no words": lambda words, end: end.to_bytes(),
+    "nothing": lambda words, end: b"",
+    "another silo": with_fields(silo=1),
+    "another signature": with_fields(signature=bytes(64)),
+}
 
 
 def rubbish(reply):
     return reply[:-3] + b"\0\0\0"
 
 
-MASKED_FAULTS = [
-    swap_word,
-    lambda reply: reply[:-8],
-    lambda reply: b"",
-    with_fields(words=b""),
-    with_fields(silo=1),
-    with_fields(signature=bytes(64)),
-]
-
-
 @pytest.mark.parametrize(
-    ("stage", "alter"),
+    ("stage", "fault"),
     [
-        *(("masked", alter) for alter in MASKED_FAULTS),
-        *((stage, rubbish) for stage in ("advertise", "share", "confirm", "unmask")),
+        *(("masked", fault) for fault in MASKED_FAULTS),
+        *((stage, "rubbish") for stage in ("advertise", "share", "confirm", "unmask")),
     ],
 )
-def test_reply_that_does_not_hold_counts_as_dropped(federation, stage, alter):
+def test_reply_that_does_not_hold_counts_as_dropped(federation, stage, fault):
     """Wherever silo 4 sends rubbish, the other three get their sum and the rubbish is reported."""
     fed = federation(4)
 
     def tamper(now, silo, reply):
-        return alter(reply) if now == stage and silo == 4 else reply
+        if (now, silo) != (stage, 4):
+            return reply
+        return MASKED_FAULTS[fault](*fed.split_masked(reply)) if stage == "masked" else rubbish(reply)
 
     sums = fed.coordinator.sum(fed.manifest(), fed.exchange(tamper=tamper))
     late = stage in ("confirm", "unmask")
@@ -231,29 +259,29 @@ def test_signed_unmask_reply_about_something_else(federation, change):
     assert [event["silo"] for event in fed.named("silo_misbehaved")] == [1]
 
 
-@pytest.mark.parametrize("change", [{"box_key": bytes(32)}, {"mask_keys": bytes(32 * 4)}])
-def test_advertised_key_of_low_order_is_left_out(federation, change):
+ADVERTISE_FAULTS = {
+    "low order": [{"box_key": bytes(32)}, {"mask_keys": bytes(32 * 4)}],
+    "slots": [{"slots": 3}],
+    "not those it signed for": [{"mask_keys_hash": bytes(32)}, {"slots": 4, "mask_keys": bytes(32)}],
+    "commitments that it did not sign for": [{"commitments_hash": bytes(32)}],
+}
+
+
+@pytest.mark.parametrize(("words", "change"), [(w, change) for w, all_ in ADVERTISE_FAULTS.items() for change in all_])
+def test_advertisement_that_does_not_hold_is_left_out(federation, words, change):
     fed = federation(4)
 
     def tamper(stage, silo, reply):
         if (stage, silo) != ("advertise", 4):
             return reply
-        message = open_signed(Advertisement, fed.roster.public(4), reply)
-        return sign_message(fed.identities[4], replace(message, **change))
+        message = AdvertiseReply.from_bytes(reply)
+        signed = open_signed(Advertisement, fed.roster.public(4), message.advertisement)
+        mask_keys = change.get("mask_keys", message.mask_keys)
+        changed = {"mask_keys_hash": digest_of(mask_keys), **change}
+        changed.pop("mask_keys", None)
+        again = sign_message(fed.identities[4], replace(signed, **changed))
+        commitments = message.commitments[: len(mask_keys)]
+        return AdvertiseReply(again, mask_keys, commitments).to_bytes()
 
     fed.assert_exact(fed.coordinator.sum(fed.manifest(), fed.exchange(tamper=tamper)), (1, 2, 3))
-    assert "low order" in fed.named("silo_misbehaved")[0]["reason"]
-
-
-def test_advertisement_for_fewer_slots(federation):
-    fed = federation(4)
-
-    def tamper(stage, silo, reply):
-        if stage != "advertise" or silo != 2:
-            return reply
-        message = open_signed(Advertisement, fed.roster.public(2), reply)
-        short = replace(message, mask_keys=message.mask_keys[:32], commitments=message.commitments[:32])
-        return sign_message(fed.identities[2], short)
-
-    fed.assert_exact(fed.coordinator.sum(fed.manifest(), fed.exchange(tamper=tamper)), (1, 3, 4))
-    assert "slots" in fed.named("silo_misbehaved")[0]["reason"]
+    assert words in fed.named("silo_misbehaved")[0]["reason"]

@@ -13,6 +13,7 @@ from autoflip_secure.errors import Abort
 from autoflip_secure.secagg import SiloRules, share_threshold
 from autoflip_secure.secagg.coordinator_round import MaskedStage
 from autoflip_secure.sums.channels import ChannelSpec
+from autoflip_secure.sums.words import PackedWords
 
 STAGES = ("masked", "confirm", "unmask")
 NEVER = len(STAGES)
@@ -176,12 +177,12 @@ def test_silo_that_advertised_but_did_not_deal_is_left_out(federation):
 def test_masked_vectors_are_fresh_each_time_and_unlike_the_contribution(federation):
     fed = federation(3, channels=(ChannelSpec("update", 12_000, 16, 1.0),))
     same = np.arange(4000, dtype=np.uint64)
-    fed.contribute = lambda silo: lambda manifest: same.copy()
+    fed.contribute = lambda silo: lambda manifest: PackedWords(same)
     seen = []
 
     def tamper(stage, silo, reply):
         if stage == "masked":
-            seen.append(np.frombuffer(reply[-same.nbytes :], np.uint64))
+            seen.append(np.frombuffer(reply[: same.nbytes], np.uint64))
         return reply
 
     for _ in range(2):

@@ -28,28 +28,28 @@ shares = st.lists(st.sampled_from([b"", bytes(49)]), max_size=4).map(tuple)
 
 
 @st.composite
-def advertisements(draw):
+def advertise_replies(draw):
     slots = draw(st.integers(0, 4))
-    return setup.Advertisement(*(draw(part) for part in (*head, silo, fixed(32), fixed(32 * slots), fixed(32 * slots))))
+    return setup.AdvertiseReply(*(draw(part) for part in (blob, fixed(32 * slots), fixed(32 * slots))))
+
+
+@st.composite
+def share_requests(draw):
+    threshold = draw(st.integers(1, 2000))
+    holders = draw(st.just(0) | st.integers(threshold, 2000))
+    return setup.ShareRequest(*(draw(part) for part in head), holders, threshold, draw(blobs))
 
 
 @st.composite
 def dealings(draw):
     to = draw(ids)
-    parts = (*head, silo, fixed(32), st.just(to), fixed(32 * len(to)), fixed(32 * len(to)))
-    return setup.Dealing(*(draw(part) for part in parts))
-
-
-@st.composite
-def deliveries(draw):
-    items = draw(blobs)
-    return setup.Delivery(items, items[::-1])
+    return setup.Dealing(*(draw(part) for part in (*head, silo, fixed(32), st.just(to), fixed(32))))
 
 
 @st.composite
 def confirm_requests(draw):
     lists = draw(survivors)
-    receipts = tuple(draw(st.tuples(fixed(32), fixed(64))) for silos in lists for _ in silos)
+    receipts = tuple((signer, draw(fixed(32)), draw(fixed(64))) for signer in draw(ids))
     return rounds.ConfirmRequest(*(draw(part) for part in head), draw(blob), lists, receipts, draw(blob))
 
 
@@ -62,13 +62,15 @@ def unmask_requests(draw):
 
 messages = st.one_of(
     st.builds(setup.AdvertiseRequest, *head, st.integers(1, 1024)),
-    advertisements(),
-    st.builds(setup.ShareRequest, *head, blobs),
+    st.builds(setup.Advertisement, *head, silo, st.integers(1, 1024), fixed(32), fixed(32), fixed(32)),
+    advertise_replies(),
+    share_requests(),
     dealings(),
     st.builds(setup.ShareReply, blob, blobs, blobs),
-    deliveries(),
+    st.builds(setup.Delivery, blobs, blobs),
+    st.builds(setup.Delivered, silo, blob, blob, blob),
     st.builds(rounds.MaskedRequest, *head, blob, blob),
-    st.builds(rounds.MaskedReply, silo, fixed(64), blob),
+    st.builds(rounds.MaskedReply, silo, fixed(64)),
     st.builds(rounds.Receipt, fixed(32), fixed(32)),
     confirm_requests(),
     st.builds(rounds.Confirmation, fixed(32), survivors),
@@ -114,7 +116,7 @@ def test_every_kind_has_its_own_name():
     names = [*setup.__all__, *rounds.__all__]
     kinds = [getattr(setup, name, None) or getattr(rounds, name) for name in names]
     tags = [kind.KIND for kind in (*kinds, Signed) if hasattr(kind, "KIND")]
-    assert len(tags) == len(set(tags)) == 15, "a kind is a signature domain, so two of one name could be exchanged"
+    assert len(tags) == len(set(tags)) == 17, "a kind is a signature domain, so two of one name could be exchanged"
 
 
 REPLY = rounds.ConfirmReply(3, bytes(64))
@@ -180,4 +182,4 @@ def test_signed_message_is_of_one_kind_and_sender():
 def test_messages_with_shares_or_words_do_not_show_them():
     message = rounds.UnmaskReply(1, bytes(32), (b"s" * 49,), (b"k" * 49,))
     assert repr(message) == "UnmaskReply(...)"
-    assert repr(rounds.MaskedReply(1, bytes(64), b"wwwwwwww")) == "MaskedReply(...)"
+    assert repr(setup.Delivered(1, b"", b"", b"wwwwwwww")) == "Delivered(...)"

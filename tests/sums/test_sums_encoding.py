@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from autoflip_secure.errors import EncodingError
 from autoflip_secure.sums.channels import Aggregate, ChannelSpec, Contribution
 from autoflip_secure.sums.encoding import (
+    BLOCK,
+    Rounding,
     dequantise,
     field_width,
-    pack,
-    pack_contribution,
     quantise,
     unpack,
     unpack_sum,
     word_count,
 )
 from autoflip_secure.sums.randomness import ReproducibleRandomness, SecretRandomness, dither
+from autoflip_secure.sums.words import ContributionWords, all_words
 
 specs = st.builds(ChannelSpec, st.just("update"), st.integers(1, 40), st.integers(2, 32), st.floats(1e-3, 1e3))
 any_int64 = st.integers(-(2**63), 2**63 - 1)
+
+
+def pack(integers, spec, silos):
+    return all_words(ContributionWords({spec.name: integers}, [spec], silos))
 
 
 @given(st.data(), specs, st.integers(1, 100))
@@ -119,18 +125,103 @@ def test_rounding_of_what_is_no_number():
         quantise(np.zeros(3), spec, np.zeros(3, np.uint32))
 
 
+def bits_for(coarse):
+    return st.integers(2, 16 if coarse else 32)
+
+
+@settings(max_examples=60)
+@given(st.data(), st.booleans(), st.floats(1e-6, 1e6))
+def test_bias_of_rounding_is_within_its_bound(data, coarse, limit):
+    """The mean over every 16-bit dither (coarse), or over an even grid of them (fine), is the value."""
+    spec = ChannelSpec("update", BLOCK, data.draw(bits_for(coarse)), limit)
+    x = data.draw(st.floats(-limit, limit))
+    rounding, values = Rounding(spec, coarse=coarse), np.full(BLOCK, x, np.float32 if coarse else np.float64)
+    words = np.arange(1 << 16, dtype=rounding.dither_type) << (0 if coarse else 16)
+    total = sum(int(rounding.round(values, words[start : start + BLOCK]).sum()) for start in (0, BLOCK))
+    exact = Fraction(min(limit, max(-limit, float(values[0])))) * spec.levels / Fraction(limit)
+    bias = abs(Fraction(total, 1 << 16) - exact)
+    # Half the grid of the dither; the even grid of fine words has 2^16 points too, but does not hit every fraction.
+    bound = Fraction(2) ** (-17 if coarse else -16)
+    assert bias <= bound + abs(exact) * Fraction(2) ** -51
+
+
+@settings(max_examples=200)
+@given(st.data(), st.booleans(), st.floats(1e-3, 1e3))
+def test_rounding_is_a_monotone_function_within_one_step(data, coarse, limit):
+    """With the dither fixed, also at both ends of the dither and of the range."""
+    spec = ChannelSpec("update", 50, data.draw(bits_for(coarse)), limit)
+    rounding = Rounding(spec, coarse=coarse)
+    most = np.iinfo(rounding.dither_type).max
+    word = data.draw(st.sampled_from([0, 1, most]) | st.integers(0, most))
+    near = st.integers(-spec.levels, spec.levels).map(lambda k: k * spec.step)
+    drawn = data.draw(st.lists(st.floats(-2 * limit, 2 * limit) | near | st.sampled_from([-limit, limit]), min_size=1))
+    values = np.sort(np.array(drawn[:50], np.float32 if coarse else np.float64))
+    rounded = rounding.round(values, np.full(values.size, word, rounding.dither_type)).astype(np.int64)
+    assert (np.diff(rounded) >= 0).all()
+    assert np.abs(rounded).max() <= spec.levels
+    alone = [
+        int(rounding.round(values[i : i + 1], np.array([word], rounding.dither_type))[0]) for i in range(len(values))
+    ]
+    assert alone == rounded.tolist()
+    for x, k in zip(values.tolist(), rounded.tolist(), strict=True):
+        exact = Fraction(min(limit, max(-limit, x))) * spec.levels / Fraction(limit)
+        # Doubles tell 2^53 values apart: of 32 bits they leave 2^-21 of a step.
+        assert abs(k - exact) < 1 + abs(exact) * Fraction(2) ** -51
+
+
+@given(st.floats(1e-3, 1e3), st.integers(2, 25), st.integers(0, 2**32 - 1), st.data())
+def test_fine_rounding_moves_a_difference_by_less_than_the_stated_slack(limit, bits, word, data):
+    """What rounded_sensitivity rests on: floor(y + u) for a y within 2^-27 step of the exact one."""
+    spec = ChannelSpec("update", 1, bits, limit)
+    x = data.draw(st.floats(-limit, limit))
+    rounded = int(quantise(np.array([x]), spec, np.array([word], np.uint32))[0])
+    exact = Fraction(x) * spec.levels / Fraction(limit) + Fraction(word, 2**32)
+    slack = Fraction(2) ** -27
+    assert math.floor(exact - slack) <= rounded <= math.floor(exact + slack)
+
+
+@pytest.mark.parametrize(("coarse", "bits"), [(True, 16), (False, 16), (False, 32)])
+def test_the_ends_of_the_range_never_leave_it(coarse, bits):
+    """For about one limit in eight, limit / step comes out above the last level."""
+    for limit in np.random.default_rng(0).uniform(1e-3, 1e3, 300):
+        spec = ChannelSpec("update", 2, bits, float(limit))
+        rounding = Rounding(spec, coarse=coarse)
+        for word in (0, np.iinfo(rounding.dither_type).max):
+            low, high = rounding.round(np.array([-limit, limit]), np.full(2, word, rounding.dither_type))
+            assert -spec.levels <= low <= 1 - spec.levels
+            assert spec.levels - 1 <= high <= spec.levels
+
+
+def test_whole_vectors_are_rounded_across_blocks():
+    spec = ChannelSpec("update", 2 * BLOCK + 7, 16, 1.0)
+    values = np.random.default_rng(0).uniform(-1.1, 1.1, spec.length)
+    u = dither(ReproducibleRandomness(1), spec.length)
+    exact = np.clip(np.floor(np.clip(values, -1, 1) / spec.step + u * 2.0**-32), -spec.levels, spec.levels)
+    np.testing.assert_array_equal(quantise(values, spec, u), exact)
+
+
+def test_coarse_rounding_is_for_small_fields():
+    with pytest.raises(EncodingError, match="the most is 16"):
+        Rounding(ChannelSpec("update", 1, 17, 1.0), coarse=True)
+
+
+def test_a_limit_that_doubles_cannot_divide_by():
+    with pytest.raises(EncodingError, match="too small"):
+        Rounding(ChannelSpec("update", 1, 16, 1e-300))
+
+
 def test_channels_are_one_stream_in_the_manifests_order():
     layout = (ChannelSpec("count", 1, 20, 1e4), ChannelSpec("update", 7, 16, 0.5))
     rng = np.random.default_rng(1)
     silos = [{s.name: rng.integers(-s.levels, s.levels + 1, s.length) for s in layout} for _ in range(4)]
-    packed = [pack_contribution(Contribution(values), layout, 4) for values in silos]
+    packed = [all_words(ContributionWords(values, layout, 4)) for values in silos]
     words = np.sum(packed, axis=0, dtype=np.uint64)
     decoded = unpack_sum(words, layout, 4)
     assert list(decoded) == ["count", "update"]
     for spec in layout:
         np.testing.assert_allclose(decoded[spec.name], sum(v[spec.name] for v in silos) * spec.step, rtol=1e-15)
     with pytest.raises(EncodingError, match="manifest asks"):
-        pack_contribution(Contribution({"update": np.zeros(7, np.int64)}), layout, 4)
+        ContributionWords({"update": np.zeros(7, np.int64)}, layout, 4)
     with pytest.raises(EncodingError, match="does not fit"):
         unpack_sum(words[:-1], layout, 4)
 
@@ -174,6 +265,22 @@ def test_contribution_does_not_show_its_numbers():
 def test_dither_has_the_length_asked(count):
     assert dither(SecretRandomness(), count).shape == (count,)
     assert dither(SecretRandomness(), count).dtype == np.uint32
+
+
+def test_words_and_fill_are_the_same_stream():
+    for size in (0, 1, 5, 70_000):
+        out = np.empty(size, np.uint64)
+        ReproducibleRandomness(3, "x").fill(out)
+        np.testing.assert_array_equal(out, ReproducibleRandomness(3, "x").words(size))
+
+
+def test_secret_words_do_not_repeat_across_buffers():
+    secret, out = SecretRandomness(), np.zeros(100_000, np.uint64)
+    secret.fill(out)
+    drawn = np.concatenate([out, secret.words(100_000)])
+    assert np.unique(drawn).size == drawn.size
+    bits = np.unpackbits(drawn.view(np.uint8))
+    assert abs(bits.mean() - 0.5) < 5 * 0.5 / math.sqrt(bits.size)
 
 
 def test_randomness_is_secret_or_reproducible():

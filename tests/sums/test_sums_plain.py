@@ -12,6 +12,7 @@ from autoflip_secure.sums.channels import ChannelSpec
 from autoflip_secure.sums.encoding import word_count
 from autoflip_secure.sums.manifest import Manifest, PrivacyTerms
 from autoflip_secure.sums.plain import PlainCoordinator, PlainSilo
+from autoflip_secure.sums.words import PackedWords
 
 SPECS = (ChannelSpec("update", 10, 16, 1.0),)
 MANIFEST = Manifest(
@@ -32,7 +33,9 @@ def exchange_of(vectors, absent=(), seen=None):
         if seen is not None:
             seen.extend(Manifest.from_bytes(request) for request in requests.values())
         silo = PlainSilo()
-        return {i: silo.answer(stage, r, lambda m, i=i: vectors[i]) for i, r in requests.items() if i not in absent}
+        for i, request in requests.items():
+            if i not in absent:
+                yield i, silo.answer(stage, request, lambda m, i=i: PackedWords(vectors[i]))
 
     return exchange
 
