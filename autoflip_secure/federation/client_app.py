@@ -14,8 +14,12 @@ from autoflip_secure.errors import ProtocolError
 from autoflip_secure.federation.join import JOIN_STAGE
 from autoflip_secure.federation.silo import Silo
 from autoflip_secure.federation.wire import Reply, message_type_of, read_request, reply_message
+from autoflip_secure.secagg.identity import remember_verifications
 
 __all__ = ["STAGES", "ClientAppFactory", "close_silos", "make_client_app", "silo_folder"]
+
+VERIFICATIONS = 8192
+"""Enough for one stage of a sum over as many silos as one process is likely to hold."""
 
 STAGES = (JOIN_STAGE, "clear", "advertise", "share", "masked", "confirm", "unmask")
 
@@ -56,6 +60,7 @@ class ClientAppFactory:
         from autoflip_secure.training.device import quiet_threads
 
         quiet_threads(1)
+        remember_verifications(VERIFICATIONS)
         return make_client_app(self.federation)
 
 

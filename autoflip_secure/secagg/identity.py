@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -13,9 +15,11 @@ from autoflip_secure.errors import InputError
 from autoflip_secure.secagg.wire import PROTOCOL
 from autoflip_secure.storage import write_atomically
 
-__all__ = ["Identity", "verify"]
+__all__ = ["Identity", "remember_verifications", "verify"]
 
 READABLE_BY_OTHERS = 0o077
+LONGEST_REMEMBERED = 1 << 13
+"""Bytes of a message worth keeping: statements, advertisements and dealings, not requests."""
 
 
 class Identity:
@@ -94,11 +98,28 @@ class Identity:
 
 def verify(public: bytes, domain: bytes, message: bytes, signature: bytes) -> bool:
     """Whether `signature` is one of `public` over `message` for `domain`."""
+    check = _check if len(message) > LONGEST_REMEMBERED else _remembering or _check
+    return check(public, domain, message, signature)
+
+
+def remember_verifications(count: int) -> None:
+    """Check the same signature over the same message once in this process, for the last `count` of them.
+
+    For simulations: their silos share a process and all check the signatures of all others. Off unless called.
+    """
+    global _remembering
+    _remembering = lru_cache(count)(_check)
+
+
+def _check(public: bytes, domain: bytes, message: bytes, signature: bytes) -> bool:
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, _tagged(domain, message))
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+_remembering: Callable[[bytes, bytes, bytes, bytes], bool] | None = None
 
 
 def _tagged(domain: bytes, message: bytes) -> bytes:

@@ -42,6 +42,9 @@ class Store:
             # Statement by statement: executescript would commit a transaction of the caller.
             for statement in filter(str.strip, TABLES.split(";")):
                 connection.execute(statement)
+            # A process that was killed between a deletion and the end of `forgetting` left the log behind.
+            if not connection.in_transaction:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.Error as error:
             raise StorageError(f"cannot prepare the silo's secure-sum state: {error}") from error
 
