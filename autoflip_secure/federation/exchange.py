@@ -71,12 +71,14 @@ class StageExchange:
         silo_of = {node: silo for silo, node in self.nodes.items()}
         absent = {silo: Reply("silent") for silo in requests}
         for node, reply in self.ask_nodes(stage, by_node):
-            silo = silo_of[node]
+            silo, content = silo_of[node], reply.reply
             if reply.status == "ok":
                 absent.pop(silo, None)
-                yield silo, reply.reply
+                del reply
+                yield silo, content
             else:
                 absent[silo] = reply
+            del content
         for silo, reply in sorted(absent.items()):
             self._count_absence(stage, silo, reply)
 

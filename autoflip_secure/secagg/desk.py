@@ -86,6 +86,7 @@ class Desk:
                 accepted[silo] = read(silo, reply)
             except ProtocolError as error:
                 self.misbehaved(silo, stage, str(error))
+            del reply  # a masked vector may be large, and the next one is fetched before this name is used again
         for silo in sorted(set(requests) - answered):
             self.events("silo_dropped", {"silo": silo, "stage": stage})
         return dict(sorted(accepted.items()))

@@ -155,21 +155,27 @@ def test_ordinary_keys_are_not_of_low_order():
 def test_published_vectors():
     """Freezes the key schedule: a change here is a change of protocol."""
     vectors = json.loads(VECTORS.read_text())
-    get = {name: bytes.fromhex(value) if isinstance(value, str) else value for name, value in vectors.items()}
-    shared = Agreement(get["mask_key_2"]).with_peer(keys.public_key(get["mask_key_5"]))
-    assert keys.public_key(get["mask_key_2"]) == get["public_mask_key_2"]
-    assert shared == get["shared"]
-    digest, slot = get["manifest_digest"], get["slot"]
-    assert keys.pair_mask_key(shared, digest, 5, 2, slot, get["cohort"]) == get["pair_mask_key"]
-    assert keys.self_mask_key(get["seed_2"], digest, 2, slot) == get["self_mask_key_2"]
-    assert keys.box_key(shared, get["keys_hash"], 2, 5) == get["box_key_2_to_5"]
-    commitment = keys.seed_commitment(get["seed_2"], get["session"], get["epoch"], 2, slot)
-    assert commitment == get["seed_commitment_2"]
-    words = np.array(get["words"], np.uint64)
-    prg.apply_masks(words, [get["self_mask_key_2"], get["pair_mask_key"]], [1, keys.pair_sign(2, 5)])
-    assert words.tolist() == get["masked_words_2"]
-    shares = [bytes.fromhex(share) for share in vectors["shares_of_seed_2"]]
-    assert shamir.combine(tuple(vectors["share_points"]), shares) == get["seed_2"]
+    settings, masked, unmask = (vectors[part] for part in ("settings", "masked", "unmask"))
+    session, epoch, slot = bytes.fromhex(settings["session"]), settings["epoch"], settings["slot"]
+    digest, own = bytes.fromhex(masked["digest"]), vectors["secrets"]["2"]
+    seed, mask_key, dropped_key = map(bytes.fromhex, (own["seeds"][slot], own["mask_keys"][slot], unmask["mask_key"]))
+    shared = Agreement(mask_key).with_peer(keys.public_key(dropped_key))
+    pair = keys.pair_mask_key(shared, digest, 4, 2, slot, 0)
+    assert pair.hex() == masked["masks"]["pair 2 4"]["key"]
+    assert keys.self_mask_key(seed, digest, 2, slot).hex() == masked["masks"]["self 2"]["key"]
+    sealed = vectors["share"]["dealing"]
+    box_keys = [bytes.fromhex(vectors["secrets"][silo]["box_key"]) for silo in "23"]
+    agreed = Agreement(box_keys[1]).with_peer(keys.public_key(box_keys[0]))
+    assert keys.box_key(agreed, bytes.fromhex(vectors["advertise"]["keys_hash"]), 2, 3).hex() == sealed["key"]
+    commitment = keys.seed_commitment(seed, session, epoch, 2, slot)
+    assert commitment.hex() in vectors["advertise"]["replies"]["2"]
+    words = np.frombuffer(bytes.fromhex(masked["silos"]["2"]["words"]), "<u8").copy()
+    names = ("self 2", "pair 1 2", "pair 2 3", "pair 2 4")
+    signs = [1, *(keys.pair_sign(2, peer) for peer in (1, 3, 4))]
+    prg.apply_masks(words, [bytes.fromhex(masked["masks"][name]["key"]) for name in names], signs)
+    assert words.tobytes().hex() == masked["silos"]["2"]["masked_words"]
+    revealed = {int(silo): bytes.fromhex(share)[16:] for silo, share in unmask["seed_shares"]["2"].items()}
+    assert shamir.combine(tuple(revealed), list(revealed.values())) == seed
 
 
 def test_keys_are_hkdf_of_rfc_5869():
@@ -224,7 +230,7 @@ def test_signature_is_of_one_key_domain_and_message():
 
 
 def entries(count):
-    return tuple(RosterEntry(i, f"hospital {i}", bytes([i]) * 32) for i in range(1, count + 1))
+    return tuple(RosterEntry(i, f"hospital {i}", i.to_bytes(2, "big") * 16) for i in range(1, count + 1))
 
 
 def test_roster_round_trip():
@@ -246,7 +252,7 @@ def test_roster_round_trip():
         (lambda e: e[:2], "fewer than 3"),
         (lambda e: (e[1], e[0], e[2]), "ascending"),
         (lambda e: (*e[:2], RosterEntry(3, "hospital 2", b"\7" * 32)), "one name"),
-        (lambda e: (*e[:2], RosterEntry(3, "sybil", b"\2" * 32)), "one identity"),
+        (lambda e: (*e[:2], RosterEntry(3, "sybil", e[1].public)), "one identity"),
         (lambda e: (*e[:2], RosterEntry(3, "the coordinator", bytes(32))), "one identity"),
     ],
 )
@@ -256,9 +262,9 @@ def test_roster_that_cannot_be(change, words):
 
 
 def test_roster_limits():
-    assert len(Roster(bytes(32), entries(100)).entries) == 100
-    with pytest.raises(NotAvailable, match="at most 100"):
-        Roster(bytes(32), entries(101))
+    assert len(Roster(bytes(32), entries(2000)).entries) == 2000
+    with pytest.raises(NotAvailable, match="at most 2000"):
+        Roster(bytes(32), entries(2001))
     for values in (
         (0, "x", bytes(32)),
         (1, "", bytes(32)),

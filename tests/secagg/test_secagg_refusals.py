@@ -9,79 +9,33 @@ import pytest
 
 from autoflip_secure.errors import PolicyRefusal, ProtocolError, Refusal
 from autoflip_secure.secagg import Identity, SiloRules
+from autoflip_secure.secagg.coordinator_setup import OpenEpoch
 from autoflip_secure.secagg.keys import Agreement, pair_mask_key, self_mask_key
 from autoflip_secure.secagg.prg import apply_masks
 from autoflip_secure.secagg.round_messages import (
     Confirmation,
-    ConfirmReply,
     ConfirmRequest,
-    MaskedReply,
     MaskedRequest,
     UnmaskReply,
-    UnmaskRequest,
 )
 from autoflip_secure.secagg.rules import share_threshold
-from autoflip_secure.secagg.setup_messages import Advertisement, AdvertiseRequest, Delivery, ShareRequest
-from autoflip_secure.secagg.signing import Signed, digest_of, open_signed, sign_message, sign_statement
+from autoflip_secure.secagg.setup_messages import (
+    Advertisement,
+    AdvertiseReply,
+    AdvertiseRequest,
+    Dealing,
+    Delivered,
+    Delivery,
+    ShareReply,
+    ShareRequest,
+)
+from autoflip_secure.secagg.signing import Signed, open_signed, sign_message, sign_statement
 from autoflip_secure.sums.channels import ChannelSpec
 
 
-class Dishonest:
-    """A coordinator that signs whatever a test wants, over one honest key set-up."""
-
-    def __init__(self, fed, *cohorts, **changes):
-        self.fed = fed
-        self.epoch = fed.open_epoch(4)
-        self.manifest = fed.bind(self.epoch, fed.manifest(*cohorts, **changes))
-        self.head = (self.manifest.session, fed.roster.hash(), self.epoch.number)
-        self.receipts = {}
-        self.words = {}
-        self.seeds, self.mask_keys = {}, {}
-
-    def masked(self, silo, manifest=None):
-        data = (manifest or self.manifest).to_bytes()
-        request = MaskedRequest(*self.head, data, self.epoch.delivery(silo))
-        query = "SELECT seed, mask_key FROM secagg_secret WHERE slot = ?"
-        secrets = self.fed.connections[silo].execute(query, (self.manifest.slot,)).fetchone()
-        if secrets is not None:
-            self.seeds[silo], self.mask_keys[silo] = secrets
-        reply = MaskedReply.from_bytes(self.fed.answer("masked", silo, self.fed.signed(request)))
-        self.receipts[silo] = (digest_of(reply.words), reply.signature)
-        self.words[silo] = np.frombuffer(reply.words, np.uint64)
-        return reply
-
-    def confirm_request(self, silo, survivors, manifest=None):
-        data = (manifest or self.manifest).to_bytes()
-        receipts = tuple(self.receipts.get(s, (bytes(32), bytes(64))) for silos in survivors for s in silos)
-        request = ConfirmRequest(*self.head, data, survivors, receipts, self.epoch.delivery(silo))
-        return self.fed.signed(request)
-
-    def confirm(self, silo, survivors, manifest=None):
-        reply = self.fed.answer("confirm", silo, self.confirm_request(silo, survivors, manifest))
-        return silo, ConfirmReply.from_bytes(reply).signature
-
-    def unmask_request(self, survivors, confirmations, manifest=None):
-        digest = (manifest or self.manifest).digest()
-        request = UnmaskRequest(*self.head, self.manifest.slot, digest, survivors, tuple(confirmations))
-        return self.fed.signed(request)
-
-    def unmask(self, silo, survivors, confirmations):
-        return self.fed.answer("unmask", silo, self.unmask_request(survivors, confirmations))
-
-    def everyone(self):
-        return tuple(self.fed.identities)
-
-    def slot_is_closed(self, silo):
-        row = self.fed.connections[silo].execute("SELECT stage FROM secagg_slot").fetchone()
-        shares = self.fed.connections[silo].execute(
-            "SELECT count(*) FROM secagg_share WHERE slot = ?", (self.manifest.slot,)
-        )
-        return row == ("closed",) and shares.fetchone() == (0,)
-
-
 @pytest.fixture
-def four(federation):
-    attack = Dishonest(federation(4))
+def four(federation, dishonest):
+    attack = dishonest(federation(4))
     for silo in (1, 2, 3, 4):
         attack.masked(silo)
     return attack
@@ -177,44 +131,44 @@ def test_sums_of_one_or_two(four, survivors):
 
 
 @pytest.mark.parametrize("minimum", [1, 2])
-def test_manifest_that_would_open_fewer_than_three(federation, minimum):
-    attack = Dishonest(federation(4), minimum=minimum)
+def test_manifest_that_would_open_fewer_than_three(federation, dishonest, minimum):
+    attack = dishonest(federation(4), minimum=minimum)
     with pytest.raises(PolicyRefusal, match="size"):
         attack.masked(1)
     assert attack.slot_is_closed(1)
     assert not attack.fed.vectors, "the contribution was never computed"
 
 
-def test_cohort_of_two(federation):
-    attack = Dishonest(federation(4), (1, 2), minimum=2)
+def test_cohort_of_two(federation, dishonest):
+    attack = dishonest(federation(4), (1, 2), minimum=2)
     with pytest.raises(PolicyRefusal, match="size"):
         attack.masked(1)
 
 
-def test_coordinator_cannot_lower_a_silos_minimum(federation):
-    attack = Dishonest(federation(5, rules=SiloRules(0, minimum=5)))
+def test_coordinator_cannot_lower_a_silos_minimum(federation, dishonest):
+    attack = dishonest(federation(5, rules=SiloRules(0, minimum=5)))
     for silo in attack.everyone():
         attack.masked(silo)
     with pytest.raises(PolicyRefusal, match="4 silos are to be summed, this silo's rules need 5"):
         attack.confirm(1, ((1, 2, 3, 4),))
 
 
-def test_coordinator_can_raise_a_silos_minimum(federation):
-    attack = Dishonest(federation(5), minimum=5)
+def test_coordinator_can_raise_a_silos_minimum(federation, dishonest):
+    attack = dishonest(federation(5), minimum=5)
     for silo in attack.everyone():
         attack.masked(silo)
     with pytest.raises(PolicyRefusal, match="need 5"):
         attack.confirm(1, ((1, 2, 3, 4),))
 
 
-def test_colluders_and_moments_raise_the_minimum(federation):
+def test_colluders_and_moments_raise_the_minimum(federation, dishonest):
     """n = 7, c = 2: five silos for one moment, six for two."""
     energy = ChannelSpec("unit_energy", 2, 16, 1.0)
     for channels, least in (
         ((ChannelSpec("update", 7, 16, 1.0),), 5),
         ((ChannelSpec("update", 7, 16, 1.0), energy), 6),
     ):
-        attack = Dishonest(federation(7, rules=SiloRules(2), channels=channels))
+        attack = dishonest(federation(7, rules=SiloRules(2), channels=channels))
         for silo in attack.everyone():
             attack.masked(silo)
         with pytest.raises(PolicyRefusal, match=f"need {least}"):
@@ -223,8 +177,8 @@ def test_colluders_and_moments_raise_the_minimum(federation):
 
 
 @pytest.mark.parametrize("threshold", [1, 2, 4])
-def test_coordinator_cannot_choose_the_threshold(federation, threshold):
-    attack = Dishonest(federation(4), threshold=threshold)
+def test_coordinator_cannot_choose_the_threshold(federation, dishonest, threshold):
+    attack = dishonest(federation(4), threshold=threshold)
     assert share_threshold(4) == 3
     with pytest.raises(Refusal, match="threshold"):
         attack.masked(1)
@@ -241,8 +195,8 @@ def test_slot_is_used_once(four):
     four.confirm(1, ALL)
 
 
-def test_slot_stays_spent_when_the_contribution_fails(federation):
-    attack = Dishonest(federation(4))
+def test_slot_stays_spent_when_the_contribution_fails(federation, dishonest):
+    attack = dishonest(federation(4))
 
     def diverged(manifest):
         raise ArithmeticError("training diverged")
@@ -257,17 +211,17 @@ def test_slot_stays_spent_when_the_contribution_fails(federation):
     attack.confirm(1, ((2, 3, 4),))
 
 
-def test_slot_out_of_range(federation):
-    attack = Dishonest(federation(4))
-    with pytest.raises(Refusal, match="slot"):
+def test_slot_out_of_range(federation, dishonest):
+    attack = dishonest(federation(4))
+    with pytest.raises(Refusal, match="slot-once: the epoch has 4 slots, the manifest names slot 4"):
         attack.masked(1, replace(attack.manifest, slot=4))
 
 
-def test_listed_silo_that_sent_nothing(federation):
-    attack = Dishonest(federation(4))
+def test_listed_silo_that_sent_nothing(federation, dishonest):
+    attack = dishonest(federation(4))
     for silo in (1, 2, 3):
         attack.masked(silo)
-    attack.receipts[4] = attack.receipts[1]
+    attack.receipts[4] = (4, *attack.receipts[1][1:])
     with pytest.raises(Refusal, match="sent no masked vector"):
         attack.confirm(4, ALL)
     with pytest.raises(Refusal, match="receipts"):
@@ -278,7 +232,7 @@ def test_late_vector_of_a_silo_declared_dropped_stays_hidden(four):
     """Silo 4's vector arrives after the others gave up its mask key: its own mask still covers it."""
     manifest, epoch, words = four.manifest, four.epoch, four.words[4].copy()
     agreement = Agreement(four.mask_keys[4])
-    shared = {peer: agreement.with_peer(epoch.advertisements[peer].mask_key(manifest.slot)) for peer in (1, 2, 3)}
+    shared = {peer: agreement.with_peer(epoch.advertisers[peer].mask_key(manifest.slot)) for peer in (1, 2, 3)}
     keys = [pair_mask_key(secret, manifest.digest(), 4, peer, manifest.slot, 0) for peer, secret in shared.items()]
     apply_masks(words, keys, [1, 1, 1])
     assert not (words == four.fed.vectors[4]).any()
@@ -292,9 +246,9 @@ def test_late_vector_of_a_silo_declared_dropped_stays_hidden(four):
         four.confirm(4, ALL)
 
 
-def test_one_silo_shown_a_smaller_cohort(federation):
+def test_one_silo_shown_a_smaller_cohort(federation, dishonest):
     """Silo 1 masks with three decoys only; the decoys are then declared dropped to everybody else."""
-    attack = Dishonest(federation(9))
+    attack = dishonest(federation(9))
     survivors = ((1, 5, 6, 7, 8, 9),)
     attack.masked(1, replace(attack.manifest, cohorts=((1, 2, 3, 4),)))
     for silo in (5, 6, 7, 8, 9):
@@ -306,11 +260,11 @@ def test_one_silo_shown_a_smaller_cohort(federation):
         attack.confirm(1, survivors)
 
 
-def test_different_models_to_different_silos(federation):
+def test_different_models_to_different_silos(federation, dishonest):
     """The masks do not cancel: what is left after all self masks are gone is noise, and no silo helps that far."""
     fed = federation(3, channels=(ChannelSpec("update", 3000, 16, 1.0),))
     for models in ([bytes(32)] * 3, [b"\1" * 32, bytes(32), bytes(32)]):
-        attack = Dishonest(fed)
+        attack = dishonest(fed)
         total = np.zeros(0, np.uint64)
         for silo, model in zip((1, 2, 3), models, strict=True):
             manifest = replace(attack.manifest, model_hash=model)
@@ -328,8 +282,8 @@ def test_different_models_to_different_silos(federation):
                 attack.confirm(silo, ((1, 2, 3),))
 
 
-def test_helper_shown_another_manifest(federation):
-    attack = Dishonest(federation(5), (1, 2, 3))
+def test_helper_shown_another_manifest(federation, dishonest):
+    attack = dishonest(federation(5), (1, 2, 3))
     for silo in (1, 2, 3):
         attack.masked(silo)
     other = replace(attack.manifest, round=6)
@@ -347,8 +301,8 @@ def test_helper_shown_another_manifest(federation):
         ((), "survivors"),
     ],
 )
-def test_survivors_that_are_not_of_the_cohort(federation, survivors, rule):
-    attack = Dishonest(federation(6), (1, 2, 3, 4))
+def test_survivors_that_are_not_of_the_cohort(federation, dishonest, survivors, rule):
+    attack = dishonest(federation(6), (1, 2, 3, 4))
     for silo in (1, 2, 3, 4):
         attack.masked(silo)
     with pytest.raises(Refusal, match=rule):
@@ -356,21 +310,52 @@ def test_survivors_that_are_not_of_the_cohort(federation, survivors, rule):
     assert attack.slot_is_closed(1)
 
 
-def test_unknown_silo_in_a_cohort(federation):
-    attack = Dishonest(federation(4), (1, 2, 3, 99))
+def test_cohort_with_too_few_keys(federation, dishonest):
+    """Two of the cohort's four silos took part in the key set-up, three are needed: not even a vector is computed."""
+    fed = federation(9)
+    present = fed.exchange(absent=lambda stage, silo: silo in (8, 9))
+    epoch = OpenEpoch(fed.desk, 1, 1).advertise(present).share(present)
+    attack = dishonest(fed, (1, 2, 8, 9), epoch=epoch)
+    with pytest.raises(PolicyRefusal, match="2 silos could take part, this silo's rules need 3"):
+        attack.masked(1)
+    assert attack.slot_is_closed(1)
+    assert not fed.vectors
+
+
+def test_fraction_of_the_cohort_is_a_minimum(federation, dishonest):
+    attack = dishonest(federation(7, rules=SiloRules(0, minimum_fraction=0.6)))
+    for silo in attack.everyone():
+        attack.masked(silo)
+    with pytest.raises(PolicyRefusal, match="4 silos are to be summed, this silo's rules need 5"):
+        attack.confirm(1, ((1, 2, 3, 4),))
+    attack.confirm(2, ((1, 2, 3, 4, 5),))
+
+
+def test_receipts_are_those_of_all_survivors(four):
+    """None, one too few, and one of a silo that is not listed."""
+    data, listed = four.manifest.to_bytes(), tuple(four.receipts[silo] for silo in (1, 2, 3))
+    for silo, receipts in {1: (), 2: listed[1:], 3: (*listed, four.receipts[4])}.items():
+        request = ConfirmRequest(*four.head, data, WITHOUT_4, receipts, b"")
+        with pytest.raises(Refusal, match="receipts"):
+            four.fed.answer("confirm", silo, four.fed.signed(request))
+        assert four.slot_is_closed(silo)
+
+
+def test_unknown_silo_in_a_cohort(federation, dishonest):
+    attack = dishonest(federation(4), (1, 2, 3, 99))
     with pytest.raises(Refusal, match="known-silos"):
         attack.masked(1)
 
 
-def test_silo_outside_the_cohorts_sends_no_vector(federation):
-    attack = Dishonest(federation(4), (1, 2, 3))
+def test_silo_outside_the_cohorts_sends_no_vector(federation, dishonest):
+    attack = dishonest(federation(4), (1, 2, 3))
     with pytest.raises(Refusal, match="cohort"):
         attack.masked(4)
     assert 4 not in attack.fed.vectors
 
 
-def test_manifest_of_other_keys(federation):
-    attack = Dishonest(federation(4))
+def test_manifest_of_other_keys(federation, dishonest):
+    attack = dishonest(federation(4))
     with pytest.raises(Refusal, match="epoch-keys"):
         attack.masked(1, replace(attack.manifest, epoch_hash=bytes(32)))
     with pytest.raises(Refusal, match="manifest"):
@@ -380,17 +365,17 @@ def test_manifest_of_other_keys(federation):
     attack.masked(1)
 
 
-def test_counter_of_another_type(federation):
-    attack = Dishonest(federation(4))
+def test_counter_of_another_type(federation, dishonest):
+    attack = dishonest(federation(4))
     for changes in ({"slot": 0.0}, {"attempt": False}, {"cohorts": ((1.0, 2.0, 3.0, 4.0),)}):
         with pytest.raises(ProtocolError):
             attack.masked(1, replace(attack.manifest, **changes))
     attack.masked(1)
 
 
-def test_request_signed_by_somebody_else(federation):
+def test_request_signed_by_somebody_else(federation, dishonest):
     fed = federation(4)
-    attack = Dishonest(fed)
+    attack = dishonest(fed)
     request = MaskedRequest(*attack.head, attack.manifest.to_bytes(), attack.epoch.delivery(1))
     for stranger in (Identity.generate(), fed.identities[2]):
         with pytest.raises(Refusal, match="signature"):
@@ -428,6 +413,13 @@ def test_epochs_only_grow(federation):
     assert advertise(6) != first
 
 
+def advertise(fed, head, slots):
+    """Signed advertisements of all silos."""
+    request = fed.signed(AdvertiseRequest(*head, slots))
+    replies = {silo: AdvertiseReply.from_bytes(fed.answer("advertise", silo, request)) for silo in fed.identities}
+    return {silo: reply.advertisement for silo, reply in replies.items()}
+
+
 ADVERTISEMENT_FAULTS = {
     "own missing": "own-keys",
     "own altered": "own-keys",
@@ -442,13 +434,13 @@ ADVERTISEMENT_FAULTS = {
 def test_advertisements_that_do_not_hold(federation, fault, words):
     fed = federation(4)
     head = (bytes(16), fed.roster.hash(), 1)
-    signed = {silo: fed.answer("advertise", silo, fed.signed(AdvertiseRequest(*head, 2))) for silo in fed.identities}
+    signed = advertise(fed, head, 2)
     shown = [signed[silo] for silo in (1, 2, 3, 4)]
     if fault == "own missing":
         shown = shown[1:]
     elif fault == "own altered":
         own = open_signed(Advertisement, fed.roster.public(1), shown[0])
-        shown[0] = sign_message(fed.identities[1], replace(own, box_key=own.mask_key(0)))
+        shown[0] = sign_message(fed.identities[1], replace(own, box_key=own.mask_keys_hash))
     elif fault == "too few":
         shown = shown[:2]
     elif fault == "twice":
@@ -460,31 +452,28 @@ def test_advertisements_that_do_not_hold(federation, fault, words):
         other = open_signed(Advertisement, fed.roster.public(2), shown[1])
         shown[1] = sign_message(fed.identities[2], replace(other, epoch=0))
     with pytest.raises(ProtocolError, match=words):
-        fed.answer("share", 1, fed.signed(ShareRequest(*head, tuple(shown))))
-    fed.answer("share", 1, fed.signed(ShareRequest(*head, tuple(signed.values()))))
+        fed.answer("share", 1, fed.signed(ShareRequest(*head, 0, 3, tuple(shown))))
+    fed.answer("share", 1, fed.signed(ShareRequest(*head, 0, 3, tuple(signed.values()))))
     with pytest.raises(ProtocolError, match="not waiting to deal"):
-        fed.answer("share", 1, fed.signed(ShareRequest(*head, tuple(signed.values()))))
+        fed.answer("share", 1, fed.signed(ShareRequest(*head, 0, 3, tuple(signed.values()))))
 
 
 def test_advertised_key_of_low_order(federation):
     fed = federation(4)
     head = (bytes(16), fed.roster.hash(), 1)
-    signed = [fed.answer("advertise", silo, fed.signed(AdvertiseRequest(*head, 2))) for silo in fed.identities]
+    signed = list(advertise(fed, head, 2).values())
     other = open_signed(Advertisement, fed.roster.public(2), signed[1])
-    for changes in ({"box_key": bytes(32)}, {"mask_keys": other.mask_key(0) + (1).to_bytes(32, "little")}):
-        shown = [signed[0], sign_message(fed.identities[2], replace(other, **changes)), *signed[2:]]
-        with pytest.raises(ProtocolError, match="low order"):
-            fed.answer("share", 1, fed.signed(ShareRequest(*head, tuple(shown))))
+    shown = [signed[0], sign_message(fed.identities[2], replace(other, box_key=bytes(32))), *signed[2:]]
+    with pytest.raises(ProtocolError, match="silo 2 advertised a key of low order"):
+        fed.answer("share", 1, fed.signed(ShareRequest(*head, 0, 3, tuple(shown))))
 
 
-def test_views_of_the_key_setup_that_differ(federation):
+def test_views_of_the_key_setup_that_differ(federation, dishonest):
     """Silo 1 is shown a set-up without silo 5: its epoch hash differs, so no manifest suits both."""
     fed = federation(5)
-    attack = Dishonest(fed)
+    attack = dishonest(fed)
     full = attack.epoch
-    partial = type(full)(
-        full.desk, full.context, full.slots, full.advertisements, {s: r for s, r in full.replies.items() if s != 5}
-    )
+    partial = replace(full, dealers={silo: dealer for silo, dealer in full.dealers.items() if silo != 5})
     request = MaskedRequest(*attack.head, attack.manifest.to_bytes(), partial.delivery(1))
     with pytest.raises(Refusal, match="epoch-keys"):
         fed.answer("masked", 1, fed.signed(request))
@@ -492,38 +481,49 @@ def test_views_of_the_key_setup_that_differ(federation):
         attack.masked(1)
 
 
-@pytest.mark.parametrize(
-    ("shown", "words"),
-    [
-        ((1, 2, 3, 4), "own-keys"),
-        ((4, 5), "threshold"),
-        ((1, 2, 3, 3, 5), "known-silos"),
-        ((2, 1, 3, 5), "known-silos"),
-    ],
-)
-def test_deliveries_that_do_not_hold(federation, shown, words):
-    attack = Dishonest(federation(5))
-    replies = attack.epoch.replies
-    partial = Delivery(
-        tuple(replies[silo].dealing for silo in shown), tuple(replies[silo].boxes[4] for silo in shown)
-    ).to_bytes()
-    request = MaskedRequest(*attack.head, attack.manifest.to_bytes(), partial)
-    with pytest.raises(Refusal, match=words):
-        attack.fed.answer("masked", 5, attack.fed.signed(request))
-    attack.masked(5)
+def delivered(attack, silo):
+    """A delivery to `silo` as the coordinator would honestly make it, and its peers by id."""
+    honest = Delivery.from_bytes(attack.epoch.delivery(silo))
+    return honest, {peer.silo: peer for peer in map(Delivered.from_bytes, honest.peers)}
 
 
-def test_delivery_with_an_exchanged_box(federation):
-    fed = federation(4)
-    attack = Dishonest(fed)
-    box = attack.epoch.replies[2].boxes
-    swapped = (*box[:1], *box[:1], *box[2:])
-    honest = dict(attack.epoch.replies)
-    attack.epoch.replies = {**honest, 2: replace(honest[2], boxes=swapped)}
-    with pytest.raises(Refusal, match="delivery"):
-        attack.masked(2)
-    attack.epoch.replies = honest
-    attack.masked(2)
+def deliver(attack, silo, delivery, peers):
+    data = replace(delivery, peers=tuple(peer.to_bytes() for peer in peers)).to_bytes()
+    request = MaskedRequest(*attack.head, attack.manifest.to_bytes(), data)
+    return attack.fed.answer("masked", silo, attack.fed.signed(request))
+
+
+def test_deliveries_of_other_dealings(federation, dishonest):
+    attack = dishonest(federation(5))
+    honest, peers = delivered(attack, 5)
+    one, two, three, four, five = honest.dealings
+    other = open_signed(Dealing, attack.fed.roster.public(5), five)
+    altered = sign_message(attack.fed.identities[5], replace(other, parcels_hash=bytes(32)))
+    faults = {
+        "own-keys": [(one, two, three, four), (one, two, three, four, altered)],
+        "threshold": [(four, five)],
+        "known-silos": [(one, two, three, three, five), (two, one, three, four, five)],
+        "signature": [(one, two, three, attack.fed.signed(replace(other, silo=4)), five)],
+    }
+    for rule, shown in faults.items():
+        for dealings in shown:
+            with pytest.raises(Refusal, match=rule):
+                deliver(attack, 5, replace(honest, dealings=dealings), peers.values())
+    deliver(attack, 5, honest, peers.values())
+
+
+def test_deliveries_with_other_peers(federation, dishonest):
+    attack = dishonest(federation(5))
+    honest, peers = delivered(attack, 5)
+    one, two, *rest = peers.values()
+    wrong_order = [[two, one, *rest], [one, one, two, *rest], [one, two, *rest, replace(one, silo=9)], [two, *rest]]
+    for shown in [*wrong_order, [replace(one, box=two.box), two, *rest]]:
+        with pytest.raises(Refusal, match="delivery"):
+            deliver(attack, 5, honest, shown)
+    for changes in ({"mask_keys": two.mask_keys}, {"parcels": b"", "box": b""}, {"parcels": two.parcels}):
+        with pytest.raises(ProtocolError, match="not those it signed for"):
+            deliver(attack, 5, honest, [replace(one, **changes), two, *rest])
+    deliver(attack, 5, honest, peers.values())
 
 
 def test_stages_out_of_order(federation):
@@ -543,3 +543,50 @@ def test_stages_out_of_order(federation):
 def test_noise_instead_of_a_request(federation, stage, request_bytes):
     with pytest.raises(ProtocolError):
         federation(3).answer(stage, 1, request_bytes)
+
+
+# The coordinator refuses too
+
+
+def test_reply_that_arrives_twice_counts_once(federation):
+    """Repeated replies, and those of silos that were not asked, change nothing."""
+    fed = federation(4)
+
+    def exchange(stage, requests):
+        for silo, reply in fed.exchange()(stage, requests):
+            yield silo, reply
+            yield silo, reply
+            yield 9, reply
+
+    fed.assert_exact(fed.coordinator.sum(fed.manifest(), exchange), (1, 2, 3, 4))
+    assert not fed.named("silo_misbehaved")
+
+
+def test_short_vector_is_reported_as_short(federation):
+    fed = federation(4)
+    exchange = fed.exchange(tamper=lambda stage, silo, reply: reply[:20] if (stage, silo) == ("masked", 4) else reply)
+    fed.assert_exact(fed.coordinator.sum(fed.manifest(), exchange), (1, 2, 3))
+    assert [event["reason"] for event in fed.named("silo_misbehaved")] == [
+        "silo 4 sent 20 bytes, too few for 24 of words"
+    ]
+
+
+PARCEL_FAULTS = {
+    "box": lambda reply: replace(reply, boxes=(reply.boxes[1], *reply.boxes[1:])),
+    "row": lambda reply: replace(reply, rows=(reply.rows[1], *reply.rows[1:])),
+    "one box fewer": lambda reply: replace(reply, boxes=reply.boxes[1:]),
+    "one recipient fewer": lambda reply: replace(reply, boxes=reply.boxes[1:], rows=reply.rows[1:]),
+}
+
+
+@pytest.mark.parametrize("fault", PARCEL_FAULTS)
+def test_coordinator_leaves_out_boxes_that_were_not_signed_for(federation, fault):
+    fed = federation(4)
+
+    def tamper(stage, silo, reply):
+        if (stage, silo) != ("share", 4):
+            return reply
+        return PARCEL_FAULTS[fault](ShareReply.from_bytes(reply)).to_bytes()
+
+    fed.assert_exact(fed.coordinator.sum(fed.manifest(), fed.exchange(tamper=tamper)), (1, 2, 3))
+    assert [(event["silo"], event["stage"]) for event in fed.named("silo_misbehaved")] == [(4, "share")]

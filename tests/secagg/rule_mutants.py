@@ -1,0 +1,405 @@
+"""Take each rule out of a copy of the package and see a named test fail: `python tests/secagg/rule_mutants.py`.
+
+A mutant is an exact text replacement. Exits with 1 where one survives or its text is no longer there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["MUTANTS", "Mutant", "Verdict", "judge", "table"]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NOT_COPIED = shutil.ignore_patterns("__pycache__", ".*", "rule_mutants.py", "test_rule_mutants.py")
+# Runs pytest on the copy, after making sure that it is the copy that is tested.
+RUN = """
+import sys, autoflip_secure, pytest
+assert autoflip_secure.__file__.startswith(sys.argv[1]), autoflip_secure.__file__
+sys.exit(pytest.main(sys.argv[2:]))
+"""
+TESTS_FAILED = 1
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One rule taken out.
+
+    Attributes
+    ----------
+    rule : str
+        As in brackets in protocols/secagg/README.md; or `key set-up`, or `coordinator: ` and a stage.
+    what : str
+        What is no longer checked.
+    file : str
+        In autoflip_secure/secagg.
+    changes : tuple of (old, new)
+        Each `old` occurs exactly once in the file.
+    tests : tuple of str
+        In tests/secagg, `file::test` without `.py`; one of them has to fail.
+    """
+
+    rule: str
+    what: str
+    file: str
+    changes: tuple[tuple[str, str], ...]
+    tests: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a mutant: the test that failed, empty where none did; and why where it could not be tried."""
+
+    mutant: Mutant
+    failed: str
+    problem: str = ""
+
+    @property
+    def killed(self) -> bool:
+        return bool(self.failed) and not self.problem
+
+
+def never(condition: str) -> tuple[tuple[str, str], ...]:
+    """The condition under which something is refused never holds."""
+    return ((f"if {condition}:", "if False:"),)
+
+
+def gone(statement: str) -> tuple[tuple[str, str], ...]:
+    """The statement does nothing."""
+    return ((statement, "pass"),)
+
+
+def tests(file: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"test_secagg_{file}::test_{name}" for name in names)
+
+
+MUTANTS = (
+    # Rules of a silo: requests and key set-up.
+    Mutant("signature", "of a request", "signing.py",
+           never("not verify(public, kind.KIND.encode(), signed.payload, signed.signature)"),
+           tests("refusals", "request_signed_by_somebody_else")),
+    Mutant("signature", "of an advertisement", "epoch.py",
+           never("not verify(roster.public(message.silo), kind.KIND.encode(), signed.payload, signed.signature)"),
+           tests("refusals", "advertisements_that_do_not_hold")),
+    Mutant("roster", "same on both sides", "silo.py",
+           never("message.roster_hash != self._party.roster.hash()"),
+           tests("refusals", "another_roster")),
+    Mutant("epoch-order", "epochs only grow", "state.py",
+           never("newest is not None and epoch <= newest[0]"),
+           tests("refusals", "epochs_only_grow")),
+    Mutant("deal-once", "two processes", "state.py",
+           ((" AND stage = 'advertised'\"", '"'),),
+           tests("breaks", "twin_process_cannot_deal_again")),
+    Mutant("threshold", "of advertisers", "silo_setup.py",
+           never("len(advertisements) < party.threshold"),
+           tests("refusals", "advertisements_that_do_not_hold")),
+    Mutant("threshold", "of dealers", "silo_delivery.py",
+           never("len(read) < party.threshold"),
+           tests("refusals", "deliveries_of_other_dealings")),
+    Mutant("threshold", "stated by the manifest", "rules.py",
+           never("manifest.threshold != threshold"),
+           tests("refusals", "coordinator_cannot_choose_the_threshold")),
+    Mutant("own-keys", "own advertisement", "silo_setup.py",
+           never("state.advertisement not in request.advertisements"),
+           tests("refusals", "advertisements_that_do_not_hold")),
+    Mutant("own-keys", "own dealing", "silo_delivery.py",
+           never("state.dealing not in delivery.dealings"),
+           tests("refusals", "deliveries_of_other_dealings")),
+    Mutant("known-silos", "one advertisement a silo", "silo_setup.py",
+           never("not is_ascending(silos)"),
+           tests("refusals", "advertisements_that_do_not_hold")),
+    Mutant("known-silos", "one dealing a silo", "silo_delivery.py",
+           never("not is_ascending([dealing.silo for dealing in read])"),
+           tests("refusals", "deliveries_of_other_dealings")),
+    Mutant("known-silos", "in a cohort", "rules.py", never("unknown"),
+           tests("refusals", "unknown_silo_in_a_cohort")),
+    Mutant("known-silos", "that confirm", "silo_round.py", never("silo not in members"),
+           tests("breaks", "silo_outside_the_epoch_does_not_confirm")),
+    Mutant("key set-up", "of this epoch", "epoch.py",
+           never("(message.session, message.roster_hash, message.epoch) != "
+                 "(head.session, head.roster_hash, head.epoch)"),
+           tests("refusals", "advertisements_that_do_not_hold")),
+    Mutant("key set-up", "box key not of low order", "epoch.py", never("is_low_order(message.box_key)"),
+           tests("refusals", "advertised_key_of_low_order")),
+    Mutant("key set-up", "mask key not of low order", "epoch.py",
+           never("any(is_low_order(mask_keys[start : start + KEY_BYTES]) for start in starts)"),
+           tests("blame", "advertisement_that_does_not_hold_is_left_out")),
+    Mutant("key set-up", "dealt for the same advertisements", "epoch.py",
+           never("message.keys_hash != keys or message.silo not in advertisers"),
+           tests("sparse", "silos_shown_different_graphs_have_no_epoch_together")),
+    Mutant("epoch-keys", "still there to be dealt", "state.py", never("box_key is None or len(rows) != state.slots"),
+           tests("breaks", "twin_process_forgets_what_was_to_be_dealt")),
+    Mutant("delivery-once", "two processes", "state.py",
+           ((" AND stage = 'dealt'\"", '"'), ("INSERT INTO secagg_share", "INSERT OR REPLACE INTO secagg_share")),
+           tests("breaks", "twin_process_cannot_take_delivery_again")),
+    Mutant("delivery", "boxes as signed for", "silo_delivery.py", never("digest_of(peer.box) != box_hash"),
+           tests("refusals", "deliveries_with_other_peers")),
+    Mutant("delivery", "from all peers and nobody else", "silo_delivery.py",
+           never("[peer.silo for peer in read] != peers"),
+           tests("refusals", "deliveries_with_other_peers")),
+    Mutant("delivery", "mask keys as advertised", "silo_delivery.py", gone("check_mask_keys(dealer, peer.mask_keys)"),
+           tests("refusals", "deliveries_with_other_peers")),
+    Mutant("delivery", "parcels as signed for", "dealing.py",
+           never("digest_of(parcels) != dealing.parcels_hash or "
+                 "len(parcels) != PARCEL_BYTES * len(dealing.recipients)"),
+           tests("refusals", "deliveries_with_other_peers")),
+    # Rules of a silo: the share graph above 100 silos.
+    Mutant("graph", "safe by the silo's own count", "silo_setup.py",
+           never("graph.holders == 0 or not is_safe("
+                 "len(request.advertisements), party.rules.colluders, graph, SAFE_BITS)"),
+           tests("sparse", "graph_that_is_not_safe_is_refused")),
+    Mutant("graph", "no small threshold among all", "silo_setup.py", (("if graph.holders == 0 or not", "if not"),),
+           tests("sparse", "graph_that_is_not_safe_is_refused")),
+    Mutant("graph", "epochs of a session", "silo_setup.py", never("request.epoch >= 1 << EPOCH_BITS"),
+           tests("sparse", "sparse_graphs_end_with_the_epochs_they_are_safe_for")),
+    Mutant("graph", "bound by the keys hash", "epoch.py",
+           (('b"|advertisements|" + struct.pack(">II", graph.holders, graph.threshold)', 'b"|advertisements|"'),),
+           tests("sparse", "silos_shown_different_graphs_have_no_epoch_together")),
+    Mutant("graph", "dealt to the number of holders", "epoch.py", never("not _fits(message, advertisers, graph)"),
+           tests("sparse", "dealing_to_other_than_the_drawn_number_is_refused")),
+    Mutant("neighbours", "holders of every survivor", "silo_round.py",
+           (("        _check_neighbours(ready, request.survivors)\n", ""),),
+           tests("sparse", "every_holder_of_a_survivor_may_be_needed")),
+    # Rules of a silo: the manifest and the slot.
+    Mutant("manifest", "of the request's epoch", "silo_round.py",
+           never("(manifest.session, manifest.epoch) != (ready.session, ready.epoch)"),
+           tests("refusals", "manifest_of_other_keys")),
+    Mutant("manifest", "one a slot", "silo_round.py", never("state.manifest != request.manifest"),
+           tests("refusals", "one_silo_shown_a_smaller_cohort")),
+    Mutant("epoch-keys", "named by the manifest", "silo_round.py", never("manifest.epoch_hash != ready.epoch_hash"),
+           tests("refusals", "manifest_of_other_keys")),
+    Mutant("size", "never below three", "rules.py", never("stated < HARD_FLOOR"),
+           tests("refusals", "manifest_that_would_open_fewer_than_three")),
+    Mutant("minimum", "able silos of a cohort", "rules.py",
+           gone('_check_size(able, rules.least(len(cohort), stated, moments), "could take part")'),
+           tests("refusals", "cohort_with_too_few_keys")),
+    Mutant("minimum", "survivors", "rules.py",
+           gone('_check_size(len(present), rules.least(len(cohort), stated, moments), "are to be summed")'),
+           tests("refusals", "sums_of_one_or_two")),
+    Mutant("minimum", "the manifest's", "rules.py", (("max(stated, ", "max("),),
+           tests("refusals", "coordinator_can_raise_a_silos_minimum")),
+    Mutant("minimum", "the silo's", "rules.py", (("stated, self.minimum, fraction", "stated, fraction"),),
+           tests("refusals", "coordinator_cannot_lower_a_silos_minimum")),
+    Mutant("minimum", "fraction of the cohort", "rules.py", (("self.minimum, fraction, ", "self.minimum, "),),
+           tests("refusals", "fraction_of_the_cohort_is_a_minimum")),
+    Mutant("minimum", "colluders", "rules.py", (("self.colluders + 2 + moments)", "2 + moments)"),),
+           tests("refusals", "colluders_and_moments_raise_the_minimum")),
+    Mutant("minimum", "moments", "rules.py", (("self.colluders + 2 + moments)", "self.colluders + 3)"),),
+           tests("refusals", "colluders_and_moments_raise_the_minimum")),
+    Mutant("cohort", "only of its own", "silo_round.py",
+           (('raise refusal("cohort", str(error)) from error', "return 0"),),
+           tests("refusals", "silo_outside_the_cohorts_sends_no_vector")),
+    Mutant("slot-once", "in range", "silo_round.py", never("manifest.slot >= ready.slots"),
+           tests("refusals", "slot_out_of_range")),
+    Mutant("slot-once", "closed for good", "silo_round.py", never("isinstance(state, Closed)"),
+           tests("refusals", "sums_of_one_or_two")),
+    Mutant("slot-once", "two processes", "state.py",
+           (('            db.execute("DELETE FROM secagg_secret WHERE session = ? AND slot = ?", key)\n', ""),
+            ('"INSERT INTO secagg_slot (', '"INSERT OR REPLACE INTO secagg_slot (')),
+           tests("breaks", "twin_process_cannot_mask_again")),
+    Mutant("slot-once", "spent before the contribution", "silo_round.py",
+           (("    secret = party.state.spend(ready, manifest.slot, request.manifest)\n    digest", "    digest"),
+            ("    keys, signs = _masks(",
+             "    secret = party.state.spend(ready, manifest.slot, request.manifest)\n    keys, signs = _masks(")),
+           tests("refusals", "slot_stays_spent_when_the_contribution_fails")),
+    Mutant("slot-once", "closed by a broken rule", "silo_round.py", gone("party.state.close(ready, slot)"),
+           tests("refusals", "sums_of_one_or_two")),
+    Mutant("slot-once", "closed by a manifest", "silo_round.py",
+           gone("party.state.spend(ready, slot, manifest, closed=True)"),
+           tests("refusals", "coordinator_cannot_choose_the_threshold")),
+    # Rules of a silo: survivors and shares.
+    Mutant("survivors", "part of the cohort, ascending", "rules.py",
+           never("not set(present) <= able & set(cohort) or list(present) != sorted(set(present))"),
+           tests("refusals", "survivors_that_are_not_of_the_cohort")),
+    Mutant("survivors", "a list a cohort", "rules.py", never("len(survivors) != len(manifest.cohorts)"),
+           tests("refusals", "survivors_that_are_not_of_the_cohort")),
+    Mutant("survivors", "has sent a vector", "silo_round.py",
+           never("any(party.silo in silos for silos in request.survivors) and not isinstance(state, Masked)"),
+           tests("refusals", "listed_silo_that_sent_nothing")),
+    Mutant("receipts", "of every survivor", "silo_round.py",
+           never("held != [silo for silo, _, _ in request.receipts]"),
+           tests("refusals", "receipts_are_those_of_all_survivors")),
+    Mutant("receipts", "under this manifest", "silo_round.py",
+           never("not statement_holds(party.roster.public(silo), Receipt(digest, words_hash), signature)"),
+           tests("refusals", "one_silo_shown_a_smaller_cohort")),
+    Mutant("confirm-once", "of other survivors", "silo_round.py", never("state.request_hash != digest_of(raw)"),
+           tests("refusals", "two_survivor_lists_for_one_slot")),
+    Mutant("confirm-once", "shares for the confirmed lists", "silo_round.py",
+           never("statement.to_bytes() != state.statement"),
+           tests("refusals", "unmask_of_lists_that_others_confirmed")),
+    Mutant("confirm-once", "two processes", "state.py", ((" AND stage IN ('spent', 'masked')\"", '"'),),
+           tests("breaks", "twin_process_cannot_confirm_otherwise")),
+    Mutant("confirmations", "as many as the threshold", "silo_round.py",
+           never("len(request.confirmations) < party.threshold"),
+           tests("refusals", "both_shares_of_one_silo", "confirmations_that_do_not_hold")),
+    Mutant("confirmations", "signed", "silo_round.py",
+           never("not statement_holds(party.roster.public(silo), statement, signature)"),
+           tests("refusals", "confirmations_that_do_not_hold")),
+    Mutant("unmask-once", "the same request", "silo_round.py", never("state.unmask_hash != digest_of(raw)"),
+           tests("refusals", "second_unmask_with_other_survivors")),
+    Mutant("unmask-once", "only after a confirmation", "silo_round.py",
+           (("if not isinstance(state, Confirmed):", "if state is None:"),
+            ("if statement.to_bytes() != state.statement:",
+             "if isinstance(state, Confirmed) and statement.to_bytes() != state.statement:")),
+           tests("refusals", "unmask_before_confirm_reveals_nothing")),
+    Mutant("unmask-once", "two processes", "state.py",
+           ((" AND stage = 'confirmed'\"", '"'),),
+           tests("breaks", "twin_process_cannot_answer_otherwise")),
+    Mutant("unmask-once", "two processes, before the shares are read", "state.py",
+           (('if row is None:\n            raise refusal("unmask-once"',
+             'if False:\n            raise refusal("unmask-once"'),),
+           tests("breaks", "twin_process_cannot_answer_otherwise")),
+    Mutant("unmask-once", "shares are deleted", "state.py",
+           (('answered meanwhile")\n'
+             '            db.execute("DELETE FROM secagg_share WHERE session = ? AND slot = ?", key)',
+             'answered meanwhile")'),),
+           tests("state", "shares_are_deleted_once_revealed")),
+    # Checks of the coordinator.
+    Mutant("coordinator: request", "manifest's session", "coordinator.py",
+           never("manifest.session != self._desk.session"),
+           tests("coordinator", "manifest_that_cannot_work_is_refused_before_anything_is_sent")),
+    Mutant("coordinator: request", "manifest's threshold", "coordinator.py",
+           never("manifest.threshold != self.threshold"),
+           tests("coordinator", "manifest_that_cannot_work_is_refused_before_anything_is_sent")),
+    Mutant("coordinator: request", "manifest's minimum", "coordinator.py", never("min(manifest.minimum) < HARD_FLOOR"),
+           tests("coordinator", "manifest_that_cannot_work_is_refused_before_anything_is_sent")),
+    Mutant("coordinator: request", "known silos", "coordinator.py", never("unknown"),
+           tests("coordinator", "manifest_that_cannot_work_is_refused_before_anything_is_sent")),
+    Mutant("coordinator: request", "one cohort above 100 silos", "coordinator.py",
+           never("len(manifest.cohorts) > 1 and len(self._desk.roster.entries) > MAX_COMPLETE"),
+           tests("sparse", "several_cohorts_are_refused_by_the_coordinator")),
+    Mutant("coordinator: replies", "one a silo, of those asked", "desk.py",
+           never("silo in answered or silo not in requests"),
+           tests("refusals", "reply_that_arrives_twice_counts_once")),
+    Mutant("coordinator: replies", "at least t", "desk.py", never("silos < least"),
+           tests("coordinator", "too_few_silos_at_key_setup")),
+    Mutant("coordinator: advertise", "its own advertisement", "coordinator_setup.py",
+           never("advertisement.silo != silo"), tests("blame", "reply_in_the_name_of_another_silo")),
+    Mutant("coordinator: advertise", "slots", "epoch.py", never("message.slots != slots"),
+           tests("blame", "advertisement_that_does_not_hold_is_left_out")),
+    Mutant("coordinator: advertise", "mask keys as signed for", "epoch.py",
+           never("len(mask_keys) != KEY_BYTES * advertisement.slots or "
+                 "digest_of(mask_keys) != advertisement.mask_keys_hash"),
+           tests("blame", "advertisement_that_does_not_hold_is_left_out")),
+    Mutant("coordinator: advertise", "commitments as signed for", "coordinator_setup.py",
+           never("digest_of(message.commitments) != advertisement.commitments_hash"),
+           tests("blame", "advertisement_that_does_not_hold_is_left_out")),
+    Mutant("coordinator: share", "its own dealing", "coordinator_setup.py", never("dealing.silo != silo"),
+           tests("blame", "reply_in_the_name_of_another_silo")),
+    Mutant("coordinator: share", "to every recipient", "coordinator_setup.py",
+           never("not len(message.boxes) == len(message.rows) == len(dealing.recipients)"),
+           tests("refusals", "coordinator_leaves_out_boxes_that_were_not_signed_for")),
+    Mutant("coordinator: share", "boxes and rows as signed for", "coordinator_setup.py",
+           never("digest_of(sent) != dealing.parcels_hash or "
+                 "set(map(len, message.rows)) != {2 * HASH_BYTES * self.slots}"),
+           tests("refusals", "coordinator_leaves_out_boxes_that_were_not_signed_for")),
+    Mutant("coordinator: masked", "words of the right size", "coordinator_round.py",
+           never("len(words) != total.nbytes or not end"),
+           tests("refusals", "short_vector_is_reported_as_short")),
+    Mutant("coordinator: masked", "signed", "coordinator_round.py",
+           never("message.silo != silo or not statement_holds(desk.roster.public(silo), receipt, message.signature)"),
+           tests("blame", "reply_that_does_not_hold_counts_as_dropped")),
+    Mutant("coordinator: masked", "minimum", "coordinator_round.py", never("len(present) < least"),
+           tests("dropouts", "one_cohort_below_its_minimum_aborts_both")),
+    Mutant("coordinator: masked", "holders of every survivor", "coordinator_round.py",
+           never("alone is not None"), tests("sparse", "coordinator_does_not_ask_for_what_silos_refuse")),
+    Mutant("coordinator: confirm", "signed", "coordinator_round.py",
+           never("message.silo != silo or not statement_holds(desk.roster.public(silo), statement, message.signature)"),
+           tests("blame", "reply_that_does_not_hold_counts_as_dropped")),
+    Mutant("coordinator: unmask", "about this manifest", "coordinator_round.py",
+           never("message.silo != silo or message.digest != self.digest"),
+           tests("blame", "signed_unmask_reply_about_something_else")),
+    Mutant("coordinator: unmask", "a share for every silo", "coordinator_round.py",
+           never("(len(message.seed_shares), len(message.key_shares)) != (len(seed_owners), len(key_owners))"),
+           tests("blame", "signed_unmask_reply_about_something_else")),
+    Mutant("coordinator: recovery", "seed against its commitment", "recovery.py",
+           (("return hmac.compare_digest(found, commitment)", "return True"),),
+           tests("blame", "dealer_of_another_secret_is_blamed")),
+    Mutant("coordinator: recovery", "mask key against the advertised", "recovery.py",
+           (("lambda secret: hmac.compare_digest(public_key(secret), advertised)", "lambda secret: True"),),
+           tests("blame", "dealer_of_another_secret_is_blamed")),
+    Mutant("coordinator: recovery", "shares against the dealer's row", "recovery.py",
+           (("return revealed_holds(self.epoch.context, owner, responder, self.slot, kind, share, row)",
+             "return True"),),
+           tests("blame", "wrong_share_is_set_aside_and_its_sender_reported")),
+    Mutant("coordinator: recovery", "enough good shares", "recovery.py",
+           never("len(honest) < self.epoch.graph.threshold"),
+           tests("blame", "too_many_wrong_shares_abort_and_name_the_liars")),
+)  # fmt: skip
+
+
+def judge(mutants: Iterable[Mutant]) -> list[Verdict]:
+    """Try mutants one after another on one copy.
+
+    Raises
+    ------
+    RuntimeError
+        The named tests do not pass without any mutant.
+    """
+    mutants = tuple(mutants)
+    with tempfile.TemporaryDirectory(prefix="rule-mutants-") as name:
+        copy = Path(name).resolve()
+        shutil.copytree(REPOSITORY / "autoflip_secure", copy / "autoflip_secure", ignore=NOT_COPIED)
+        shutil.copytree(REPOSITORY / "tests" / "secagg", copy / "tests" / "secagg", ignore=NOT_COPIED)
+        shutil.copy(REPOSITORY / "pyproject.toml", copy)
+        named = sorted({test for mutant in mutants for test in mutant.tests})
+        code, output = _run(copy, named, first_failure=False)
+        if code != 0:
+            raise RuntimeError(f"the named tests do not pass as it is:\n{output}")
+        return [_judge_one(copy, mutant) for mutant in mutants]
+
+
+def _judge_one(copy: Path, mutant: Mutant) -> Verdict:
+    source = copy / "autoflip_secure" / "secagg" / mutant.file
+    original = mutated = source.read_text()
+    for old, new in mutant.changes:
+        if mutated.count(old) != 1:
+            return Verdict(mutant, "", f"{mutated.count(old)} times in {mutant.file}: {old}")
+        mutated = mutated.replace(old, new)
+    try:
+        source.write_text(mutated)
+        code, output = _run(copy, mutant.tests)
+    finally:
+        source.write_text(original)
+    failed = re.findall(r"^FAILED tests/secagg/test_secagg_(.+?)(?: - .*)?$", output, re.MULTILINE)
+    if code not in (0, TESTS_FAILED):
+        return Verdict(mutant, "", f"pytest ended with {code}: {output[-500:]}")
+    return Verdict(mutant, failed[0] if failed else "")
+
+
+def _run(copy: Path, tests: Sequence[str], *, first_failure: bool = True) -> tuple[int, str]:
+    ids = [f"tests/secagg/{test.replace('::', '.py::')}" for test in tests]
+    options = ["-q", "--tb=no", "-p", "no:cacheprovider", *(["-x"] if first_failure else [])]
+    # Two mutants of one file within a second look the same to the cache of compiled modules: do without it.
+    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(copy), *options, *ids],
+        cwd=copy, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+def table(verdicts: Iterable[Verdict]) -> str:
+    """`rule | mutant | failing test | killed`, one line a mutant."""
+    lines = ["| rule | mutant | failing test | killed |", "|---|---|---|---|"]
+    for verdict in verdicts:
+        outcome = "yes" if verdict.killed else f"NO: {verdict.problem or 'survived'}"
+        lines.append(f"| {verdict.mutant.rule} | {verdict.mutant.what} | {verdict.failed} | {outcome} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    verdicts = judge(MUTANTS)
+    print(table(verdicts))
+    return 0 if all(verdict.killed for verdict in verdicts) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
