@@ -22,7 +22,10 @@ lint: $(VENV)/.installed-test
 bench-sim: $(VENV)/.installed
 	$(BIN)/python benchmarks/sim.py $(ARGS)
 
-bench-secagg bench-privacy bench-pruning bench-ckks bench-threats: $(VENV)/.installed-test
+bench-secagg: $(VENV)/.installed
+	$(BIN)/python benchmarks/secagg.py $(ARGS)
+
+bench-privacy bench-pruning bench-ckks bench-threats: $(VENV)/.installed-test
 	@echo "$@: not available in this version" >&2; exit 2
 
 $(VENV)/.installed: pyproject.toml constraints.txt

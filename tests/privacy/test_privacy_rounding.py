@@ -17,8 +17,9 @@ from autoflip_secure.privacy.discrete_noise import (
     rounded_sensitivity,
 )
 from autoflip_secure.sums.channels import ChannelSpec
-from autoflip_secure.sums.encoding import pack, quantise, unpack
+from autoflip_secure.sums.encoding import quantise, unpack, word_count
 from autoflip_secure.sums.randomness import ReproducibleRandomness, SecretRandomness, dither
+from autoflip_secure.sums.words import ContributionWords, all_words
 
 SHIPPED = {"clip_steps": 8192.0, "length": 26_000}
 
@@ -77,8 +78,11 @@ def test_noise_of_the_honest_silos_adds_up_inside_the_sum(honest: int) -> None:
     length, clip_steps, multiplier, failure = 60_000, 500.0, 1.3, 1e-9
     std = per_silo_std(multiplier, clip_steps, length, honest, failure)
     spec = ChannelSpec("update", length, 16, 1.0)
-    words = sum(pack(DiscreteGaussian(std).sample(length, SecretRandomness()), spec, 16) for _ in range(honest))
-    total = unpack(np.asarray(words, np.uint64), spec, 16)
+    words = np.zeros(word_count([spec], 16), np.uint64)
+    for _ in range(honest):
+        noise = DiscreteGaussian(std).sample(length, SecretRandomness())
+        words += all_words(ContributionWords({"update": noise}, [spec], 16))
+    total = unpack(words, spec, 16)
     wanted = (multiplier * rounded_sensitivity(clip_steps, length, failure)) ** 2 + 1 / 12
     tolerance = 5 * math.sqrt(2 / length)
     assert total.var() / wanted == pytest.approx(1.0, abs=tolerance)
