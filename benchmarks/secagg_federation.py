@@ -150,10 +150,11 @@ class Federation:
         identity, identities, self.roster = open_identities(silos)
         rules = SiloRules(colluders_of(silos))
         self.connections = {silo: open_silo_database(folder / f"{silo}.db") for silo in identities}
-        self.silos = {
-            silo: SecAggSilo(self.connections[silo], key, silo, self.roster, rules) for silo, key in identities.items()
-        }
         self.session = hashlib.sha256(f"session {seed} {silos}".encode()).digest()[:16]
+        self.silos = {
+            silo: SecAggSilo(self.connections[silo], key, silo, self.roster, rules, self.session)
+            for silo, key in identities.items()
+        }
         self.coordinator = SecAggCoordinator(
             identity, self.roster, self.session, slots=slots, first_epoch=1, on_epoch=lambda number: None,
             events=self._note, colluders=SPARSE_COLLUDERS if silos > MAX_COMPLETE else 0, dropout=SPARSE_DROPOUT,

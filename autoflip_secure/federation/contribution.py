@@ -64,6 +64,8 @@ class Contributor:
         values: dict[str, NDArray[np.int64] | FloatChannel] = {}
         for channel in manifest.channels:
             vector, rounding = vectors[channel.name], self._randomness(manifest, "rounding", channel.name)
+            if vector.shape != (channel.length,):
+                raise ProtocolError(f"channel {channel.name} has {vector.size} coordinates, not {channel.length}")
             std = noise_steps(manifest, channel, cohort)
             if std is None:
                 values[channel.name] = FloatChannel(vector, rounding)

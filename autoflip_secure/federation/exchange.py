@@ -11,6 +11,7 @@ from typing import Any
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from autoflip_secure import errors
 from autoflip_secure.errors import ProtocolError
 from autoflip_secure.federation.server_view import ServerView
 from autoflip_secure.federation.wire import Reply, Request, read_reply, request_message
@@ -18,6 +19,9 @@ from autoflip_secure.federation.wire import Reply, Request, read_reply, request_
 __all__ = ["StageExchange", "Traffic"]
 
 CONTRIBUTION_STAGES = frozenset({"masked", "clear"})
+
+KNOWN_ERRORS = frozenset(errors.__all__)
+LONGEST_ERROR = 64
 
 # Seconds between two looks for replies: short stages are over at once, long ones are not asked about all the time.
 FIRST_PAUSE = 0.001
@@ -131,7 +135,8 @@ class StageExchange:
 
     def _count_absence(self, stage: str, silo: int, reply: Reply) -> None:
         if reply.error:
-            self.refusals[reply.error] += 1
+            # A silo may write anything here; only the names of this project's errors mean something.
+            self.refusals[reply.error if reply.error in KNOWN_ERRORS else "other"] += 1
         if silo in self._away:
             return  # a drop is counted at the stage where the silo was first missed
         self._away.add(silo)
@@ -143,5 +148,5 @@ class StageExchange:
             attempt=self.attempt,
             silo=silo,
             status=reply.status,
-            error=reply.error,
+            error=reply.error[:LONGEST_ERROR],
         )

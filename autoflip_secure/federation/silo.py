@@ -10,7 +10,6 @@ import logging
 import os
 from pathlib import Path
 
-from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import AutoflipSecureError, ConfigError, PolicyRefusal, ProtocolError
 from autoflip_secure.federation.join import JOIN_STAGE, JoinRequest, join_reply
 from autoflip_secure.federation.policy import SiloPolicy
@@ -79,6 +78,8 @@ class Silo:
         self._check_records()
         self._database.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?)", (request.session, request.body()))
         self._session = self._make_session(request, ledger)
+        if isinstance(self._session.secure_sum, SecAggSilo):
+            self._session.secure_sum.forget_other_runs()
         return join_reply(self.id)
 
     def _check_run(self, request: JoinRequest) -> None:
@@ -106,7 +107,7 @@ class Silo:
         return self._session
 
     def _make_session(self, request: JoinRequest, ledger: Ledger) -> Session:
-        secure_sum = self._secure_sum(request.config)
+        secure_sum = self._secure_sum(request)
         return Session(self.id, self._folder, request, self._policy, ledger, secure_sum, self._database)
 
     def _open_ledger(self, request: JoinRequest) -> Ledger:
@@ -119,11 +120,13 @@ class Silo:
             delta=accounting_delta(config.trust, config.dp_delta),
         )
 
-    def _secure_sum(self, config: ResolvedConfig) -> SiloSecureSum:
-        if config.aggregation == "none":
+    def _secure_sum(self, request: JoinRequest) -> SiloSecureSum:
+        if request.config.aggregation == "none":
             return PlainSilo()
-        rules = SiloRules(colluders=self._policy.colluders, minimum_fraction=self._policy.min_cohort)
-        return SecAggSilo(self._database, self._identity, self.id, self._roster, rules)
+        # The run's promise may bear more colluders than the policy demands; its sums have to bear them too.
+        colluders = max(self._policy.colluders, request.config.colluders)
+        rules = SiloRules(colluders=colluders, minimum_fraction=self._policy.min_cohort)
+        return SecAggSilo(self._database, self._identity, self.id, self._roster, rules, request.session)
 
     def close(self) -> None:
         """Close the database; what it holds is on disk already."""

@@ -143,7 +143,7 @@ class ConfirmStage:
             }
         return {
             silo: request(
-                tuple(receipts[owner] for owner in sorted(receipts) if silo in epoch.holders(owner)),
+                tuple(receipts[owner] for owner in sorted(receipts.keys() & epoch.owners(silo))),
                 epoch.delivery(silo),
             )
             for silo in epoch.members
@@ -185,8 +185,9 @@ class UnmaskStage:
             message = open_signed(UnmaskReply, desk.roster.public(silo), reply)
             if message.silo != silo or message.digest != self.digest:
                 raise ProtocolError(f"silo {silo} answered for another silo or manifest")
-            seed_owners = [owner for owner in present if silo in epoch.holders(owner)]
-            key_owners = [owner for owner in dropped if silo in epoch.holders(owner)]
+            held = epoch.owners(silo)
+            seed_owners = [owner for owner in present if owner in held]
+            key_owners = [owner for owner in dropped if owner in held]
             if (len(message.seed_shares), len(message.key_shares)) != (len(seed_owners), len(key_owners)):
                 raise ProtocolError(f"silo {silo} did not answer for every silo")
             for owner, share in zip(seed_owners, message.seed_shares, strict=True):
@@ -225,7 +226,7 @@ class UnmaskStage:
 
 def _require_neighbours(epoch: KeyedEpoch, survivors: Survivors) -> None:
     """On a sparse graph silos refuse a sum in which a survivor has too few of its share holders: do not ask for it."""
-    holders = {silo: dealer.dealing.recipients for silo, dealer in epoch.dealers.items()}
+    holders = {silo: epoch.holders(silo) for silo in epoch.members}
     alone = too_few_holders(epoch.graph, holders, survivors)
     if alone is not None:
         raise Abort(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from autoflip_secure.errors import ProtocolError
-from autoflip_secure.secagg.dealing import DealingContext, parcels
+from autoflip_secure.secagg.dealing import DealingContext, box_bytes, parcels
 from autoflip_secure.secagg.desk import Desk
 from autoflip_secure.secagg.epoch import check_mask_keys, epoch_hash, keys_hash, read_advertisement, read_dealing
 from autoflip_secure.secagg.graph import ShareGraph
@@ -106,15 +106,11 @@ class AdvertisedEpoch:
         Raises
         ------
         Abort
-            Fewer than t silos dealt.
-        ConfigError
-            No share graph bears the colluders and dropouts the desk plans for.
+            Fewer than t silos dealt, or no share graph of these advertisers bears what is planned for.
         """
         desk, head = self.desk, self.desk.head(self.number)
-        graph, advertisements = (
-            desk.share_graph(len(self.advertisers)),
-            tuple(a.signed for a in self.advertisers.values()),
-        )
+        graph = desk.share_graph(len(self.advertisers))
+        advertisements = tuple(advertiser.signed for advertiser in self.advertisers.values())
         keys, advertisers = keys_hash(graph, advertisements), tuple(self.advertisers)
         request = desk.signed(
             ShareRequest(head.session, head.roster_hash, head.epoch, graph.holders, graph.threshold, advertisements)
@@ -130,6 +126,8 @@ class AdvertisedEpoch:
             sent = parcels(message.boxes, message.rows)
             if digest_of(sent) != dealing.parcels_hash or set(map(len, message.rows)) != {2 * HASH_BYTES * self.slots}:
                 raise ProtocolError(f"silo {silo} sent boxes or commitments that it did not sign for")
+            if set(map(len, message.boxes)) != {box_bytes(self.slots)}:
+                raise ProtocolError(f"silo {silo} sent boxes of another size than {box_bytes(self.slots)} bytes")
             boxes = dict(zip(dealing.recipients, message.boxes, strict=True))
             return Dealer(
                 message.dealing, dealing, sent, boxes, dict(zip(dealing.recipients, message.rows, strict=True))
@@ -161,11 +159,13 @@ class KeyedEpoch:
         self._dealings = tuple(dealer.signed for dealer in self.dealers.values())
         self.epoch_hash = epoch_hash(self.context.keys_hash, self._dealings)
         self._peers: dict[int, set[int]] = {silo: set() for silo in self.members}
+        self._owners: dict[int, set[int]] = {silo: set() for silo in self.members}
         for silo, dealer in self.dealers.items():
             for recipient in dealer.dealing.recipients:
                 if recipient in self._peers:
                     self._peers[silo].add(recipient)
                     self._peers[recipient].add(silo)
+                    self._owners[recipient].add(silo)
 
     @property
     def number(self) -> int:
@@ -187,6 +187,10 @@ class KeyedEpoch:
     def holders(self, owner: int) -> tuple[int, ...]:
         """Silos that a member dealt its shares to, ascending."""
         return self.dealers[owner].dealing.recipients
+
+    def owners(self, silo: int) -> set[int]:
+        """Members whose shares a member was dealt."""
+        return self._owners[silo]
 
     def delivery(self, silo: int) -> bytes:
         """What the peers of a silo sent for it, empty where it is known to have it."""

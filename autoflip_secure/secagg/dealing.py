@@ -31,6 +31,7 @@ __all__ = [
     "REVEALED_BYTES",
     "SEED",
     "DealingContext",
+    "box_bytes",
     "deal",
     "leaf_at",
     "open_box",
@@ -43,6 +44,7 @@ __all__ = [
 SEED, KEY = 0, 1
 NONCE_BYTES = 16
 GCM_NONCE_BYTES = 12
+GCM_TAG_BYTES = 16
 REVEALED_BYTES = NONCE_BYTES + SHARE_BYTES
 SLOT_BYTES = 2 * REVEALED_BYTES
 PARCEL_BYTES = 2 * HASH_BYTES
@@ -173,6 +175,11 @@ def open_box(
         return None
     row = _row(context, dealer.silo, recipient, plaintext)
     return plaintext if hmac.compare_digest(digest_of(row), row_hash) else None
+
+
+def box_bytes(slots: int) -> int:
+    """Size of a box: nonce, the shares of all slots, and the tag of 16 bytes."""
+    return GCM_NONCE_BYTES + SLOT_BYTES * slots + GCM_TAG_BYTES
 
 
 def share_at(plaintext: bytes, slot: int) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from autoflip_secure.errors import Abort, ProtocolError
+from autoflip_secure.errors import Abort, ConfigError, ProtocolError
 from autoflip_secure.secagg.graph import MAX_COMPLETE, SAFE_BITS, ShareGraph, complete_graph, share_graph
 from autoflip_secure.secagg.identity import Identity
 from autoflip_secure.secagg.roster import Roster
@@ -49,10 +49,21 @@ class Desk:
         return share_threshold(len(self.roster.entries))
 
     def share_graph(self, advertisers: int) -> ShareGraph:
-        """Who shares with whom among so many advertisers: all with all in a roster of up to 100."""
+        """Who shares with whom among so many advertisers: all with all in a roster of up to 100.
+
+        Raises
+        ------
+        Abort
+            The advertisers are too few for the colluders and dropouts planned for.
+        """
         if len(self.roster.entries) <= MAX_COMPLETE:
             return complete_graph(len(self.roster.entries))
-        return share_graph(advertisers, self.colluders, self.dropout, sigma=SAFE_BITS)
+        try:
+            return share_graph(advertisers, self.colluders, self.dropout, sigma=SAFE_BITS)
+        except ConfigError as error:
+            raise Abort(
+                f"{error}; the model is unchanged, try again when more silos are there", stage="share"
+            ) from error
 
     def head(self, epoch: int) -> Head:
         """Head of a message of an epoch."""

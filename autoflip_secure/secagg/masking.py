@@ -35,12 +35,15 @@ def masked_words(source: WordSource, keys: Sequence[bytes], signs: Sequence[int]
 
 
 def _parts(source: WordSource, stream: MaskStream | WorkerMaskStream, step: int) -> Iterator[memoryview]:
-    buffer = np.empty(min(step, source.size), np.uint64)
+    encoded = np.empty(min(step, source.size), np.uint64)
+    # What is handed out never holds clear words, not even if somebody keeps it too long.
+    masked = np.empty_like(encoded)
     for start in range(0, source.size, step):
-        words = buffer[: min(step, source.size - start)]
-        source.fill(start, words)
-        stream.apply(words)
-        yield _bytes(words)
+        size = min(step, source.size - start)
+        source.fill(start, encoded[:size])
+        stream.apply(encoded[:size])
+        masked[:size] = encoded[:size]
+        yield _bytes(masked[:size])
 
 
 def _bytes(words: NDArray[np.uint64]) -> memoryview:

@@ -39,6 +39,8 @@ class SecAggSilo:
     silo_id : int
     roster : Roster
     rules : SiloRules
+    session : bytes, 16
+        The run this silo joined; requests of other runs are not answered.
 
     Raises
     ------
@@ -51,9 +53,16 @@ class SecAggSilo:
     stages = STAGES
 
     def __init__(
-        self, connection: sqlite3.Connection, identity: Identity, silo_id: int, roster: Roster, rules: SiloRules
+        self,
+        connection: sqlite3.Connection,
+        identity: Identity,
+        silo_id: int,
+        roster: Roster,
+        rules: SiloRules,
+        session: bytes,
     ) -> None:
         self._party = silo_setup.Party.enrol(connection, identity, silo_id, roster, rules)
+        self._session = session
         self._ready: Ready | None = None
 
     def answer(self, stage: str, request: bytes, contribute: Contribute) -> bytes:
@@ -102,10 +111,9 @@ class SecAggSilo:
         message = self._open(MaskedRequest, request)
         return silo_round.masked(self._party, self._epoch(message, message.delivery), message, contribute)
 
-    def forget(self, session: bytes) -> None:
-        """Delete the keys and shares of a finished session; its epoch numbers stay used."""
-        self._party.state.forget(session)
-        self._ready = None
+    def forget_other_runs(self) -> None:
+        """Delete the keys and shares of former sessions; their epoch numbers stay used."""
+        self._party.state.forget_others(self._session)
 
     def __repr__(self) -> str:
         return f"SecAggSilo(silo {self._party.silo})"
@@ -114,6 +122,8 @@ class SecAggSilo:
         message = open_signed(kind, self._party.roster.coordinator, data)
         if message.roster_hash != self._party.roster.hash():
             raise refusal("roster", "the coordinator works with another roster; both sides need the same file")
+        if message.session != self._session:
+            raise refusal("session", "the request is of a run that this silo did not join")
         return message
 
     def _epoch(self, head: Head, delivery: bytes) -> Ready:

@@ -101,6 +101,7 @@ def unmask(party: Party, ready: Ready, request: UnmaskRequest, raw: bytes) -> by
             raise refusal(
                 "unmask-once", f"shares of slot {slot} were revealed before, for a request that differs from this"
             )
+        party.state.settle()
         return state.unmask_reply
     if not isinstance(state, Confirmed):
         raise ProtocolError(f"slot {slot} was not confirmed by this silo; nothing was revealed")

@@ -9,7 +9,15 @@ from dataclasses import dataclass, replace
 from autoflip_secure.errors import InputError, ProtocolError
 from autoflip_secure.secagg.dealing import DealingContext, deal
 from autoflip_secure.secagg.epoch import keys_hash, read_advertisement
-from autoflip_secure.secagg.graph import EPOCH_BITS, SAFE_BITS, ShareGraph, complete_graph, draw_holders, is_safe
+from autoflip_secure.secagg.graph import (
+    EPOCH_BITS,
+    MAX_COMPLETE,
+    SAFE_BITS,
+    ShareGraph,
+    complete_graph,
+    draw_holders,
+    is_safe,
+)
 from autoflip_secure.secagg.identity import Identity
 from autoflip_secure.secagg.keys import fresh_key, fresh_slot_secrets, public_key, seed_commitment
 from autoflip_secure.secagg.roster import Roster
@@ -113,6 +121,8 @@ def _share_graph(party: Party, request: ShareRequest) -> ShareGraph:
     silos, graph = len(party.roster.entries), ShareGraph(request.holders, request.threshold)
     if graph == complete_graph(silos):
         return graph
+    if silos <= MAX_COMPLETE:
+        raise refusal("graph", f"up to {MAX_COMPLETE} silos everybody holds shares of everybody")
     if request.epoch >= 1 << EPOCH_BITS:
         raise refusal("graph", f"a sparse share graph is drawn for {1 << EPOCH_BITS} epochs of a session, no more")
     if graph.holders == 0 or not is_safe(len(request.advertisements), party.rules.colluders, graph, SAFE_BITS):

@@ -32,6 +32,12 @@ from autoflip_secure.secagg.store import Store
 
 __all__ = ["SiloState"]
 
+# Slots are numbered anew in every epoch, and another process may have opened a later one since this one looked.
+THE_SLOT = " WHERE session = ? AND epoch = ? AND slot = ?"
+EPOCH_COLUMNS = (
+    *("epoch", "slots", "stage", "advertisement", "holders", "threshold", "box_key", "keys_hash", "dealing"),
+    *("advertisements", "epoch_hash", "members", "mask_keys", "holdings", "share_holders"),
+)
 PER_EPOCH = ("secagg_epoch", "secagg_secret", "secagg_share", "secagg_slot")
 
 
@@ -67,13 +73,14 @@ class SiloState:
                 " VALUES (?, ?, ?, 'advertised', ?, ?)",
                 (session, epoch, len(secrets), advertisement, box_key),
             )
-            rows = ((session, slot, secret.seed, secret.mask_key) for slot, secret in enumerate(secrets))
-            db.executemany("INSERT INTO secagg_secret VALUES (?, ?, ?, ?)", rows)
+            rows = ((session, epoch, slot, secret.seed, secret.mask_key) for slot, secret in enumerate(secrets))
+            db.executemany("INSERT INTO secagg_secret VALUES (?, ?, ?, ?, ?)", rows)
 
-    def forget(self, session: bytes) -> None:
-        """Delete all keys and shares of a session; that its epochs were seen is kept."""
+    def forget_others(self, session: bytes) -> None:
+        """Delete the keys and shares of all other sessions; that their epochs were seen is kept."""
         with self._store.forgetting() as db:
-            self._forget(db, session)
+            for table in PER_EPOCH:
+                db.execute(f"DELETE FROM {table} WHERE session <> ?", (session,))
 
     @staticmethod
     def _forget(db: sqlite3.Connection, session: bytes) -> None:
@@ -93,38 +100,30 @@ class SiloState:
         ProtocolError
             The session has none.
         """
-        row = self._store.row(
-            "SELECT epoch, slots, stage, advertisement, holders, threshold FROM secagg_epoch WHERE session = ?", session
-        )
+        row = self._store.row(f"SELECT {', '.join(EPOCH_COLUMNS)} FROM secagg_epoch WHERE session = ?", session)
         if row is None:
             raise ProtocolError("this silo has no keys in the session; advertise comes first")
-        epoch, slots, stage, advertisement, holders, threshold = row
-        if stage == "advertised":
-            return Advertised(session, epoch, slots, advertisement)
-        graph = ShareGraph(holders, threshold)
-        if stage == "dealt":
-            return self._dealt(session, epoch, slots, graph)
-        return self._ready(session, epoch, slots, graph)
+        found = dict(zip(EPOCH_COLUMNS, row, strict=True))
+        head = (session, found["epoch"], found["slots"])
+        if found["stage"] == "advertised":
+            return Advertised(*head, found["advertisement"])
+        graph = ShareGraph(found["holders"], found["threshold"])
+        if found["stage"] == "dealt":
+            keys = (found["box_key"], found["keys_hash"], found["dealing"])
+            return Dealt(*head, graph, *keys, _unpacked(found["advertisements"]))
+        peers = (found[name] for name in ("members", "mask_keys", "holdings", "share_holders"))
+        return Ready(*head, graph, found["epoch_hash"], *map(_unpacked, peers))
 
-    def _dealt(self, session: bytes, epoch: int, slots: int, graph: ShareGraph) -> Dealt:
-        box_key, keys_hash, dealing, advertisements = self._store.row(
-            "SELECT box_key, keys_hash, dealing, advertisements FROM secagg_epoch WHERE session = ?", session
-        )
-        return Dealt(session, epoch, slots, graph, box_key, keys_hash, dealing, _unpacked(advertisements))
-
-    def _ready(self, session: bytes, epoch: int, slots: int, graph: ShareGraph) -> Ready:
-        epoch_hash, *peers = self._store.row(
-            "SELECT epoch_hash, members, mask_keys, holdings, share_holders FROM secagg_epoch WHERE session = ?",
-            session,
-        )
-        return Ready(session, epoch, slots, graph, epoch_hash, *map(_unpacked, peers))
+    def settle(self) -> None:
+        """Make sure that what was deleted before is off the disk, also where a process died in between."""
+        self._store.clear_log()
 
     def secrets(self, state: Advertised) -> tuple[bytes, tuple[SlotSecret, ...]]:
         """Private box key and the secrets of all slots, to be dealt."""
-        box_key = self._store.row("SELECT box_key FROM secagg_epoch WHERE session = ?", state.session)
-        rows = self._store.rows(
-            "SELECT seed, mask_key FROM secagg_secret WHERE session = ? ORDER BY slot", state.session
-        )
+        key = (state.session, state.epoch)
+        box_key = self._store.row("SELECT box_key FROM secagg_epoch WHERE session = ? AND epoch = ?", *key)
+        query = "SELECT seed, mask_key FROM secagg_secret WHERE session = ? AND epoch = ? ORDER BY slot"
+        rows = self._store.rows(query, *key)
         if box_key is None or len(rows) != state.slots:
             raise refusal("epoch-keys", f"the keys of epoch {state.epoch} are gone; open a later one")
         return box_key[0], tuple(SlotSecret(*row) for row in rows)
@@ -158,16 +157,15 @@ class SiloState:
             ).rowcount
             if changed != 1:
                 raise refusal("delivery-once", f"shares of epoch {state.epoch} were already delivered")
-            rows = ((state.session, slot, blob) for slot, blob in enumerate(shares))
-            db.executemany("INSERT INTO secagg_share VALUES (?, ?, ?)", rows)
+            rows = ((state.session, state.epoch, slot, blob) for slot, blob in enumerate(shares))
+            db.executemany("INSERT INTO secagg_share VALUES (?, ?, ?, ?)", rows)
 
     def slot(self, ready: Ready, slot: int) -> SlotState | None:
         """What this silo did in a slot; None where it is unused."""
         row = self._store.row(
             "SELECT stage, manifest, statement, confirm_hash, confirm_reply, unmask_hash, unmask_reply FROM secagg_slot"
-            " WHERE session = ? AND slot = ?",
-            ready.session,
-            slot,
+            + THE_SLOT,
+            *_key(ready, slot),
         )
         if row is None:
             return None
@@ -191,28 +189,26 @@ class SiloState:
         Refusal
             The slot was used, or the epoch's secrets are gone.
         """
-        key = (ready.session, slot)
+        key = _key(ready, slot)
         with self._store.forgetting() as db:
-            current = db.execute("SELECT epoch FROM secagg_epoch WHERE session = ?", (ready.session,)).fetchone()
-            secret = db.execute(
-                "SELECT seed, mask_key FROM secagg_secret WHERE session = ? AND slot = ?", key
-            ).fetchone()
-            if current != (ready.epoch,) or secret is None:
+            secret = db.execute("SELECT seed, mask_key FROM secagg_secret" + THE_SLOT, key).fetchone()
+            if secret is None:
                 raise refusal("slot-once", f"slot {slot} of epoch {ready.epoch} was used before; take the next one")
-            db.execute("DELETE FROM secagg_secret WHERE session = ? AND slot = ?", key)
+            db.execute("DELETE FROM secagg_secret" + THE_SLOT, key)
             stage = "closed" if closed else "spent"
             db.execute(
-                "INSERT INTO secagg_slot (session, slot, stage, manifest) VALUES (?, ?, ?, ?)", (*key, stage, manifest)
+                "INSERT INTO secagg_slot (session, epoch, slot, stage, manifest) VALUES (?, ?, ?, ?, ?)",
+                (*key, stage, manifest),
             )
             if closed:
-                db.execute("DELETE FROM secagg_share WHERE session = ? AND slot = ?", key)
+                db.execute("DELETE FROM secagg_share" + THE_SLOT, key)
         return SlotSecret(*secret)
 
     def record_masked(self, ready: Ready, slot: int) -> None:
         """Note that the masked vector exists."""
         self._store.step(
-            "UPDATE secagg_slot SET stage = 'masked' WHERE session = ? AND slot = ? AND stage = 'spent'",
-            (ready.session, slot),
+            "UPDATE secagg_slot SET stage = 'masked'" + THE_SLOT + " AND stage = 'spent'",
+            _key(ready, slot),
             refusal("slot-once", f"slot {slot} of epoch {ready.epoch} was closed meanwhile"),
         )
 
@@ -220,37 +216,43 @@ class SiloState:
         """Note the one confirmation of a slot, before it is sent."""
         self._store.step(
             "UPDATE secagg_slot SET stage = 'confirmed', statement = ?, confirm_hash = ?, confirm_reply = ?"
-            " WHERE session = ? AND slot = ? AND stage IN ('spent', 'masked')",
-            (confirmed.statement, confirmed.request_hash, confirmed.reply, ready.session, confirmed.slot),
+            + THE_SLOT
+            + " AND stage IN ('spent', 'masked')",
+            (confirmed.statement, confirmed.request_hash, confirmed.reply, *_key(ready, confirmed.slot)),
             refusal("confirm-once", f"slot {confirmed.slot} was confirmed meanwhile"),
         )
 
     def record_answer(self, ready: Ready, slot: int, request_hash: bytes, reply: bytes) -> None:
         """Note the one unmask answer of a slot, before it is sent, and forget the slot's shares."""
-        key = (ready.session, slot)
+        key = _key(ready, slot)
         with self._store.forgetting() as db:
             changed = db.execute(
                 "UPDATE secagg_slot SET stage = 'answered', unmask_hash = ?, unmask_reply = ?"
-                " WHERE session = ? AND slot = ? AND stage = 'confirmed'",
+                + THE_SLOT
+                + " AND stage = 'confirmed'",
                 (request_hash, reply, *key),
             ).rowcount
             if changed != 1:
                 raise refusal("unmask-once", f"slot {slot} was answered meanwhile")
-            db.execute("DELETE FROM secagg_share WHERE session = ? AND slot = ?", key)
+            db.execute("DELETE FROM secagg_share" + THE_SLOT, key)
 
     def close(self, ready: Ready, slot: int) -> None:
         """Give up a slot after a broken rule: its shares are deleted, so this silo cannot help to open it."""
-        key = (ready.session, slot)
+        key = _key(ready, slot)
         with self._store.forgetting() as db:
-            db.execute("UPDATE secagg_slot SET stage = 'closed' WHERE session = ? AND slot = ?", key)
-            db.execute("DELETE FROM secagg_share WHERE session = ? AND slot = ?", key)
+            db.execute("UPDATE secagg_slot SET stage = 'closed'" + THE_SLOT, key)
+            db.execute("DELETE FROM secagg_share" + THE_SLOT, key)
 
     def shares(self, ready: Ready, slot: int) -> bytes:
         """Shares received for a slot, as `record_delivery` got them."""
-        row = self._store.row("SELECT shares FROM secagg_share WHERE session = ? AND slot = ?", ready.session, slot)
+        row = self._store.row("SELECT shares FROM secagg_share" + THE_SLOT, *_key(ready, slot))
         if row is None:
             raise refusal("unmask-once", f"the shares of slot {slot} are gone")
         return row[0]
+
+
+def _key(ready: Ready, slot: int) -> tuple[bytes, int, int]:
+    return ready.session, ready.epoch, slot
 
 
 def _unpacked(blob: bytes) -> Any:

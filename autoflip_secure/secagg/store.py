@@ -18,12 +18,14 @@ CREATE TABLE IF NOT EXISTS secagg_epoch (
     advertisement BLOB, box_key BLOB, holders INTEGER, threshold INTEGER, keys_hash BLOB, dealing BLOB,
     advertisements BLOB, epoch_hash BLOB, members BLOB, mask_keys BLOB, holdings BLOB, share_holders BLOB) STRICT;
 CREATE TABLE IF NOT EXISTS secagg_secret (
-    session BLOB, slot INTEGER, seed BLOB NOT NULL, mask_key BLOB NOT NULL, PRIMARY KEY (session, slot)) STRICT;
+    session BLOB, epoch INTEGER, slot INTEGER, seed BLOB NOT NULL, mask_key BLOB NOT NULL,
+    PRIMARY KEY (session, epoch, slot)) STRICT;
 CREATE TABLE IF NOT EXISTS secagg_share (
-    session BLOB, slot INTEGER, shares BLOB NOT NULL, PRIMARY KEY (session, slot)) STRICT;
+    session BLOB, epoch INTEGER, slot INTEGER, shares BLOB NOT NULL, PRIMARY KEY (session, epoch, slot)) STRICT;
 CREATE TABLE IF NOT EXISTS secagg_slot (
-    session BLOB, slot INTEGER, stage TEXT NOT NULL, manifest BLOB NOT NULL, statement BLOB,
-    confirm_hash BLOB, confirm_reply BLOB, unmask_hash BLOB, unmask_reply BLOB, PRIMARY KEY (session, slot)) STRICT;
+    session BLOB, epoch INTEGER, slot INTEGER, stage TEXT NOT NULL, manifest BLOB NOT NULL, statement BLOB,
+    confirm_hash BLOB, confirm_reply BLOB, unmask_hash BLOB, unmask_reply BLOB,
+    PRIMARY KEY (session, epoch, slot)) STRICT;
 """
 
 
@@ -42,21 +44,30 @@ class Store:
             # Statement by statement: executescript would commit a transaction of the caller.
             for statement in filter(str.strip, TABLES.split(";")):
                 connection.execute(statement)
-            # A process that was killed between a deletion and the end of `forgetting` left the log behind.
-            if not connection.in_transaction:
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            connection.execute("SELECT epoch FROM secagg_slot LIMIT 0")
         except sqlite3.Error as error:
-            raise StorageError(f"cannot prepare the silo's secure-sum state: {error}") from error
+            raise StorageError(
+                f"cannot prepare the silo's secure-sum state: {error}; a database of an earlier version cannot go on, "
+                "start a new run"
+            ) from error
+        # A process that was killed between a deletion and the end of `forgetting` left the log behind.
+        self.clear_log()
 
     @contextmanager
     def forgetting(self) -> Iterator[sqlite3.Connection]:
         """A change that deletes secrets: afterwards they are in neither the database nor its write-ahead log."""
         with self.change() as db:
             yield db
+        self.clear_log()
+
+    def clear_log(self) -> None:
+        """Move the write-ahead log into the database, where deleted values are overwritten."""
         try:
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            busy = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         except sqlite3.Error as error:
             raise StorageError(f"cannot clear the log of the silo's secure-sum state: {error}") from error
+        if busy:
+            raise StorageError("another process keeps the log of the silo's secure-sum state from being cleared")
 
     @contextmanager
     def change(self) -> Iterator[sqlite3.Connection]:

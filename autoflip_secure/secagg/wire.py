@@ -42,6 +42,8 @@ MAX_COUNTER = (1 << 32) - 1
 MAX_MESSAGE_BYTES = 1 << 30
 # A length above what any message needs; without it a short hostile message could make the reader allocate gigabytes.
 MAX_ARRAY = 4096
+MAX_ITEMS = 1 << 15
+"""Items of all arrays of a message; nested arrays take sixty times their bytes in memory."""
 MAX_TEXT = 256
 
 M = TypeVar("M", bound="Message")
@@ -78,9 +80,24 @@ class Message:
 def _read_fields(data: bytes, kind: str, count: int) -> tuple[Any, ...]:
     if not isinstance(data, bytes) or len(data) > MAX_MESSAGE_BYTES:
         raise ProtocolError(f"not a {kind} message: expected at most {MAX_MESSAGE_BYTES} bytes")
+    left = MAX_ITEMS
+
+    def counted(array: tuple[Any, ...]) -> tuple[Any, ...]:
+        nonlocal left
+        left -= 1 + len(array)
+        if left < 0:
+            raise ValueError(f"more than {MAX_ITEMS} items")
+        return array
+
     try:
         array = msgpack.unpackb(
-            data, use_list=False, max_array_len=MAX_ARRAY, max_map_len=0, max_ext_len=0, max_str_len=MAX_TEXT
+            data,
+            use_list=False,
+            list_hook=counted,
+            max_array_len=MAX_ARRAY,
+            max_map_len=0,
+            max_ext_len=0,
+            max_str_len=MAX_TEXT,
         )
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
         raise ProtocolError(f"not a {kind} message: {error}") from error

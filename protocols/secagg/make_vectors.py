@@ -111,7 +111,7 @@ class Federation:
 
     def _start(self, silo: int) -> SecAggSilo:
         connection = sqlite3.connect(":memory:", isolation_level=None)
-        return SecAggSilo(connection, self.identities[silo], silo, self.roster, SiloRules(0))
+        return SecAggSilo(connection, self.identities[silo], silo, self.roster, SiloRules(0), SESSION)
 
     def _identity(self, party: int) -> Identity:
         self._draws.party = party

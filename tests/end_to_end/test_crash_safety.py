@@ -182,7 +182,11 @@ def test_ctrl_c_leaves_a_resumable_run(tmp_path: Path, capsys: pytest.CaptureFix
     run = tmp_path / "run"
     options = [*OPTIONS, "--rounds", "400", "--explore-rounds", "1", "--workers", "1", "--run-dir", str(run)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "autoflip_secure.sim", *options], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "autoflip_secure.sim", *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run started in the background inherits that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() or (run / "metrics.jsonl").read_text().count("\n") < 3:

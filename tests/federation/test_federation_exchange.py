@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
-from autoflip_secure.federation.exchange import StageExchange, Traffic
+from autoflip_secure.federation.exchange import LONGEST_ERROR, StageExchange, Traffic
 from autoflip_secure.federation.wire import RECORD, Reply, read_request, reply_message
 
 Answer = Callable[[int, Message], Message | None]
@@ -180,6 +180,20 @@ def test_refusals_are_counted_by_kind_and_forgotten_by_the_next_attempt(start) -
     assert exchange.refusals == {"BudgetExhausted": 2, "PolicyRefusal": 1}
     exchange.begin(3, 2, b"")
     assert not exchange.refusals
+
+
+def test_words_of_a_silos_own_are_neither_counted_by_nor_kept_at_length(start) -> None:
+    """Else a silo could fill the run's memory and event log with refusals."""
+    errors = iter(f"{number} " + "x" * 100_000 for number in range(100))
+
+    def answer(node: int, message: Message) -> Message:
+        return reply_message(Reply("refused", error=next(errors)), message)
+
+    exchange, _, _, events = start(answer)
+    dict(exchange("masked", REQUESTS))
+    dict(exchange("confirm", REQUESTS))
+    assert exchange.refusals == {"other": 8}
+    assert {len(event["error"]) for event in events} == {LONGEST_ERROR} == {64}
 
 
 def test_the_view_gets_every_message_as_it_came(start) -> None:

@@ -26,6 +26,8 @@ from autoflip_secure.federation.wire import Reply, Request
 from autoflip_secure.models.spec import build, dense_spec
 from autoflip_secure.privacy.accounting import Mechanism
 from autoflip_secure.secagg.identity import Identity
+from autoflip_secure.secagg.setup_messages import AdvertiseRequest
+from autoflip_secure.secagg.signing import sign_message
 from autoflip_secure.storage import open_silo_database
 from autoflip_secure.sums.encoding import unpack_sum, word_count
 from autoflip_secure.sums.manifest import Manifest
@@ -459,6 +461,49 @@ def test_the_last_joined_session_counts_also_after_reopening(start: Start) -> No
             joined.reopen()
         for session, status in ((b"\x01" * 16, "ok"), (b"\x02" * 16, "refused")):
             assert joined.clear(session=session).status == status
+
+
+def advertise(joined: Joined, session: bytes) -> Reply:
+    """Ask for the keys of an epoch of two slots in a session."""
+    message = AdvertiseRequest(session, joined.folder.roster().hash(), 1, 2)
+    request = sign_message(joined.folder.coordinator_identity(), message)
+    return joined.silo.answer(Request("advertise", 0, 0, request))
+
+
+def sessions_with_keys(joined: Joined) -> set[bytes]:
+    with sqlite3.connect(joined.home / "state.sqlite") as database:
+        tables = ("secagg_epoch", "secagg_secret")
+        rows = [database.execute(f"SELECT session FROM {table}").fetchall() for table in tables]
+    return {session for found in rows for (session,) in found}
+
+
+def test_keys_are_made_for_the_joined_run_and_forgotten_with_the_next(start: Start) -> None:
+    one, two = b"\x01" * 16, b"\x02" * 16
+    joined = start(aggregation="secagg")
+    joined.join(session=one)
+    assert refused(advertise(joined, two), "Refusal")
+    assert "rule session" in joined.log()
+    assert advertise(joined, one).status == "ok", joined.log()
+    joined.join(session=one)
+    assert sessions_with_keys(joined) == {one}, "joining the same run again costs no keys"
+    joined.join(session=two)
+    assert sessions_with_keys(joined) == set()
+    assert advertise(joined, two).status == "ok"
+    assert sessions_with_keys(joined) == {two}
+    joined.join(session=one)
+    assert refused(advertise(joined, one), "Refusal"), "epoch 1 of the first run stays used"
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+@pytest.mark.parametrize(("policy", "run", "expected"), [(0, 1, 1), (1, 1, 1), (0, 0, 0)])
+def test_sums_bear_the_colluders_of_policy_and_run(
+    policy: int, run: int, expected: int, reopened: bool, start: Start
+) -> None:
+    joined = start(policy={"colluders": policy}, aggregation="secagg", colluders=run)
+    assert joined.join().status == "ok", joined.log()
+    if reopened:
+        joined.reopen()
+    assert joined.silo._open_session().secure_sum._party.rules.colluders == expected
 
 
 def test_a_simulated_drop_is_an_answer_that_costs_nothing(start: Start) -> None:

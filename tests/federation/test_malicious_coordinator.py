@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.policy import SiloPolicy
 from autoflip_secure.federation.provisioning import RunFolder, provision
 from autoflip_secure.federation.silo import Silo
-from autoflip_secure.federation.terms import deviation_channel, metric_channel, update_channel
+from autoflip_secure.federation.terms import count_channel, deviation_channel, metric_channel, update_channel
 from autoflip_secure.federation.wire import Reply, Request
 from autoflip_secure.models.spec import ModelSpec, dense_spec, layout_of
 from autoflip_secure.privacy.accounting import Mechanism
@@ -267,6 +268,30 @@ def test_no_more_uses_than_the_plan_says(attacker) -> None:
     reply = attack.ask(attack.manifest(attack.model(), round=3))
     assert (reply.status, reply.error) == ("refused", "BudgetExhausted")
     assert attack.lines() == 2
+
+
+# Lengths that are not those of the contribution
+
+
+@pytest.mark.parametrize("length", [2, 1 << 31, (1 << 32) - 1])
+def test_a_channel_longer_than_the_contribution_allocates_nothing(length: int, attacker) -> None:
+    """Dither and noise are drawn by the manifest's length, gigabytes of them, if it is not looked at first."""
+    attack = attacker("local")
+    attack.planned["train"].append(Mechanism(1.0, 5.0, 3))
+    assert attack.join().status == "ok", attack.log()
+    terms = attack.terms(sampling_rate=1.0, noise_multiplier=5.0, clip=1.0)
+    honest = attack.manifest(attack.model(), phase="census", channels=(count_channel(5.0),), privacy=terms)
+    assert attack.ask(honest).status == "ok", attack.log()
+    longer = replace(honest, attempt=1, channels=(replace(count_channel(5.0), length=length),))
+    tracemalloc.start()
+    try:
+        reply = attack.ask(longer)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert reply == Reply("failed")
+    assert f"channel count has 1 coordinates, not {length}" in attack.log()
+    assert peak < 8 << 20
 
 
 # Models as oracles

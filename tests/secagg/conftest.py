@@ -6,8 +6,9 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import msgpack
 import numpy as np
 import pytest
 from blake3 import blake3
@@ -29,7 +30,7 @@ from autoflip_secure.secagg.round_messages import (
 )
 from autoflip_secure.secagg.rules import Survivors, dropped_silos, share_threshold
 from autoflip_secure.secagg.shamir import combine
-from autoflip_secure.secagg.signing import open_signed, sign_message
+from autoflip_secure.secagg.signing import Signed, open_signed, sign_message
 from autoflip_secure.storage import open_silo_database
 from autoflip_secure.sums.channels import ChannelSpec
 from autoflip_secure.sums.encoding import word_count
@@ -38,6 +39,15 @@ from autoflip_secure.sums.words import PackedWords, WordSource
 
 SESSION = bytes(range(16))
 UPDATE = ChannelSpec("update", 7, 16, 1.0)
+
+
+def session_of(request: bytes) -> bytes:
+    """Session in the head of a signed request; SESSION for bytes that are none."""
+    try:
+        session = msgpack.unpackb(Signed.from_bytes(request).payload)[2]
+    except (AutoflipSecureError, ValueError, LookupError, TypeError):
+        return SESSION
+    return session if isinstance(session, bytes) and len(session) == len(SESSION) else SESSION
 
 
 @dataclass
@@ -49,6 +59,7 @@ class Federation:
     rules: SiloRules = field(default_factory=lambda: SiloRules(0))
     folder: Path | None = None
     channels: tuple[ChannelSpec, ...] = (UPDATE,)
+    session: ClassVar[bytes] = SESSION
 
     def __post_init__(self) -> None:
         self.coordinator_identity = Identity.generate()
@@ -64,14 +75,14 @@ class Federation:
         self.failures: dict[tuple[str, int], Exception] = {}
         self.coordinator = self.new_coordinator(first_epoch=1)
 
-    def start(self, silo: int) -> SecAggSilo:
-        """A new process of a silo: nothing but its database is carried over."""
+    def start(self, silo: int, session: bytes = SESSION) -> SecAggSilo:
+        """A new process of a silo that joined a run: nothing but its database is carried over."""
         if self.folder is not None:
             connection = open_silo_database(self.folder / f"{silo}.db")
         else:
             connection = self.connections.get(silo) or sqlite3.connect(":memory:", isolation_level=None)
         self.connections[silo] = connection
-        return SecAggSilo(connection, self.identities[silo], silo, self.roster, self.rules)
+        return SecAggSilo(connection, self.identities[silo], silo, self.roster, self.rules, session)
 
     def new_coordinator(self, first_epoch: int) -> SecAggCoordinator:
         return SecAggCoordinator(
@@ -108,7 +119,13 @@ class Federation:
         return words
 
     def answer(self, stage: str, silo: int, request: bytes) -> bytes:
-        return self.silos[silo].answer(stage, request, self.contribute(silo))
+        """A silo's answer, as the silo that joined the run of the request, whichever that is."""
+        session = session_of(request)
+        if session == SESSION:
+            party = self.silos[silo]
+        else:
+            party = SecAggSilo(self.connections[silo], self.identities[silo], silo, self.roster, self.rules, session)
+        return party.answer(stage, request, self.contribute(silo))
 
     def exchange(
         self,

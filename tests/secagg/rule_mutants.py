@@ -39,11 +39,13 @@ class Mutant:
     what : str
         What is no longer checked.
     file : str
-        In autoflip_secure/secagg.
+        In autoflip_secure/`package`.
     changes : tuple of (old, new)
         Each `old` occurs exactly once in the file.
     tests : tuple of str
-        In tests/secagg, `file::test` without `.py`; one of them has to fail.
+        In tests/`package`, `file::test` without `.py`; one of them has to fail.
+    package : str
+        `secagg`, or `federation` where a silo's own rules or the coordinator's books are set up.
     """
 
     rule: str
@@ -51,6 +53,15 @@ class Mutant:
     file: str
     changes: tuple[tuple[str, str], ...]
     tests: tuple[str, ...]
+    package: str = "secagg"
+
+    @property
+    def source(self) -> Path:
+        return Path("autoflip_secure", self.package, self.file)
+
+    @property
+    def test_ids(self) -> tuple[str, ...]:
+        return tuple(f"tests/{self.package}/{test.replace('::', '.py::')}" for test in self.tests)
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,18 @@ MUTANTS = (
     Mutant("roster", "same on both sides", "silo.py",
            never("message.roster_hash != self._party.roster.hash()"),
            tests("refusals", "another_roster")),
+    Mutant("session", "the run that was joined", "silo.py", never("message.session != self._session"),
+           tests("refusals", "requests_of_a_run_that_was_not_joined")),
+    Mutant("session", "others are forgotten", "silo.py", gone("self._party.state.forget_others(self._session)"),
+           tests("state", "a_new_run_keeps_the_epoch_numbers_of_others_only")),
+    Mutant("session", "only others are forgotten", "state.py",
+           (('f"DELETE FROM {table} WHERE session <> ?"', 'f"DELETE FROM {table} WHERE ? IS NOT NULL"'),),
+           tests("state", "a_run_does_not_forget_itself")),
+    Mutant("session", "others are forgotten on joining", "silo.py",
+           gone("self._session.secure_sum.forget_other_runs()"),
+           ("test_federation_silo::test_keys_are_made_for_the_joined_run_and_forgotten_with_the_next",), "federation"),
+    Mutant("message", "items of all arrays", "wire.py", never("left < 0"),
+           tests("messages", "nested_arrays_that_would_fill_the_memory")),
     Mutant("epoch-order", "epochs only grow", "state.py",
            never("newest is not None and epoch <= newest[0]"),
            tests("refusals", "epochs_only_grow")),
@@ -151,6 +174,8 @@ MUTANTS = (
                  "len(parcels) != PARCEL_BYTES * len(dealing.recipients)"),
            tests("refusals", "deliveries_with_other_peers")),
     # Rules of a silo: the share graph above 100 silos.
+    Mutant("graph", "only above 100 silos", "silo_setup.py", never("silos <= MAX_COMPLETE"),
+           tests("sparse", "sparse_graph_is_refused_to_rosters_that_need_none")),
     Mutant("graph", "safe by the silo's own count", "silo_setup.py",
            never("graph.holders == 0 or not is_safe("
                  "len(request.advertisements), party.rules.colluders, graph, SAFE_BITS)"),
@@ -191,6 +216,9 @@ MUTANTS = (
            tests("refusals", "fraction_of_the_cohort_is_a_minimum")),
     Mutant("minimum", "colluders", "rules.py", (("self.colluders + 2 + moments)", "2 + moments)"),),
            tests("refusals", "colluders_and_moments_raise_the_minimum")),
+    Mutant("minimum", "colluders of the run", "silo.py",
+           (("max(self._policy.colluders, request.config.colluders)", "self._policy.colluders"),),
+           ("test_federation_silo::test_sums_bear_the_colluders_of_policy_and_run",), "federation"),
     Mutant("minimum", "moments", "rules.py", (("self.colluders + 2 + moments)", "self.colluders + 3)"),),
            tests("refusals", "colluders_and_moments_raise_the_minimum")),
     Mutant("cohort", "only of its own", "silo_round.py",
@@ -201,7 +229,7 @@ MUTANTS = (
     Mutant("slot-once", "closed for good", "silo_round.py", never("isinstance(state, Closed)"),
            tests("refusals", "sums_of_one_or_two")),
     Mutant("slot-once", "two processes", "state.py",
-           (('            db.execute("DELETE FROM secagg_secret WHERE session = ? AND slot = ?", key)\n', ""),
+           (('            db.execute("DELETE FROM secagg_secret" + THE_SLOT, key)\n', ""),
             ('"INSERT INTO secagg_slot (', '"INSERT OR REPLACE INTO secagg_slot (')),
            tests("breaks", "twin_process_cannot_mask_again")),
     Mutant("slot-once", "spent before the contribution", "silo_round.py",
@@ -209,6 +237,23 @@ MUTANTS = (
             ("    keys, signs = _masks(",
              "    secret = party.state.spend(ready, manifest.slot, request.manifest)\n    keys, signs = _masks(")),
            tests("refusals", "slot_stays_spent_when_the_contribution_fails")),
+    Mutant("slot-once", "of this epoch and no newer one", "state.py",
+           (('" WHERE session = ? AND epoch = ? AND slot = ?"', '" WHERE session = ? AND epoch >= ? AND slot = ?"'),),
+           tests("delayed", "confirmation_written_late_opens_nothing_in_the_new_epoch")),
+    Mutant("slot-once", "of this epoch and no newer one, word by word", "state.py",
+           (('" WHERE session = ? AND epoch = ? AND slot = ?"', '" WHERE session = ? AND epoch >= ? AND slot = ?"'),),
+           tests("delayed", "half_read_answer_of_an_old_epoch_leaves_the_new_one_alone")),
+    Mutant("slot-once", "secrets are gone before anything is answered", "store.py", never("busy"),
+           tests("state", "log_that_cannot_be_cleared_is_an_error")),
+    Mutant("slot-once", "secrets left by a killed process", "store.py",
+           (("left the log behind.\n        self.clear_log()", "left the log behind.\n        pass"),),
+           tests("state", "log_that_cannot_be_cleared_is_an_error")),
+    Mutant("masked words", "no clear words in a part kept too long", "masking.py",
+           (("masked = np.empty_like(encoded)", "masked = encoded"),),
+           tests("masking", "part_kept_too_long_never_shows_clear_words")),
+    Mutant("contribution", "as long as its channel", "contribution.py", never("vector.shape != (channel.length,)"),
+           ("test_malicious_coordinator::test_a_channel_longer_than_the_contribution_allocates_nothing",),
+           "federation"),
     Mutant("slot-once", "closed by a broken rule", "silo_round.py", gone("party.state.close(ready, slot)"),
            tests("refusals", "sums_of_one_or_two")),
     Mutant("slot-once", "closed by a manifest", "silo_round.py",
@@ -258,7 +303,7 @@ MUTANTS = (
            tests("breaks", "twin_process_cannot_answer_otherwise")),
     Mutant("unmask-once", "shares are deleted", "state.py",
            (('answered meanwhile")\n'
-             '            db.execute("DELETE FROM secagg_share WHERE session = ? AND slot = ?", key)',
+             '            db.execute("DELETE FROM secagg_share" + THE_SLOT, key)',
              'answered meanwhile")'),),
            tests("state", "shares_are_deleted_once_revealed")),
     # Checks of the coordinator.
@@ -300,6 +345,20 @@ MUTANTS = (
            never("digest_of(sent) != dealing.parcels_hash or "
                  "set(map(len, message.rows)) != {2 * HASH_BYTES * self.slots}"),
            tests("refusals", "coordinator_leaves_out_boxes_that_were_not_signed_for")),
+    Mutant("coordinator: share", "boxes of the right size", "coordinator_setup.py",
+           never("set(map(len, message.boxes)) != {box_bytes(self.slots)}"),
+           tests("refusals", "coordinator_leaves_out_boxes_of_another_size")),
+    Mutant("coordinator: share", "a graph for these advertisers", "desk.py",
+           (("except ConfigError as error:", "except ZeroDivisionError as error:"),),
+           tests("sparse", "advertisers_without_a_safe_graph_abort")),
+    Mutant("coordinator: replies", "errors by known names", "exchange.py",
+           (('reply.error if reply.error in KNOWN_ERRORS else "other"', "reply.error"),),
+           ("test_federation_exchange::test_words_of_a_silos_own_are_neither_counted_by_nor_kept_at_length",),
+           "federation"),
+    Mutant("coordinator: replies", "errors of any length", "exchange.py",
+           (("reply.error[:LONGEST_ERROR]", "reply.error"),),
+           ("test_federation_exchange::test_words_of_a_silos_own_are_neither_counted_by_nor_kept_at_length",),
+           "federation"),
     Mutant("coordinator: masked", "words of the right size", "coordinator_round.py",
            never("len(words) != total.nbytes or not end"),
            tests("refusals", "short_vector_is_reported_as_short")),
@@ -347,9 +406,10 @@ def judge(mutants: Iterable[Mutant]) -> list[Verdict]:
     with tempfile.TemporaryDirectory(prefix="rule-mutants-") as name:
         copy = Path(name).resolve()
         shutil.copytree(REPOSITORY / "autoflip_secure", copy / "autoflip_secure", ignore=NOT_COPIED)
-        shutil.copytree(REPOSITORY / "tests" / "secagg", copy / "tests" / "secagg", ignore=NOT_COPIED)
+        for package in sorted({mutant.package for mutant in mutants}):
+            shutil.copytree(REPOSITORY / "tests" / package, copy / "tests" / package, ignore=NOT_COPIED)
         shutil.copy(REPOSITORY / "pyproject.toml", copy)
-        named = sorted({test for mutant in mutants for test in mutant.tests})
+        named = sorted({test for mutant in mutants for test in mutant.test_ids})
         code, output = _run(copy, named, first_failure=False)
         if code != 0:
             raise RuntimeError(f"the named tests do not pass as it is:\n{output}")
@@ -357,7 +417,7 @@ def judge(mutants: Iterable[Mutant]) -> list[Verdict]:
 
 
 def _judge_one(copy: Path, mutant: Mutant) -> Verdict:
-    source = copy / "autoflip_secure" / "secagg" / mutant.file
+    source = copy / mutant.source
     original = mutated = source.read_text()
     for old, new in mutant.changes:
         if mutated.count(old) != 1:
@@ -365,17 +425,16 @@ def _judge_one(copy: Path, mutant: Mutant) -> Verdict:
         mutated = mutated.replace(old, new)
     try:
         source.write_text(mutated)
-        code, output = _run(copy, mutant.tests)
+        code, output = _run(copy, mutant.test_ids)
     finally:
         source.write_text(original)
-    failed = re.findall(r"^FAILED tests/secagg/test_secagg_(.+?)(?: - .*)?$", output, re.MULTILINE)
+    failed = re.findall(r"^FAILED tests/\w+/test_(?:secagg_)?(.+?)(?: - .*)?$", output, re.MULTILINE)
     if code not in (0, TESTS_FAILED):
         return Verdict(mutant, "", f"pytest ended with {code}: {output[-500:]}")
     return Verdict(mutant, failed[0] if failed else "")
 
 
-def _run(copy: Path, tests: Sequence[str], *, first_failure: bool = True) -> tuple[int, str]:
-    ids = [f"tests/secagg/{test.replace('::', '.py::')}" for test in tests]
+def _run(copy: Path, ids: Sequence[str], *, first_failure: bool = True) -> tuple[int, str]:
     options = ["-q", "--tb=no", "-p", "no:cacheprovider", *(["-x"] if first_failure else [])]
     # Two mutants of one file within a second look the same to the cache of compiled modules: do without it.
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}

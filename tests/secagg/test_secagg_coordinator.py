@@ -73,7 +73,7 @@ def test_new_keys_after_two_aborts(federation):
     """Silos that lost their state refuse every slot of the epoch; two failures are enough."""
     fed = federation(3)
     fed.coordinator.sum(fed.manifest(), fed.exchange())
-    fed.silos[2].forget(fed.manifest().session)
+    fed.start(2, bytes(16)).forget_other_runs()
     for _ in range(2):
         with pytest.raises(Abort):
             fed.coordinator.sum(fed.manifest(), fed.exchange())
@@ -160,11 +160,11 @@ def test_parties_that_do_not_fit_the_roster(federation):
     with pytest.raises(ConfigError, match="slots"):
         SecAggCoordinator(fed.coordinator_identity, fed.roster, bytes(16), slots=0, **options)
     with pytest.raises(InputError, match="not the one the roster has"):
-        SecAggSilo(fed.connections[1], fed.identities[2], 1, fed.roster, SiloRules(0))
+        SecAggSilo(fed.connections[1], fed.identities[2], 1, fed.roster, SiloRules(0), fed.session)
     with pytest.raises(InputError, match="not in the roster"):
-        SecAggSilo(fed.connections[1], fed.identities[1], 7, fed.roster, SiloRules(0))
+        SecAggSilo(fed.connections[1], fed.identities[1], 7, fed.roster, SiloRules(0), fed.session)
     with pytest.raises(ConfigError, match="colluders"):
-        SecAggSilo(fed.connections[1], fed.identities[1], 1, fed.roster, SiloRules(2))
+        SecAggSilo(fed.connections[1], fed.identities[1], 1, fed.roster, SiloRules(2), fed.session)
 
 
 def test_importing_the_package_loads_nothing_heavy():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import msgpack
 import pytest
 from hypothesis import given, settings
@@ -161,6 +163,31 @@ def test_encoding_that_is_not_the_shortest():
 def test_short_message_that_claims_to_be_huge(data):
     with pytest.raises(ProtocolError):
         rounds.UnmaskRequest.from_bytes(data)
+
+
+def test_nested_arrays_that_would_fill_the_memory():
+    """1.6 MB within the limit of every single array; 100 MB were all of it read."""
+    chains = (b"\x91" * 400 + b"\x00") * 4096
+    data = b"\x94\x01\xa6signed" + b"\xdc\x10\x00" + chains + b"\xc4\x40" + bytes(64)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProtocolError, match="more than 32768 items"):
+            Signed.from_bytes(data)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_items_are_counted_over_all_arrays():
+    """The largest message there is, of a roster of 2000 silos, stays far below the limit."""
+    everyone = tuple(range(1, 2001))
+    receipts = tuple((silo, bytes(32), bytes(64)) for silo in everyone)
+    request = rounds.ConfirmRequest(bytes(16), bytes(32), 1, b"", (everyone,), receipts, b"")
+    assert rounds.ConfirmRequest.from_bytes(request.to_bytes()) == request
+    lists = [list(range(1, 4001))] * 9
+    fields = [1, "confirmation", bytes(32), lists]
+    with pytest.raises(ProtocolError, match="items"):
+        rounds.Confirmation.from_bytes(msgpack.packb(fields))
 
 
 @pytest.mark.parametrize("survivors", [((2, 1),), ((1, 1),), ((0,),), (1,), [(1,)], ((1.0,),)])

@@ -10,6 +10,7 @@ import pytest
 from autoflip_secure.errors import PolicyRefusal, ProtocolError, Refusal
 from autoflip_secure.secagg import Identity, SiloRules
 from autoflip_secure.secagg.coordinator_setup import OpenEpoch
+from autoflip_secure.secagg.dealing import parcels
 from autoflip_secure.secagg.keys import Agreement, pair_mask_key, self_mask_key
 from autoflip_secure.secagg.prg import apply_masks
 from autoflip_secure.secagg.round_messages import (
@@ -17,6 +18,7 @@ from autoflip_secure.secagg.round_messages import (
     ConfirmRequest,
     MaskedRequest,
     UnmaskReply,
+    UnmaskRequest,
 )
 from autoflip_secure.secagg.rules import share_threshold
 from autoflip_secure.secagg.setup_messages import (
@@ -29,7 +31,7 @@ from autoflip_secure.secagg.setup_messages import (
     ShareReply,
     ShareRequest,
 )
-from autoflip_secure.secagg.signing import Signed, open_signed, sign_message, sign_statement
+from autoflip_secure.secagg.signing import Signed, digest_of, open_signed, sign_message, sign_statement
 from autoflip_secure.sums.channels import ChannelSpec
 
 
@@ -392,22 +394,42 @@ def test_request_signed_by_somebody_else(federation, dishonest):
 
 def test_another_roster(federation):
     fed, other = federation(4), federation(5)
-    request = AdvertiseRequest(bytes(16), other.roster.hash(), 1, 4)
+    request = AdvertiseRequest(fed.session, other.roster.hash(), 1, 4)
     with pytest.raises(Refusal, match="roster"):
         fed.answer("advertise", 1, fed.signed(request))
+
+
+@pytest.mark.parametrize("stage", ["advertise", "share", "masked", "confirm", "unmask"])
+def test_requests_of_a_run_that_was_not_joined(federation, dishonest, stage):
+    """Signed by the coordinator and well formed; nothing is kept of them, whatever their number."""
+    attack = dishonest(federation(4))
+    fed, head = attack.fed, (bytes(16), attack.fed.roster.hash(), attack.epoch.number)
+    manifest, delivery = replace(attack.manifest, session=bytes(16)).to_bytes(), attack.epoch.delivery(1)
+    request = {
+        "advertise": AdvertiseRequest(*head, 1024),
+        "share": ShareRequest(*head, 0, 3, ()),
+        "masked": MaskedRequest(*head, manifest, delivery),
+        "confirm": ConfirmRequest(*head, manifest, ALL, (), delivery),
+        "unmask": UnmaskRequest(*head, 0, attack.manifest.digest(), ALL, ()),
+    }[stage]
+    before = list(fed.connections[1].iterdump())
+    with pytest.raises(Refusal, match="rule session"):
+        fed.silos[1].answer(stage, fed.signed(request), fed.contribute(1))
+    assert list(fed.connections[1].iterdump()) == before
+    attack.masked(1)
 
 
 def test_epochs_only_grow(federation):
     fed = federation(3)
 
     def advertise(epoch):
-        return fed.answer("advertise", 1, fed.signed(AdvertiseRequest(bytes(16), fed.roster.hash(), epoch, 2)))
+        return fed.answer("advertise", 1, fed.signed(AdvertiseRequest(fed.session, fed.roster.hash(), epoch, 2)))
 
     first = advertise(5)
     for epoch in (5, 4, 0):
         with pytest.raises(Refusal, match="epoch-order"):
             advertise(epoch)
-    fed.silos[1].forget(bytes(16))
+    fed.start(1, bytes(16)).forget_other_runs()
     with pytest.raises(Refusal, match="epoch-order"):
         advertise(5)
     assert advertise(6) != first
@@ -433,7 +455,7 @@ ADVERTISEMENT_FAULTS = {
 @pytest.mark.parametrize(("fault", "words"), ADVERTISEMENT_FAULTS.items())
 def test_advertisements_that_do_not_hold(federation, fault, words):
     fed = federation(4)
-    head = (bytes(16), fed.roster.hash(), 1)
+    head = (fed.session, fed.roster.hash(), 1)
     signed = advertise(fed, head, 2)
     shown = [signed[silo] for silo in (1, 2, 3, 4)]
     if fault == "own missing":
@@ -460,7 +482,7 @@ def test_advertisements_that_do_not_hold(federation, fault, words):
 
 def test_advertised_key_of_low_order(federation):
     fed = federation(4)
-    head = (bytes(16), fed.roster.hash(), 1)
+    head = (fed.session, fed.roster.hash(), 1)
     signed = list(advertise(fed, head, 2).values())
     other = open_signed(Advertisement, fed.roster.public(2), signed[1])
     shown = [signed[0], sign_message(fed.identities[2], replace(other, box_key=bytes(32))), *signed[2:]]
@@ -528,7 +550,7 @@ def test_deliveries_with_other_peers(federation, dishonest):
 
 def test_stages_out_of_order(federation):
     fed = federation(4)
-    head = (bytes(16), fed.roster.hash(), 1)
+    head = (fed.session, fed.roster.hash(), 1)
     with pytest.raises(ProtocolError, match="epoch 1 is not the one"):
         fed.answer("masked", 1, fed.signed(MaskedRequest(*head, fed.manifest().to_bytes(), b"")))
     fed.answer("advertise", 1, fed.signed(AdvertiseRequest(*head, 2)))
@@ -590,3 +612,25 @@ def test_coordinator_leaves_out_boxes_that_were_not_signed_for(federation, fault
 
     fed.assert_exact(fed.coordinator.sum(fed.manifest(), fed.exchange(tamper=tamper)), (1, 2, 3))
     assert [(event["silo"], event["stage"]) for event in fed.named("silo_misbehaved")] == [(4, "share")]
+
+
+@pytest.mark.parametrize(
+    "change", [lambda box: b"", lambda box: box[:-1], lambda box: box + b"x", lambda box: box * 1000]
+)
+def test_coordinator_leaves_out_boxes_of_another_size(federation, change):
+    """Signed for as they are: every recipient would have to be sent them."""
+    fed = federation(4)
+
+    def tamper(stage, silo, reply):
+        if (stage, silo) != ("share", 4):
+            return reply
+        message = ShareReply.from_bytes(reply)
+        boxes = (*message.boxes[:-1], change(message.boxes[-1]))
+        dealing = open_signed(Dealing, fed.roster.public(4), message.dealing)
+        again = replace(dealing, parcels_hash=digest_of(parcels(boxes, message.rows)))
+        return replace(message, dealing=sign_message(fed.identities[4], again), boxes=boxes).to_bytes()
+
+    fed.assert_exact(fed.coordinator.sum(fed.manifest(), fed.exchange(tamper=tamper)), (1, 2, 3))
+    (event,) = fed.named("silo_misbehaved")
+    assert (event["silo"], event["stage"]) == (4, "share")
+    assert "another size" in event["reason"]

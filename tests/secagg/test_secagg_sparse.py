@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 from autoflip_secure.errors import Abort, ConfigError, ProtocolError, Refusal
-from autoflip_secure.secagg import SecAggSilo, SiloRules, silo_round
+from autoflip_secure.secagg import SecAggSilo, SiloRules, share_threshold, silo_round, silo_setup
 from autoflip_secure.secagg.coordinator_round import MaskedStage
 from autoflip_secure.secagg.coordinator_setup import OpenEpoch
 from autoflip_secure.secagg.desk import Desk
-from autoflip_secure.secagg.graph import EPOCH_BITS, SAFE_BITS, ShareGraph, failure_bits
+from autoflip_secure.secagg.graph import EPOCH_BITS, SAFE_BITS, ShareGraph, failure_bits, is_safe
 from autoflip_secure.secagg.round_messages import ConfirmRequest, MaskedRequest, UnmaskReply
 from autoflip_secure.secagg.setup_messages import (
     AdvertiseReply,
@@ -142,15 +142,19 @@ def advertised(fed):
     def ask(*graphs, silos=(1,), number=0, rules=None):
         head = (next(sessions).to_bytes(16, "big"), fed.roster.hash(), number)
         request = fed.signed(AdvertiseRequest(*head, 1))
-        parties = dict(fed.silos)
+        parties = {}
         if rules is not None:
             connection = sqlite3.connect(":memory:", isolation_level=None)
-            parties[1] = SecAggSilo(connection, fed.identities[1], 1, fed.roster, rules)
-        replies = [parties[silo].answer("advertise", request, None) for silo in EVERYONE]
+            parties[1] = SecAggSilo(connection, fed.identities[1], 1, fed.roster, rules, head[0])
+
+        def answer(stage, silo, request):
+            return parties[silo].answer(stage, request, None) if silo in parties else fed.answer(stage, silo, request)
+
+        replies = [answer("advertise", silo, request) for silo in EVERYONE]
         signed = tuple(AdvertiseReply.from_bytes(reply).advertisement for reply in replies)
         answers = []
         for silo, graph in zip(silos * len(graphs), graphs, strict=False):
-            answers.append(parties[silo].answer("share", fed.signed(ShareRequest(*head, *graph, signed)), None))
+            answers.append(answer("share", silo, fed.signed(ShareRequest(*head, *graph, signed))))
         return head, answers
 
     return ask
@@ -264,6 +268,7 @@ def run_attack(attack, survivors):
 def four_sparse(federation, monkeypatch):
     """Small enough to be quick: every silo deals to the three others, and all three are needed."""
     monkeypatch.setattr(Desk, "share_graph", lambda desk, advertisers: ShareGraph(3, 3))
+    monkeypatch.setattr(silo_setup, "MAX_COMPLETE", 3)
     return federation(4)
 
 
@@ -343,3 +348,27 @@ def test_receipts_are_those_of_the_silos_whose_shares_are_held(fed, epoch, disho
             fed.answer("confirm", silo, fed.signed(request))
         assert attack.slot_is_closed(silo)
     attack.confirm(7, survivors)
+
+
+@pytest.mark.parametrize(("silos", "graph"), [(10, (6, 5)), (100, (60, 51))])
+def test_sparse_graph_is_refused_to_rosters_that_need_none(federation, silos, graph):
+    """Safe by the silo's own count, but more colluders than it counts would have a silo's shares more easily."""
+    fed = federation(silos)
+    assert is_safe(silos, 0, ShareGraph(*graph), SAFE_BITS)
+    head = (fed.session, fed.roster.hash(), 1)
+    request = fed.signed(AdvertiseRequest(*head, 1))
+    signed = tuple(
+        AdvertiseReply.from_bytes(fed.answer("advertise", silo, request)).advertisement for silo in fed.identities
+    )
+    with pytest.raises(Refusal, match="rule graph: up to 100 silos everybody holds shares of everybody"):
+        fed.answer("share", 1, fed.signed(ShareRequest(*head, *graph, signed)))
+    fed.answer("share", 1, fed.signed(ShareRequest(*head, 0, share_threshold(silos), signed)))
+
+
+def test_advertisers_without_a_safe_graph_abort(fed):
+    """Enough of them for a key set-up, too few for the colluders and dropouts planned for."""
+    desk = replace(fed.desk, colluders=33, dropout=0.3)
+    assert desk.share_graph(N).holders
+    with pytest.raises(Abort, match="the model is unchanged") as caught:
+        desk.share_graph(desk.threshold)
+    assert caught.value.stage == "share"

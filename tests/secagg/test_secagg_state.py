@@ -8,9 +8,10 @@ import stat
 import numpy as np
 import pytest
 
-from autoflip_secure.errors import EncodingError, StorageError
+from autoflip_secure.errors import EncodingError, ProtocolError, Refusal, StorageError
 from autoflip_secure.secagg import SecAggSilo, SiloRules
 from autoflip_secure.secagg.keys import SlotSecret
+from autoflip_secure.secagg.round_messages import MaskedRequest
 from autoflip_secure.storage import open_silo_database
 from autoflip_secure.sums.words import PackedWords
 
@@ -103,13 +104,24 @@ def test_new_epoch_deletes_the_old_ones_secrets(federation):
     assert not kept, "nothing of the old epoch is left"
 
 
-def test_forget_keeps_epoch_numbers_only(federation):
+def test_a_new_run_keeps_the_epoch_numbers_of_others_only(federation):
     fed = federation(3)
     fed.coordinator.sum(fed.manifest(), fed.exchange())
-    fed.silos[1].forget(fed.manifest().session)
+    fed.start(1, bytes(16)).forget_other_runs()
     connection = fed.connections[1]
     assert blobs(connection) == set()
     assert connection.execute("SELECT newest_epoch FROM secagg_session").fetchall() == [(1,)]
+
+
+def test_a_run_does_not_forget_itself(federation):
+    fed = federation(3)
+    fed.coordinator.sum(fed.manifest(), fed.exchange())
+    for silo in (1, 2, 3):
+        before = blobs(fed.connections[silo])
+        fed.start(silo).forget_other_runs()
+        assert blobs(fed.connections[silo]) == before
+    fed.assert_exact(fed.coordinator.sum(fed.manifest(), fed.exchange()), (1, 2, 3))
+    assert fed.epochs == [1]
 
 
 def test_sessions_do_not_disturb_each_other(federation):
@@ -157,11 +169,11 @@ def test_database_that_cannot_be_written(federation, tmp_path):
     from autoflip_secure.secagg.setup_messages import AdvertiseRequest
 
     with pytest.raises(StorageError, match="nothing was sent"):
-        fed.answer("advertise", 1, fed.signed(AdvertiseRequest(bytes(16), fed.roster.hash(), 1, 2)))
+        fed.answer("advertise", 1, fed.signed(AdvertiseRequest(fed.session, fed.roster.hash(), 1, 2)))
     closed = sqlite3.connect(":memory:")
     closed.close()
     with pytest.raises(StorageError):
-        SecAggSilo(closed, fed.identities[1], 1, fed.roster, SiloRules(0))
+        SecAggSilo(closed, fed.identities[1], 1, fed.roster, SiloRules(0), fed.session)
 
 
 def test_failed_change_leaves_nothing_behind(federation):
@@ -184,3 +196,53 @@ def test_secrets_are_not_in_any_repr(federation):
     for value in (secret.seed, secret.mask_key):
         assert repr(value)[2:-1] not in shown
         assert value.hex() not in shown
+
+
+def test_log_that_cannot_be_cleared_is_an_error(federation, dishonest, tmp_path):
+    """A reader in another process keeps a spent secret in the log: the silo does not answer as if it were gone."""
+    fed = federation(4, folder=tmp_path)
+    attack = dishonest(fed)
+    with pytest.raises(ProtocolError, match="not a manifest"):
+        fed.answer("masked", 1, fed.signed(MaskedRequest(*attack.head, b"", attack.epoch.delivery(1))))
+    fed.connections[1].execute("PRAGMA busy_timeout = 50")
+    reader = sqlite3.connect(tmp_path / "1.db", isolation_level=None)
+
+    def holding_the_seed():
+        return [path for path in tmp_path.glob("1.db*") if attack.seeds[1] in path.read_bytes()]
+
+    reader.execute("BEGIN")
+    assert count(reader, "secagg_secret") == 4
+    with pytest.raises(StorageError, match="another process keeps the log"):
+        attack.masked(1)
+    assert 1 not in attack.words
+    assert holding_the_seed(), "else there would be nothing to tell"
+    restarted = open_silo_database(tmp_path / "1.db")
+    restarted.execute("PRAGMA busy_timeout = 50")
+    with pytest.raises(StorageError, match="another process keeps the log"):
+        SecAggSilo(restarted, fed.identities[1], 1, fed.roster, SiloRules(0), fed.session)
+    reader.execute("COMMIT")
+    reader.close()
+    fed.silos[1] = fed.start(1)
+    assert not holding_the_seed()
+    with pytest.raises(Refusal, match="slot-once"):
+        attack.masked(1)
+
+
+def test_answer_is_not_repeated_while_its_shares_are_on_the_disk(federation, dishonest, tmp_path):
+    """The first try recorded the answer but could not clear the log; until that is done nothing leaves."""
+    fed = federation(4, folder=tmp_path)
+    attack, everyone = dishonest(fed), ((1, 2, 3, 4),)
+    for silo in everyone[0]:
+        attack.masked(silo)
+    confirmations = [attack.confirm(silo, everyone) for silo in everyone[0]]
+    request = attack.unmask_request(everyone, confirmations[:3])
+    fed.connections[1].execute("PRAGMA busy_timeout = 50")
+    reader = sqlite3.connect(tmp_path / "1.db", isolation_level=None)
+    reader.execute("BEGIN")
+    assert count(reader, "secagg_share") == 4
+    for _ in range(2):
+        with pytest.raises(StorageError, match="another process keeps the log"):
+            fed.answer("unmask", 1, request)
+    reader.execute("COMMIT")
+    assert fed.answer("unmask", 1, request) == fed.answer("unmask", 1, request)
+    assert count(fed.connections[1], "secagg_share") == 3

@@ -68,25 +68,26 @@ class Attack:
         entries = tuple(RosterEntry(silo, f"hospital {silo}", key.public) for silo, key in identities.items())
         self.roster = Roster(self.identity.public, entries)
         self.connections = [open_silo_database(self.folder / f"{silo}.db") for silo in identities]
+        self.session = os.urandom(16)
         self.silos = {
-            silo: SecAggSilo(connection, identities[silo], silo, self.roster, SiloRules(0))
+            silo: SecAggSilo(connection, identities[silo], silo, self.roster, SiloRules(0), self.session)
             for silo, connection in zip(identities, self.connections, strict=True)
         }
 
     def run(self) -> None:
         """One attempt at a sum, with the plan in the place of the network."""
-        session, cohort = os.urandom(16), tuple(self.silos)
+        cohort = tuple(self.silos)
         coordinator = SecAggCoordinator(
             self.identity,
             self.roster,
-            session,
+            self.session,
             slots=2,
             first_epoch=1,
             on_epoch=lambda number: None,
             events=lambda name, details: None,
         )
         manifest = Manifest(
-            session=session, epoch=0, slot=0, epoch_hash=bytes(32), round=0, attempt=0, phase="train",
+            session=self.session, epoch=0, slot=0, epoch_hash=bytes(32), round=0, attempt=0, phase="train",
             cohorts=(cohort,), minimum=(3,), threshold=share_threshold(self.n), model_hash=bytes(32),
             mask_hash=bytes(32), config_hash=bytes(32), channels=(ChannelSpec("update", 300, 16, 1.0),),
             privacy=PrivacyTerms("none", "train", 1.0, 1, 0.0, 0.0, 0, 0.0),
