@@ -30,6 +30,7 @@ from autoflip_secure.secagg.signing import digest_of, open_signed, statement_hol
 from autoflip_secure.sums.encoding import word_count
 from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.secure_sum import CohortSum, Exchange
+from autoflip_secure.sums.words import RANGE_WORDS
 
 __all__ = ["ConfirmStage", "MaskedStage", "UnmaskStage"]
 
@@ -68,14 +69,15 @@ class MaskedStage:
 
         def read(silo: int, reply: bytes) -> tuple[bytes, bytes]:
             total = sums[self.manifest.cohort_of(silo)]
-            words, end = memoryview(reply)[: total.nbytes], reply[total.nbytes :]
-            if len(words) != total.nbytes or not end:
+            end = reply[total.nbytes :]
+            if not end:
                 raise ProtocolError(f"silo {silo} sent {len(reply)} bytes, too few for {total.nbytes} of words")
-            message, words_hash = MaskedReply.from_bytes(end), blake3(words).digest()
+            message, words = MaskedReply.from_bytes(end), np.frombuffer(reply, "<u8", total.size)
+            words_hash = _add_and_hash(total, words)
             receipt = Receipt(digest, words_hash)
             if message.silo != silo or not statement_holds(desk.roster.public(silo), receipt, message.signature):
+                np.subtract(total, words, out=total)
                 raise ProtocolError(f"silo {silo} did not sign its masked vector")
-            np.add(total, np.frombuffer(words, "<u8"), out=total)
             return words_hash, message.signature
 
         receipts = desk.ask(exchange, "masked", requests, read)
@@ -222,6 +224,16 @@ class UnmaskStage:
                     signs.append(-pair_sign(peer, silo))
         apply_masks(words, keys, signs)
         return CohortSum(index, present, words)
+
+
+def _add_and_hash(total: NDArray[np.uint64], words: NDArray[np.uint64]) -> bytes:
+    """Add `words` to `total` and return their BLAKE3 hash, in one walk through memory."""
+    words_hash = blake3()
+    for start in range(0, words.size, RANGE_WORDS):
+        part = words[start : start + RANGE_WORDS]
+        words_hash.update(part.view(np.uint8).data)
+        total[start : start + RANGE_WORDS] += part
+    return words_hash.digest()
 
 
 def _require_neighbours(epoch: KeyedEpoch, survivors: Survivors) -> None:

@@ -13,6 +13,8 @@ from autoflip_secure.sums.words import RANGE_WORDS, WordSource
 
 __all__ = ["masked_words"]
 
+FEWEST_SHARED_KEYS = 16
+"""Encoding stays in this process: with fewer masks beside it, sharing them out gains nothing."""
 SHARED_RANGE_WORDS = 1 << 21
 """Large enough to be worth dividing: 16 MB."""
 
@@ -27,7 +29,7 @@ def masked_words(source: WordSource, keys: Sequence[bytes], signs: Sequence[int]
     memoryview of bytes
         Good until the next part is asked for: all parts share one buffer.
     """
-    if use_workers(source.size, len(keys)):
+    if len(keys) >= FEWEST_SHARED_KEYS and use_workers(source.size, len(keys)):
         with WorkerMaskStream(keys, signs) as shared:
             yield from _parts(source, shared, SHARED_RANGE_WORDS)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from autoflip_secure.secagg import masking
 from autoflip_secure.secagg.masking import masked_words
 from autoflip_secure.secagg.prg import apply_masks
 from autoflip_secure.sums.words import RANGE_WORDS
@@ -59,3 +60,12 @@ def test_part_kept_too_long_never_shows_clear_words():
     for words in shown:
         where = [start for start in (0, RANGE_WORDS) if (words == masked[start : start + words.size]).all()]
         assert where, "a part is the masked words of some range, at any time"
+
+
+def test_parts_are_the_same_where_workers_may_share_the_masking(monkeypatch):
+    monkeypatch.setattr(masking, "FEWEST_SHARED_KEYS", 0)
+    monkeypatch.setattr(masking, "SHARED_RANGE_WORDS", 2 * RANGE_WORDS)
+    monkeypatch.setattr(masking, "use_workers", lambda size, keys: True)
+    parts = [bytes(part) for part in masked_words(Source(lambda start: None), KEYS, SIGNS)]
+    assert len(parts) == 2
+    np.testing.assert_array_equal(np.frombuffer(b"".join(parts), "<u8"), expected())
