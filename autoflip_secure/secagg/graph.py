@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoflip_secure.errors import ConfigError, ProtocolError
+from autoflip_secure.secagg.rules import share_threshold
 
 __all__ = [
     "EPOCH_BITS",
@@ -71,7 +72,7 @@ class ShareGraph:
 
 def complete_graph(silos: int) -> ShareGraph:
     """Everybody holds shares of everybody: t = floor(2n/3) + 1 with n = `silos`, the size of the roster."""
-    return ShareGraph(0, 2 * silos // 3 + 1)
+    return ShareGraph(0, share_threshold(silos))
 
 
 def draw_holders(silo: int, advertisers: Sequence[int], holders: int) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from autoflip_secure.secagg.dealing import REVEALED_BYTES
 from autoflip_secure.secagg.rules import Survivors
 from autoflip_secure.secagg.setup_messages import MAX_SLOTS, Head
 from autoflip_secure.secagg.wire import (
@@ -27,9 +28,6 @@ __all__ = [
     "UnmaskReply",
     "UnmaskRequest",
 ]
-
-# A revealed share: 16 bytes of nonce and 33 of share, or nothing where the dealer's box did not open.
-REVEALED_BYTES = 49
 
 
 @dataclass(frozen=True, repr=False)
@@ -161,6 +159,7 @@ class UnmaskReply(Message):
         for shares in (self.seed_shares, self.key_shares):
             want_tuple("shares", shares)
             for share in shares:
+                # Nothing where the dealer's box did not open.
                 want_bytes("a share", share, 0, REVEALED_BYTES)
 
 

@@ -104,10 +104,9 @@ def share(party: Party, request: ShareRequest) -> bytes:
         request.session, request.roster_hash, request.epoch, keys_hash(graph, request.advertisements)
     )
     by_silo = {message.silo: message for message in advertisements}
-    if graph.holders:
-        # Drawn by this silo alone, after the advertisers were fixed: nobody else can have a say in who they are.
-        by_silo = {silo: by_silo[silo] for silo in draw_holders(party.silo, tuple(by_silo), graph.holders)}
-    dealing, reply = deal(context, party.silo, box_private, by_silo, secrets, graph.threshold)
+    # Drawn by this silo alone, after the advertisers were fixed: nobody else can have a say in who they are.
+    recipients = {silo: by_silo[silo] for silo in draw_holders(party.silo, tuple(by_silo), graph.holders)}
+    dealing, reply = deal(context, party.silo, box_private, recipients, secrets, graph.threshold)
     signed = sign_message(party.identity, dealing)
     dealt = Dealt(
         state.session, state.epoch, state.slots, graph, box_private, context.keys_hash, signed, request.advertisements

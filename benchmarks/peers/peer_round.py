@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PeerRound", "random_updates"]
+__all__ = ["PeerRound", "random_updates", "run_and_print"]
 
 
 @dataclass(frozen=True)
@@ -68,3 +70,16 @@ def random_updates(clients: int, coordinates: int, seed: int = 0) -> dict[int, N
     """Vectors within [-1, 1) for clients 1..n, float32 of shape (d,); test data, not secrets."""
     random = np.random.default_rng(seed)
     return {client: random.uniform(-1, 1, coordinates).astype(np.float32) for client in range(1, clients + 1)}
+
+
+def run_and_print(description: str, run_round: Callable[[dict[int, NDArray[np.float32]]], PeerRound]) -> None:
+    """A peer's command line: run one round and print its figures."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=10)
+    parser.add_argument("--coordinates", type=int, default=1_000_000)
+    arguments = parser.parse_args()
+    updates = random_updates(arguments.clients, arguments.coordinates)
+    done = run_round(updates)
+    print(done.line())
+    print(f"client seconds: {done.client_seconds}, server seconds: {done.server_seconds}")
+    print(f"largest error {done.error(updates):.3g}")

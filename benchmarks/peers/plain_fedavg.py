@@ -7,12 +7,11 @@ An upload is the 4 d bytes of the vector; the server reads and adds. No protecti
 
 from __future__ import annotations
 
-import argparse
 import time
 
 import numpy as np
 from numpy.typing import NDArray
-from peer_round import PeerRound, random_updates
+from peer_round import PeerRound, run_and_print
 
 
 def run_round(updates: dict[int, NDArray[np.float32]], *, dropped: tuple[int, ...] = ()) -> PeerRound:
@@ -48,18 +47,5 @@ def run_round(updates: dict[int, NDArray[np.float32]], *, dropped: tuple[int, ..
     )
 
 
-def main() -> None:
-    """Run one round and print its figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=int, default=10)
-    parser.add_argument("--coordinates", type=int, default=1_000_000)
-    arguments = parser.parse_args()
-    updates = random_updates(arguments.clients, arguments.coordinates)
-    done = run_round(updates)
-    print(done.line())
-    print(f"client seconds: {done.client_seconds}, server seconds: {done.server_seconds}")
-    print(f"largest error {done.error(updates):.3g}")
-
-
 if __name__ == "__main__":
-    main()
+    run_and_print(__doc__, run_round)

@@ -12,14 +12,13 @@ adds the ciphertexts it has. The sum is approximate.
 
 from __future__ import annotations
 
-import argparse
 import time
 from importlib.metadata import version
 
 import numpy as np
 import tenseal as ts
 from numpy.typing import NDArray
-from peer_round import PeerRound, random_updates
+from peer_round import PeerRound, run_and_print
 
 SLOTS = 4096
 # The error of a fresh ciphertext at scale 2^40 and degree 8192 is far below this; it grows with the number of clients.
@@ -98,18 +97,5 @@ def run_round(updates: dict[int, NDArray[np.float32]], *, dropped: tuple[int, ..
     )
 
 
-def main() -> None:
-    """Run one round and print its figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=int, default=10)
-    parser.add_argument("--coordinates", type=int, default=1_000_000)
-    arguments = parser.parse_args()
-    updates = random_updates(arguments.clients, arguments.coordinates)
-    done = run_round(updates)
-    print(done.line())
-    print(f"client seconds: {done.client_seconds}, server seconds: {done.server_seconds}")
-    print(f"largest error {done.error(updates):.3g}")
-
-
 if __name__ == "__main__":
-    main()
+    run_and_print(__doc__, run_round)
