@@ -8,6 +8,7 @@ honest silos together match the accountant's multiplier, and by how much delta t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +34,7 @@ class DiscreteGaussian:
 
     The sampler is within total variation distance 2^-160 of the exact distribution (see gaussian_table) and works on
     integers only, so the floating-point attacks on Gaussian noise (Mironov 2012; Holohan and Braghin 2021) do not
-    apply. Its running time depends on the draws only through the cache.
+    apply. Its running time depends on the draws only through the cache and how many are near the table's values.
 
     Attributes
     ----------
@@ -58,13 +59,16 @@ class DiscreteGaussian:
             part = values[start : start + CHUNK]
             part[:] = self._magnitudes(part.size, randomness)
             signs = np.unpackbits(randomness.words(-(-part.size // 64)).view(np.uint8), count=part.size)
-            np.negative(part, out=part, where=signs.view(np.bool_))
+            # Of two's complement, and faster than a negation of some: (z xor -1) + 1 = -z.
+            minus = -signs.view(np.int8).astype(np.int64)
+            part ^= minus
+            part -= minus
         return values
 
     def _magnitudes(self, count: int, randomness: Randomness) -> NDArray[np.int64]:
         table = cumulative_table(self.std)
         words = randomness.words(count)
-        values = np.searchsorted(table.high, words, "right")
+        values = table.search(words)
         if table.high.size:
             undecided = np.flatnonzero(table.high[np.maximum(values - 1, 0)] == words)
             for index in undecided:  # the leading 64 bits equal a table value's: once in 2^64 / table length draws
@@ -132,14 +136,20 @@ def per_silo_std(noise_multiplier: float, clip_steps: float, length: int, honest
 
 
 def discretisation_delta(
-    per_silo_std: float, honest: int, length: int, rounds: int, epsilon: float, failure: float
+    per_silo_std: float | Sequence[float], honest: int, length: int, rounds: int, epsilon: float, failure: float
 ) -> float:
     """What the grid adds to delta over a whole session, on top of the continuous accountant's.
 
     (a) In each round the sensitivity bound fails with probability at most `failure` over the dither.
-    (b) The sum of `honest` discrete Gaussians is not one discrete Gaussian; the log-ratio of the two is at most
-        tau = 10 sum_{k=1}^{honest-1} exp(-2 pi^2 s^2 k / (k + 1)) a coordinate (Kairouz, Liu and Steinke 2021, arXiv
-        2102.06387; it asks for s^2 >= 1/2), hence so is their total variation distance.
+    (b) The sum of discrete Gaussians is not one discrete Gaussian. For two of variances a and b >= 1/2 the log-ratio
+        is at most 5 exp(-2 pi^2 / (1/a + 1/b)) at every integer (Kairouz, Liu and Steinke 2021, arXiv 2102.06387,
+        counted twice here): completing the square, P(X + Y = x) over the pmf of variance a + b is a constant times
+        sum_k exp(-(k - m(x))^2 / 2r), 1/r = 1/a + 1/b, which by Poisson summation is sqrt(2 pi r) (1 + 2 e(x)) with
+        |e| <= q + q^4 + q^9 + ..., q = exp(-2 pi^2 r). Both are distributions, so the constant is within the same
+        bounds, and log((1 + 2e)/(1 - 2e)) < 5 q for r >= 1/4. Added up one by one, first the parts of each silo, then
+        the silos, of variance s^2 each, this makes 10 sum_{k=1}^{honest-1} exp(-2 pi^2 s^2 k / (k + 1)) and as much
+        again for the parts; their total variation distance is no larger. Noise beyond `honest` silos and the parts
+        given is post-processing.
     (c) A discrete Gaussian of variance v is not a rounded continuous one of variance v - 1/12, which would be mere
         post-processing of the mechanism the accountant knows (the rounded vector is whole, so rounding commutes with
         adding it). Both have variance v; rounding leaves a fourth cumulant of -1/120 (Sheppard), so the relative
@@ -150,6 +160,11 @@ def discretisation_delta(
 
     A total variation distance of eta between the real and the ideal mechanism costs (1 + e^epsilon) eta of delta; (a)
     is an event of the same probability with and without the record and costs itself.
+
+    Parameters
+    ----------
+    per_silo_std : float or sequence of float
+        Standard deviation of a silo's noise, in grid steps; of each independent part where it is drawn in parts.
 
     Returns
     -------
@@ -165,16 +180,25 @@ def discretisation_delta(
     _check_honest(honest)
     if rounds < 0 or not epsilon >= 0:
         raise ConfigError(f"{rounds} rounds at epsilon {epsilon} cannot be accounted for")
-    variance = honest * per_silo_std**2
-    if not (math.isfinite(variance) and variance >= 1 and variance >= LEAST_SILO_VARIANCE * honest):
-        raise ConfigError(f"noise of {per_silo_std:.3g} grid steps a silo is too small to account for; use more bits")
+    parts = np.square(np.atleast_1d(per_silo_std).astype(np.float64))
+    silo = float(parts.sum())
+    variance = honest * silo
+    if not (math.isfinite(variance) and variance >= 1 and parts.min() >= LEAST_SILO_VARIANCE):
+        raise ConfigError(
+            f"noise of {math.sqrt(parts.min()):.3g} grid steps a silo is too small to account for; use more bits"
+        )
     draws = length * rounds
-    exponents = (2.0 * math.pi**2 * per_silo_std**2 * k / (k + 1) for k in range(1, honest))
-    sum_of_discrete = draws * 10.0 * math.fsum(map(math.exp, (-exponent for exponent in exponents)))
+    sum_of_discrete = draws * (honest * _addition_gap(parts) + _addition_gap(np.full(honest, silo)))
     divergence = draws * KL_MARGIN * 12.0 / (KURTOSIS_DIVISOR * variance**2) ** 2
-    distance = sum_of_discrete + math.sqrt(divergence / 2.0) + draws * honest * TABLE_ERROR
+    distance = sum_of_discrete + math.sqrt(divergence / 2.0) + draws * honest * parts.size * TABLE_ERROR
     weight = 1.0 + math.exp(min(epsilon, 700.0))
     return min(1.0, rounds * failure + weight * distance)
+
+
+def _addition_gap(variances: NDArray[np.float64]) -> float:
+    """Log-ratio between the sum of discrete Gaussians, added up one by one, and a single one."""
+    reached, added = np.cumsum(variances)[:-1], variances[1:]
+    return 10.0 * float(np.exp(-2.0 * math.pi**2 * reached * added / (reached + added)).sum())
 
 
 def _check_length(length: int) -> None:

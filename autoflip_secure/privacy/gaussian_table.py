@@ -12,10 +12,10 @@ to the exact distribution is below K 2^-191 + 2^-177 < 2^-160 (`TABLE_ERROR`).
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Context, Decimal
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ TABLE_BITS = 192
 TABLE_BYTES = TABLE_BITS // 8
 FRACTION_BITS = 272
 TABLE_ERROR = 2.0**-160
+START_BITS = 16
+MOST_VALUES = 1 << 23
+"""Of all tables kept together, 32 bytes each."""
 PRECISION = Context(prec=110, Emin=-(10**9), Emax=10**9)
 
 
@@ -39,14 +42,26 @@ class CumulativeTable:
         The 64 leading bits.
     entries : bytes
         Every value whole, big-endian, 24 bytes each: byte order is numerical order.
+    starts : int32 array, shape (2^16 + 1,)
+        For each value of a word's first 16 bits how many of `high` are at most the least such word; most words are
+        decided by it, ten times as fast as by a search.
     """
 
     high: NDArray[np.uint64]
     entries: bytes
+    starts: NDArray[np.int32]
 
     def entry(self, index: int) -> bytes:
         """c(index), 24 bytes."""
         return self.entries[TABLE_BYTES * index : TABLE_BYTES * (index + 1)]
+
+    def search(self, words: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """How many of `high` are at most each word, shape (words.size,)."""
+        leading = (words >> np.uint64(64 - START_BITS)).astype(np.int64)
+        found = self.starts[leading].astype(np.int64)
+        undecided = np.flatnonzero(found != self.starts[leading + 1])
+        found[undecided] = np.searchsorted(self.high, words[undecided], "right")
+        return found
 
     def resolve(self, word: int, rest: bytes) -> int:
         """Value of one draw from all its 192 bits: the leading word and 16 further bytes."""
@@ -68,9 +83,20 @@ def _weights(std: float) -> Iterator[int]:
         ratio = ratio * shrink >> FRACTION_BITS
 
 
-@lru_cache(maxsize=8)
+_tables: OrderedDict[float, CumulativeTable] = OrderedDict()
+"""The tables used last, as many as `MOST_VALUES` allows; a round with a hundred silos draws from a dozen."""
+
+
 def cumulative_table(std: float) -> CumulativeTable:
     """Build (or recall) the table of one standard deviation, in steps; about 1 microsecond a value, 16 std values."""
+    table = _tables.pop(std, None) or _build(std)
+    _tables[std] = table
+    while len(_tables) > 1 and sum(kept.high.size for kept in _tables.values()) > MOST_VALUES:
+        _tables.popitem(last=False)
+    return table
+
+
+def _build(std: float) -> CumulativeTable:
     one = 1 << FRACTION_BITS
     total = sum(2 * weight for weight in _weights(std)) - one
     entries = bytearray()
@@ -80,4 +106,6 @@ def cumulative_table(std: float) -> CumulativeTable:
         if reached < total:  # the last value takes what is left
             entries += ((reached << TABLE_BITS) // total).to_bytes(TABLE_BYTES, "big")
     high = np.frombuffer(entries, ">u8").reshape(-1, 3)[:, 0].astype(np.uint64)
-    return CumulativeTable(high, bytes(entries))
+    edges = np.arange(1 << START_BITS, dtype=np.uint64) << np.uint64(64 - START_BITS)
+    starts = np.append(np.searchsorted(high, edges, "right"), high.size).astype(np.int32)
+    return CumulativeTable(high, bytes(entries), starts)

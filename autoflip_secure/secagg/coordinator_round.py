@@ -182,6 +182,7 @@ class UnmaskStage:
 
         seeds: Revealed = {silo: {} for silo in present}
         mask_keys: Revealed = {silo: {} for silo in dropped}
+        links: dict[int, bytes] = {}
 
         def read(silo: int, reply: bytes) -> None:
             message = open_signed(UnmaskReply, desk.roster.public(silo), reply)
@@ -192,6 +193,10 @@ class UnmaskStage:
             key_owners = [owner for owner in dropped if owner in held]
             if (len(message.seed_shares), len(message.key_shares)) != (len(seed_owners), len(key_owners)):
                 raise ProtocolError(f"silo {silo} did not answer for every silo")
+            if message.link:
+                if not self._has_excess(silo):
+                    raise ProtocolError(f"silo {silo} revealed a link, but has no noise to be removed")
+                links[silo] = message.link
             for owner, share in zip(seed_owners, message.seed_shares, strict=True):
                 seeds[owner][silo] = share
             for owner, share in zip(key_owners, message.key_shares, strict=True):
@@ -200,7 +205,14 @@ class UnmaskStage:
         answers = desk.ask(exchange, "unmask", dict.fromkeys(self.confirmations, request), read)
         desk.require(len(answers), "revealed their shares", "unmask", epoch.graph.threshold)
         recovery = Recovery(epoch, slot, self._opened(seeds), self._opened(mask_keys))
-        return tuple(self._open(index, recovery) for index in range(len(self.survivors)))
+        return tuple(self._open(index, recovery, links) for index in range(len(self.survivors)))
+
+    def _has_excess(self, silo: int) -> bool:
+        """Whether a silo has a vector in a sum for which more silos might have been missing."""
+        for index, present in enumerate(self.survivors):
+            if silo in present:
+                return len(self.manifest.cohorts[index]) - len(present) < self.manifest.most_missing(index)
+        return False
 
     def _opened(self, revealed: Revealed) -> Revealed:
         """Only the shares that there are; who could not open a dealer's box is reported."""
@@ -210,7 +222,7 @@ class UnmaskStage:
                 self.epoch.desk.events("dealing_rejected", {"dealer": owner, "by": silent})
         return {owner: {silo: share for silo, share in shares.items() if share} for owner, shares in revealed.items()}
 
-    def _open(self, index: int, recovery: Recovery) -> CohortSum:
+    def _open(self, index: int, recovery: Recovery, links: Mapping[int, bytes]) -> CohortSum:
         slot, present = self.manifest.slot, self.survivors[index]
         words = self.sums[index]
         keys = [self_mask_key(recovery.seed(silo), self.digest, silo, slot) for silo in present]
@@ -223,7 +235,7 @@ class UnmaskStage:
                     keys.append(pair_mask_key(shared, self.digest, silo, peer, slot, index))
                     signs.append(-pair_sign(peer, silo))
         apply_masks(words, keys, signs)
-        return CohortSum(index, present, words)
+        return CohortSum(index, present, words, {silo: links[silo] for silo in present if silo in links})
 
 
 def _add_and_hash(total: NDArray[np.uint64], words: NDArray[np.uint64]) -> bytes:

@@ -17,6 +17,7 @@ from autoflip_secure.secagg.wire import (
     want_int,
     want_tuple,
 )
+from autoflip_secure.sums.noise_chain import LINK_BYTES
 
 __all__ = [
     "ConfirmReply",
@@ -144,7 +145,8 @@ class UnmaskRequest(Head):
 class UnmaskReply(Message):
     """silo -> coordinator: its share of every survivor's seed and of every dropped silo's mask key, in list order.
 
-    As far as it was dealt shares by them; empty bytes where the dealer's box did not open.
+    As far as it was dealt shares by them; empty bytes where the dealer's box did not open. `link` is the link of its
+    own noise chain that suits the survivors, empty where there is nothing to remove.
     """
 
     KIND = "unmask reply"
@@ -152,6 +154,7 @@ class UnmaskReply(Message):
     digest: bytes
     seed_shares: tuple[bytes, ...]
     key_shares: tuple[bytes, ...]
+    link: bytes
 
     def __post_init__(self) -> None:
         want_int("a silo id", self.silo, 1, MAX_ID)
@@ -161,6 +164,7 @@ class UnmaskReply(Message):
             for share in shares:
                 # Nothing where the dealer's box did not open.
                 want_bytes("a share", share, 0, REVEALED_BYTES)
+        want_bytes("a link", self.link, 0, LINK_BYTES)
 
 
 def _want_survivors(value: object) -> None:

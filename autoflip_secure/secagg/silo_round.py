@@ -36,6 +36,7 @@ from autoflip_secure.secagg.silo_setup import Party
 from autoflip_secure.secagg.silo_states import Answered, Closed, Confirmed, Masked, Ready, SlotState, Spent
 from autoflip_secure.sums.encoding import word_count
 from autoflip_secure.sums.manifest import Manifest
+from autoflip_secure.sums.noise_chain import LINK_BYTES, link_to_reveal
 from autoflip_secure.sums.secure_sum import Contribute
 from autoflip_secure.sums.words import WordSource
 
@@ -62,7 +63,7 @@ def masked(party: Party, ready: Ready, request: MaskedRequest, contribute: Contr
         words_hash.update(part)
         yield part
     signature = sign_statement(party.identity, Receipt(digest, words_hash.digest()))
-    party.state.record_masked(ready, manifest.slot)
+    party.state.record_masked(ready, manifest.slot, source.removable)
     yield MaskedReply(party.silo, signature).to_bytes()
 
 
@@ -93,7 +94,11 @@ def confirm(party: Party, ready: Ready, request: ConfirmRequest, raw: bytes) -> 
 
 
 def unmask(party: Party, ready: Ready, request: UnmaskRequest, raw: bytes) -> bytes:
-    """Reveal, once a slot, the share of every survivor's seed and of every dropped silo's mask key."""
+    """Reveal, once a slot, the share of every survivor's seed and of every dropped silo's mask key.
+
+    With them goes the link of this silo's own noise chain that the number of missing silos of its cohort leaves over.
+    Only here is that number sure: enough silos signed these very lists that no other lists can be opened.
+    """
     slot = request.slot
     state = party.state.slot(ready, slot)
     if isinstance(state, Answered):
@@ -110,14 +115,16 @@ def unmask(party: Party, ready: Ready, request: UnmaskRequest, raw: bytes) -> by
         raise refusal("confirm-once", f"slot {slot} was confirmed for another manifest or other survivors")
     with _close_on_refusal(party, ready, slot):
         _check_confirmations(party, ready, request, statement)
+    manifest = Manifest.from_bytes(state.manifest)
     survivors = [silo for silos in request.survivors for silo in silos]
-    dropped = dropped_silos(Manifest.from_bytes(state.manifest), request.survivors, ready.members)
+    dropped = dropped_silos(manifest, request.survivors, ready.members)
     shares: Mapping[int, bytes] = msgpack.unpackb(party.state.shares(ready, slot), strict_map_key=False)
     reply = UnmaskReply(
         party.silo,
         request.digest,
         tuple(shares[silo][:REVEALED_BYTES] for silo in survivors if silo in shares),
         tuple(shares[silo][REVEALED_BYTES:] for silo in dropped if silo in shares),
+        _link(party, ready, manifest, request.survivors),
     )
     data = sign_message(party.identity, reply)
     party.state.record_answer(ready, slot, digest_of(raw), data)
@@ -180,6 +187,8 @@ def _checked(source: WordSource, manifest: Manifest, cohort: int) -> WordSource:
             f"the contribution has {source.size} words, the manifest asks for {size}; "
             "the slot is spent and nothing was sent"
         )
+    if source.removable is not None and len(source.removable) != LINK_BYTES:
+        raise EncodingError(f"the root of a noise chain is {LINK_BYTES} bytes; the slot is spent and nothing was sent")
     return source
 
 
@@ -194,6 +203,17 @@ def _masks(
             keys.append(pair_mask_key(shared, digest, silo, peer, slot, cohort))
             signs.append(pair_sign(silo, peer))
     return keys, signs
+
+
+def _link(party: Party, ready: Ready, manifest: Manifest, survivors: Survivors) -> bytes:
+    root = party.state.root(ready, manifest.slot)
+    if root is None:
+        return b""
+    cohort = manifest.cohort_of(party.silo)
+    present = survivors[cohort]
+    if party.silo not in present:
+        return b""
+    return link_to_reveal(root, len(manifest.cohorts[cohort]) - len(present), manifest.most_missing(cohort))
 
 
 def _check_receipts(party: Party, ready: Ready, digest: bytes, request: ConfirmRequest) -> None:

@@ -38,7 +38,7 @@ EPOCH_COLUMNS = (
     *("epoch", "slots", "stage", "advertisement", "holders", "threshold", "box_key", "keys_hash", "dealing"),
     *("advertisements", "epoch_hash", "members", "mask_keys", "holdings", "share_holders"),
 )
-PER_EPOCH = ("secagg_epoch", "secagg_secret", "secagg_share", "secagg_slot")
+PER_EPOCH = ("secagg_epoch", "secagg_secret", "secagg_share", "secagg_chain", "secagg_slot")
 
 
 class SiloState:
@@ -204,13 +204,15 @@ class SiloState:
                 db.execute("DELETE FROM secagg_share" + THE_SLOT, key)
         return SlotSecret(*secret)
 
-    def record_masked(self, ready: Ready, slot: int) -> None:
-        """Note that the masked vector exists."""
-        self._store.step(
-            "UPDATE secagg_slot SET stage = 'masked'" + THE_SLOT + " AND stage = 'spent'",
-            _key(ready, slot),
-            refusal("slot-once", f"slot {slot} of epoch {ready.epoch} was closed meanwhile"),
-        )
+    def record_masked(self, ready: Ready, slot: int, root: bytes | None) -> None:
+        """Note that the masked vector exists, and the root of the chain of its removable noise, if it has any."""
+        key = _key(ready, slot)
+        with self._store.change() as db:
+            query = "UPDATE secagg_slot SET stage = 'masked'" + THE_SLOT + " AND stage = 'spent'"
+            if db.execute(query, key).rowcount != 1:
+                raise refusal("slot-once", f"slot {slot} of epoch {ready.epoch} was closed meanwhile")
+            if root is not None:
+                db.execute("INSERT INTO secagg_chain VALUES (?, ?, ?, ?)", (*key, root))
 
     def record_confirmation(self, ready: Ready, confirmed: Confirmed) -> None:
         """Note the one confirmation of a slot, before it is sent."""
@@ -223,7 +225,7 @@ class SiloState:
         )
 
     def record_answer(self, ready: Ready, slot: int, request_hash: bytes, reply: bytes) -> None:
-        """Note the one unmask answer of a slot, before it is sent, and forget the slot's shares."""
+        """Note the one unmask answer of a slot, before it is sent, and forget the slot's shares and chain."""
         key = _key(ready, slot)
         with self._store.forgetting() as db:
             changed = db.execute(
@@ -235,6 +237,7 @@ class SiloState:
             if changed != 1:
                 raise refusal("unmask-once", f"slot {slot} was answered meanwhile")
             db.execute("DELETE FROM secagg_share" + THE_SLOT, key)
+            db.execute("DELETE FROM secagg_chain" + THE_SLOT, key)
 
     def close(self, ready: Ready, slot: int) -> None:
         """Give up a slot after a broken rule: its shares are deleted, so this silo cannot help to open it."""
@@ -242,6 +245,7 @@ class SiloState:
         with self._store.forgetting() as db:
             db.execute("UPDATE secagg_slot SET stage = 'closed'" + THE_SLOT, key)
             db.execute("DELETE FROM secagg_share" + THE_SLOT, key)
+            db.execute("DELETE FROM secagg_chain" + THE_SLOT, key)
 
     def shares(self, ready: Ready, slot: int) -> bytes:
         """Shares received for a slot, as `record_delivery` got them."""
@@ -249,6 +253,11 @@ class SiloState:
         if row is None:
             raise refusal("unmask-once", f"the shares of slot {slot} are gone")
         return row[0]
+
+    def root(self, ready: Ready, slot: int) -> bytes | None:
+        """Root of the noise chain of this silo's vector; None where it has none."""
+        row = self._store.row("SELECT root FROM secagg_chain" + THE_SLOT, *_key(ready, slot))
+        return None if row is None else row[0]
 
 
 def _key(ready: Ready, slot: int) -> tuple[bytes, int, int]:

@@ -22,6 +22,8 @@ CREATE TABLE IF NOT EXISTS secagg_secret (
     PRIMARY KEY (session, epoch, slot)) STRICT;
 CREATE TABLE IF NOT EXISTS secagg_share (
     session BLOB, epoch INTEGER, slot INTEGER, shares BLOB NOT NULL, PRIMARY KEY (session, epoch, slot)) STRICT;
+CREATE TABLE IF NOT EXISTS secagg_chain (
+    session BLOB, epoch INTEGER, slot INTEGER, root BLOB NOT NULL, PRIMARY KEY (session, epoch, slot)) STRICT;
 CREATE TABLE IF NOT EXISTS secagg_slot (
     session BLOB, epoch INTEGER, slot INTEGER, stage TEXT NOT NULL, manifest BLOB NOT NULL, statement BLOB,
     confirm_hash BLOB, confirm_reply BLOB, unmask_hash BLOB, unmask_reply BLOB,

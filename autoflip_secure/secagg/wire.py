@@ -31,8 +31,8 @@ __all__ = [
     "want_tuple",
 ]
 
-PROTOCOL = b"autoflip-secure/secagg-s/1"
-VERSION = 1
+PROTOCOL = b"autoflip-secure/secagg-s/2"
+VERSION = 2
 HASH_BYTES = 32
 KEY_BYTES = 32
 SESSION_BYTES = 16

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CHANNEL_NAMES", "Aggregate", "ChannelSpec", "Contribution"]
 
-CHANNEL_NAMES = frozenset({"update", "deviation", "unit_energy", "count", "metric"})
+CHANNEL_NAMES = frozenset({"update", "deviation", "unit_energy", "count", "metric", "clip_bits"})
 MAX_BITS = 32
 
 
@@ -77,6 +77,8 @@ class Contribution:
     """
 
     values: Mapping[str, NDArray[np.int64] | FloatChannel]
+    removable: bytes | None = None
+    """Root of the chain that the removable part of the noise was drawn from (see `noise_chain`)."""
 
     def __repr__(self) -> str:
         return f"Contribution({sorted(self.values)})"
@@ -98,7 +100,11 @@ class Aggregate:
         Decoded sums by channel, shape (length,) each.
     noise_std : mapping of str to float
         Standard deviation a coordinate of the channel carries from privacy noise inside the sum (0 where the silos'
-        own trajectories were noised instead, or no DP is used). Public: it follows from the manifest.
+        own trajectories were noised instead, or no DP is used). Public: it follows from the manifest and from which
+        silos had their excess noise removed.
+    noise_over_least : float or None
+        Variance of that noise over the least that keeps the promise with so many survivors, the channel where it is
+        largest; None where silos add no noise to be summed.
     minimum : int
         Fewest silos this carrier accepts; 3 except for the plain baseline, which says so in its report.
     """
@@ -108,6 +114,7 @@ class Aggregate:
     silos: int
     channels: Mapping[str, NDArray[np.float64]]
     noise_std: Mapping[str, float] = field(default_factory=dict)
+    noise_over_least: float | None = None
     minimum: int = 3
 
     def __post_init__(self) -> None:

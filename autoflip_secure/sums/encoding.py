@@ -24,6 +24,7 @@ __all__ = [
     "fields_per_word",
     "quantise",
     "unpack",
+    "unpack_integers",
     "unpack_sum",
     "word_count",
 ]
@@ -202,12 +203,20 @@ def unpack_sum(
     words: NDArray[np.uint64], specs: Sequence[ChannelSpec], silos: int
 ) -> Mapping[str, NDArray[np.float64]]:
     """Decode a summed word stream, by channel, in the channels' own units. `silos` is the size of the cohort."""
+    integers = unpack_integers(words, specs, silos)
+    return {spec.name: dequantise(integers[spec.name], spec) for spec in specs}
+
+
+def unpack_integers(
+    words: NDArray[np.uint64], specs: Sequence[ChannelSpec], silos: int
+) -> Mapping[str, NDArray[np.int64]]:
+    """The integers of a summed word stream, by channel. `silos` is the size of the cohort."""
     if words.shape != (word_count(specs, silos),):
         raise EncodingError(f"a sum of {words.size} words does not fit its channels ({word_count(specs, silos)} words)")
-    sums: dict[str, NDArray[np.float64]] = {}
+    sums: dict[str, NDArray[np.int64]] = {}
     start = 0
     for spec in specs:
         stop = start + word_count([spec], silos)
-        sums[spec.name] = dequantise(unpack(words[start:stop], spec, silos), spec)
+        sums[spec.name] = unpack(words[start:stop], spec, silos)
         start = stop
     return sums

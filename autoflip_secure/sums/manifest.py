@@ -156,6 +156,10 @@ class Manifest:
                 return index
         raise ProtocolError(f"silo {silo} is in no cohort of round {self.round}")
 
+    def most_missing(self, cohort: int) -> int:
+        """How many silos of a cohort may be missing from its sum."""
+        return len(self.cohorts[cohort]) - self.minimum[cohort]
+
     def with_slot(self, *, epoch: int, slot: int, epoch_hash: bytes, attempt: int) -> Manifest:
         """The same statement for another attempt."""
         return replace(self, epoch=epoch, slot=slot, epoch_hash=epoch_hash, attempt=attempt)

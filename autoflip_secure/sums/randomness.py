@@ -1,4 +1,4 @@
-"""Uniform words for rounding, from the operating system's entropy or, with DP off, from a named stream.
+"""Uniform words for rounding and noise, from the operating system's entropy or, with DP off, from a named stream.
 
 Secret words are the keystream of AES-256-CTR under a fresh key from `os.urandom`, which is far faster than asking the
 operating system for every byte.
@@ -36,10 +36,16 @@ class Randomness(Protocol):
 
 
 class SecretRandomness:
-    """Words nobody can predict: AES-256-CTR keyed by the operating system, one key an object."""
+    """Words nobody can predict who does not have the key: AES-256-CTR, one key an object.
 
-    def __init__(self) -> None:
-        key = os.urandom(KEY_BYTES)
+    Parameters
+    ----------
+    key : bytes, 32, optional
+        Used for this object only; by default fresh from the operating system.
+    """
+
+    def __init__(self, key: bytes | None = None) -> None:
+        key = os.urandom(KEY_BYTES) if key is None else key
         self._keystream = Cipher(algorithms.AES(key), modes.CTR(bytes(BLOCK_BYTES))).encryptor()
 
     def fill(self, out: NDArray[np.uint64]) -> None:

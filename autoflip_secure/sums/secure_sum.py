@@ -6,7 +6,7 @@ Federation moves opaque bytes between the halves; it never looks inside. A stage
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +18,10 @@ from autoflip_secure.sums.words import WordSource
 __all__ = ["CohortSum", "Contribute", "CoordinatorSecureSum", "Exchange", "SiloSecureSum"]
 
 Contribute = Callable[[Manifest], WordSource]
-"""Given a manifest the silo half has verified, checks policy, trains, and returns the packed words to be summed."""
+"""Given a manifest the silo half has verified, checks policy, trains, and returns the packed words to be summed.
+
+Where they carry removable noise, the source names the root of its chain, and the silo half reveals the one link that
+suits the sum's survivors once they are known."""
 
 Exchange = Callable[[str, Mapping[int, bytes]], Iterable[tuple[int, bytes]]]
 """exchange(stage, requests by silo id) -> (silo id, reply) one after another, as replies arrive.
@@ -30,11 +33,19 @@ need be in memory at a time.
 
 @dataclass(frozen=True)
 class CohortSum:
-    """Sum in Z_2^64 over the silos of one cohort that took part."""
+    """Sum in Z_2^64 over the silos of one cohort that took part.
+
+    Attributes
+    ----------
+    links : mapping of int to bytes
+        By silo the link of its noise chain that it revealed, 32 bytes: with d silos of the cohort missing, link d + 1
+        (see `noise_chain`). Silos that revealed none keep all their noise in the sum.
+    """
 
     cohort: int
     silos: tuple[int, ...]
     words: NDArray[np.uint64]
+    links: Mapping[int, bytes] = field(default_factory=dict, repr=False)
 
 
 class SiloSecureSum(Protocol):

@@ -32,6 +32,11 @@ class WordSource(Protocol):
         """Number of words."""
         ...
 
+    @property
+    def removable(self) -> bytes | None:
+        """Root of the noise chain, 32 bytes (see `noise_chain`); None where no noise is to be removed."""
+        ...
+
     def fill(self, start: int, out: NDArray[np.uint64]) -> None:
         """Write words [start, start + out.size) into `out`, shape (count,), contiguous.
 
@@ -72,12 +77,14 @@ class PackedWords:
     ----------
     words : uint64 array, shape (size,)
         Only read.
+    removable : bytes, 32, optional
+        Root of the chain of the removable noise in them.
     """
 
-    def __init__(self, words: NDArray[np.uint64]) -> None:
+    def __init__(self, words: NDArray[np.uint64], removable: bytes | None = None) -> None:
         if words.dtype != np.uint64 or words.ndim != 1:
             raise EncodingError(f"packed words are a vector of uint64, not {words.dtype} of shape {words.shape}")
-        self._words = words
+        self._words, self.removable = words, removable
         self._order = _Order(words.size)
 
     @property
@@ -102,6 +109,8 @@ class ContributionWords:
         The manifest's channels.
     silos : int
         Size of the cohort.
+    removable : bytes, 32, optional
+        Root of the chain of the removable noise in the channels.
 
     Raises
     ------
@@ -110,12 +119,17 @@ class ContributionWords:
     """
 
     def __init__(
-        self, channels: Mapping[str, NDArray[np.int64] | FloatChannel], specs: Sequence[ChannelSpec], silos: int
+        self,
+        channels: Mapping[str, NDArray[np.int64] | FloatChannel],
+        specs: Sequence[ChannelSpec],
+        silos: int,
+        removable: bytes | None = None,
     ) -> None:
         if set(channels) != {spec.name for spec in specs}:
             raise EncodingError(
                 f"a contribution holds {sorted(channels)}, the manifest asks {[spec.name for spec in specs]}"
             )
+        self.removable = removable
         self._channels = [_ChannelWords(channels[spec.name], spec, silos) for spec in specs]
         self._order = _Order(sum(channel.size for channel in self._channels))
 

@@ -3,7 +3,8 @@
     python protocols/secagg/make_vectors.py            write the file
     python protocols/secagg/make_vectors.py --check    exit 1 unless the file is what the code makes
 
-Four silos set up an epoch of two slots; then slot 1 sums the vectors of silos 1 to 3: silo 4 dropped before `masked`.
+Five silos set up an epoch of two slots; then slot 1 sums the vectors of silos 1 to 4: silo 5 dropped before `masked`.
+Two might have, so a part of the noise in the sum is removed.
 Everything random comes from `os.urandom`, which is replaced here, in this process, by values anybody can compute. That
 makes every secret public: good for vectors and for nothing else.
 """
@@ -19,6 +20,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from autoflip_secure.federation.terms import noise_levels
+from autoflip_secure.privacy.discrete_noise import DiscreteGaussian
+from autoflip_secure.privacy.removable_noise import NoiseLevels
 from autoflip_secure.secagg import Identity, Roster, RosterEntry, SecAggSilo, SiloRules, shamir
 from autoflip_secure.secagg.coordinator_round import MaskedStage, UnmaskStage
 from autoflip_secure.secagg.coordinator_setup import KeyedEpoch, OpenEpoch
@@ -41,12 +46,15 @@ from autoflip_secure.secagg.signing import digest_of, open_signed
 from autoflip_secure.sums.channels import ChannelSpec
 from autoflip_secure.sums.encoding import unpack, word_count
 from autoflip_secure.sums.manifest import Manifest, PrivacyTerms
-from autoflip_secure.sums.secure_sum import Contribute, Exchange
+from autoflip_secure.sums.noise_chain import later_link
+from autoflip_secure.sums.randomness import SecretRandomness
+from autoflip_secure.sums.secure_sum import CohortSum, Contribute, Exchange
 from autoflip_secure.sums.words import ContributionWords, all_words
 
 FILE = Path(__file__).with_name("vectors.json")
-SILOS = (1, 2, 3, 4)
-DROPPED = 4
+SILOS = (1, 2, 3, 4, 5)
+DROPPED = 5
+MINIMUM = 3
 SLOTS = 2
 SESSION = bytes(range(16))
 EPOCH = 7
@@ -56,7 +64,9 @@ INTEGERS = {
     1: (32767, -32767, 0, 1, -1, 12345, -5),
     2: (32767, -32767, 1, -2, 3, -23456, 6),
     3: (32767, -32767, -3, 4, -5, 31000, -32000),
+    4: (32767, -32767, 4, -5, 6, -7, 8),
 }
+TERMS = PrivacyTerms("distributed", "train", 1.0, 1, 1.5, 0.001, 0, 1e-5)
 # The dealing and the box that are shown in detail, and the silo whose delivery is.
 DEALER, RECIPIENT = 2, 3
 
@@ -131,25 +141,32 @@ class Federation:
         return run
 
 
-def contribution(silo: int) -> ContributionWords:
-    """The fixed integers of a silo as words."""
-    return ContributionWords({"update": np.array(INTEGERS[silo], np.int64)}, (UPDATE,), len(SILOS))
+def contribution(levels: NoiseLevels, silo: int, root: bytes, key: bytes) -> ContributionWords:
+    """The fixed integers of a silo with its noise, as words."""
+    noise = levels.draw(UPDATE.length, UPDATE.name, SecretRandomness(key), root)
+    return ContributionWords({"update": np.array(INTEGERS[silo], np.int64) + noise}, (UPDATE,), len(SILOS), root)
 
 
 def contribute(silo: int) -> Contribute:
-    """What the code calls for the words, whatever the manifest says."""
-    return lambda manifest: contribution(silo)
+    """What the code calls for the words; the silo draws the root of its chain, then the key of its first part."""
+    return lambda manifest: contribution(levels_of(manifest), silo, os.urandom(32), os.urandom(32))
+
+
+def levels_of(manifest: Manifest) -> NoiseLevels:
+    """The parts of a silo's noise."""
+    levels = noise_levels(manifest, UPDATE, 0)
+    assert levels is not None
+    return levels
 
 
 def manifest_of(epoch: KeyedEpoch) -> Manifest:
     """The manifest of the attempt, in the epoch's second slot."""
     epoch.take_slot()
     hashes = {f"{what}_hash": hashlib.sha256(what.encode()).digest() for what in ("model", "mask", "config")}
-    terms = PrivacyTerms("none", "train", 1.0, 1, 0.0, 0.0, 0, 0.0)
     return Manifest(
         session=SESSION, epoch=epoch.number, slot=epoch.take_slot(), epoch_hash=epoch.epoch_hash, round=300, attempt=1,
-        phase="train", cohorts=(SILOS,), minimum=(3,), threshold=share_threshold(len(SILOS)), channels=(UPDATE,),
-        privacy=terms, **hashes,
+        phase="train", cohorts=(SILOS,), minimum=(MINIMUM,), threshold=share_threshold(len(SILOS)), channels=(UPDATE,),
+        privacy=TERMS, **hashes,
     )  # fmt: skip
 
 
@@ -186,7 +203,8 @@ def make() -> dict[str, Any]:
         "masked": {
             "manifest": manifest.to_bytes(), "digest": manifest.digest(), "requests": fed.requests["masked"],
             "replies": fed.replies["masked"], "masks": masks(epoch, manifest, secrets),
-            "silos": {silo: masked(manifest, fed.replies["masked"][silo], silo) for silo in INTEGERS},
+            "levels": level_numbers(levels_of(manifest)),
+            "silos": {silo: masked(manifest, fed.replies["masked"][silo], silo, secrets[silo]) for silo in INTEGERS},
         },
         "confirm": {
             "request": one(fed.requests["confirm"]), "replies": fed.replies["confirm"],
@@ -196,7 +214,8 @@ def make() -> dict[str, Any]:
             "request": one(fed.requests["unmask"]), "replies": fed.replies["unmask"],
             **recovered(fed, epoch, confirmed),
             "masked_sum": word_bytes(masked_sum), "sum": word_bytes(opened.words),
-            "integers": unpack(opened.words, UPDATE, len(SILOS)).tolist(),
+            "integers": unpack(opened.words, UPDATE, len(SILOS)).tolist(), "links": opened.links,
+            "without_excess": without_excess(manifest, opened),
         },
     }  # fmt: skip
     found: dict[str, Any] = plain(values)
@@ -209,9 +228,10 @@ def named_secrets(drawn: list[bytes]) -> dict[str, Any]:
         return {"identity": drawn[0]}
     identity, *rest = drawn
     slots, (box, shamir_key), dealt = rest[: 2 * SLOTS], rest[2 * SLOTS : 2 * SLOTS + 2], rest[2 * SLOTS + 2 :]
+    noise = dict(zip(("noise_root", "noise_key"), dealt[2 * len(SILOS) :], strict=False))
     return {
         "identity": identity, "seeds": slots[0::2], "mask_keys": slots[1::2], "box_key": box, "shamir_key": shamir_key,
-        "nonce_keys": dealt[: len(SILOS)], "gcm_nonces": dealt[len(SILOS) :],
+        "nonce_keys": dealt[: len(SILOS)], "gcm_nonces": dealt[len(SILOS) : 2 * len(SILOS)], **noise,
     }  # fmt: skip
 
 
@@ -251,14 +271,34 @@ def keystream(key: bytes) -> bytes:
     return word_bytes(words)
 
 
-def masked(manifest: Manifest, reply: bytes, silo: int) -> dict[str, Any]:
+def level_numbers(levels: NoiseLevels) -> dict[str, Any]:
+    """Variances in millionths."""
+    millionths = [[round(1e6 * variance) for variance in variances] for variances in (levels.owed, levels.kept)]
+    return {"owed": millionths[0], "most": levels.most, "kept": millionths[1]}
+
+
+def masked(manifest: Manifest, reply: bytes, silo: int, secrets: Mapping[str, bytes]) -> dict[str, Any]:
     """From a silo's integers to the statement it signed with its masked words."""
-    words = all_words(contribution(silo))
+    levels, root, key = levels_of(manifest), secrets["noise_root"], secrets["noise_key"]
+    words = all_words(contribution(levels, silo, root, key))
+    first = DiscreteGaussian(levels.stds[0]).sample(UPDATE.length, SecretRandomness(key))
+    # With d missing what goes is parts d + 1 to 2, as each count is a level here.
+    tails = [levels.excess(UPDATE.length, UPDATE.name, later_link(root, d), d) for d in range(len(levels.most))]
     sent = reply[: words.nbytes]
     receipt = Receipt(manifest.digest(), blake3(sent).digest())
     return {
-        "integers": INTEGERS[silo], "words": word_bytes(words), "masked_words": sent, "receipt": receipt.to_bytes(),
+        "integers": INTEGERS[silo], "links": [root, later_link(root, 1)],
+        "parts": [part.tolist() for part in (first, *(more - less for more, less in pairwise(tails)))],
+        "words": word_bytes(words), "masked_words": sent, "receipt": receipt.to_bytes(),
     }  # fmt: skip
+
+
+def without_excess(manifest: Manifest, opened: CohortSum) -> list[int]:
+    """The sum's integers without the noise that four survivors do not need."""
+    integers, levels = unpack(opened.words, UPDATE, len(SILOS)), levels_of(manifest)
+    for link in opened.links.values():
+        integers -= levels.excess(UPDATE.length, UPDATE.name, link, 1)
+    return integers.tolist()
 
 
 def recovered(fed: Federation, epoch: KeyedEpoch, confirmed: UnmaskStage) -> dict[str, Any]:

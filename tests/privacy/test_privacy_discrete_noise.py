@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from autoflip_secure.errors import ConfigError
+from autoflip_secure.privacy import gaussian_table
 from autoflip_secure.privacy.discrete_noise import MAX_STD, DiscreteGaussian
 from autoflip_secure.privacy.gaussian_table import TABLE_ERROR, cumulative_table
 from autoflip_secure.sums.randomness import ReproducibleRandomness, SecretRandomness
@@ -158,8 +159,32 @@ def test_any_std_gives_whole_numbers_of_its_size(std: float, count: int) -> None
     assert np.all(np.abs(draws) <= 10 * std)
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0.05, 400.0), st.lists(st.integers(0, 2**64 - 1), max_size=50))
+def test_the_quick_search_finds_what_a_search_finds(std: float, extra: list[int]) -> None:
+    """Also at the table's own values, next to them, and at the edges of what is decided at once."""
+    table = cumulative_table(std)
+    near = np.concatenate([table.high + np.uint64(d) for d in (0, 1, 2**64 - 1)])
+    edges = np.arange(1 << 16, dtype=np.uint64) << np.uint64(48)
+    words = np.concatenate([near, edges, edges - np.uint64(1), np.array(extra, np.uint64)])
+    np.testing.assert_array_equal(table.search(words), np.searchsorted(table.high, words, "right"))
+
+
 def test_tables_are_built_once() -> None:
     assert cumulative_table(123.0) is cumulative_table(123.0)
+
+
+def test_only_so_many_values_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = cumulative_table(30.0).high.size, cumulative_table(31.0).high.size
+    monkeypatch.setattr(gaussian_table, "MOST_VALUES", sum(sizes))
+    first, second = cumulative_table(30.0), cumulative_table(31.0)
+    assert cumulative_table(30.0) is first, "both fit"
+    third = cumulative_table(2.0)
+    assert cumulative_table(30.0) is first, "used after the second"
+    assert cumulative_table(2.0) is third
+    assert cumulative_table(31.0) is not second
+    large = cumulative_table(500.0)
+    assert cumulative_table(500.0) is large, "one is kept whatever its size"
 
 
 def test_impossible_noise_is_refused() -> None:

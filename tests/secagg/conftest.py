@@ -35,6 +35,7 @@ from autoflip_secure.storage import open_silo_database
 from autoflip_secure.sums.channels import ChannelSpec
 from autoflip_secure.sums.encoding import word_count
 from autoflip_secure.sums.manifest import Manifest, PrivacyTerms
+from autoflip_secure.sums.noise_chain import fresh_root
 from autoflip_secure.sums.words import PackedWords, WordSource
 
 SESSION = bytes(range(16))
@@ -70,6 +71,7 @@ class Federation:
         self.silos = {silo: self.start(silo) for silo in self.identities}
         self.random = np.random.default_rng(self.n)
         self.vectors: dict[int, np.ndarray] = {}
+        self.roots: dict[int, bytes] = {}
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.epochs: list[int] = []
         self.failures: dict[tuple[str, int], Exception] = {}
@@ -114,7 +116,8 @@ class Federation:
         def words(manifest: Manifest) -> WordSource:
             size = word_count(manifest.channels, len(manifest.cohorts[manifest.cohort_of(silo)]))
             self.vectors[silo] = self.random.integers(0, 2**64, size, np.uint64)
-            return PackedWords(self.vectors[silo].copy())
+            self.roots[silo] = fresh_root()
+            return PackedWords(self.vectors[silo].copy(), self.roots[silo])
 
         return words
 

@@ -92,7 +92,7 @@ def test_half_read_answer_of_an_old_epoch_leaves_the_new_one_alone(federation, d
 WRITES = {
     "spend": (None, lambda state, old: state.spend(old, 0, b"manifest")),
     "spend and close": (None, lambda state, old: state.spend(old, 0, b"manifest", closed=True)),
-    "masked": ("spent", lambda state, old: state.record_masked(old, 0)),
+    "masked": ("spent", lambda state, old: state.record_masked(old, 0, bytes(32))),
     "confirmation": (
         "masked",
         lambda state, old: state.record_confirmation(old, Confirmed(0, b"m", b"statement", b"hash", b"reply")),

@@ -21,6 +21,7 @@ from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.words import PackedWords
 
 VICTIM = 1
+ROOT = bytes(range(32))
 KINDS = {
     "advertise": AdvertiseRequest,
     "share": ShareRequest,
@@ -31,7 +32,7 @@ KINDS = {
 
 
 def words_of(manifest):
-    return PackedWords(np.full(3, 7, np.uint64))
+    return PackedWords(np.full(3, 7, np.uint64), ROOT)
 
 
 def answer_and_die(fed, stage, request, before):

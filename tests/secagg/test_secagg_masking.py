@@ -18,6 +18,7 @@ class Source:
     """Clear words; calls `watch(start)` after it filled a range."""
 
     size = CLEAR.size
+    removable = None
 
     def __init__(self, watch):
         self._watch = watch

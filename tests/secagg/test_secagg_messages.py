@@ -78,7 +78,7 @@ messages = st.one_of(
     st.builds(rounds.Confirmation, fixed(32), survivors),
     st.builds(rounds.ConfirmReply, silo, fixed(64)),
     unmask_requests(),
-    st.builds(rounds.UnmaskReply, silo, fixed(32), shares, shares),
+    st.builds(rounds.UnmaskReply, silo, fixed(32), shares, shares, st.just(b"") | fixed(32)),
     st.builds(Signed, blob, fixed(64)),
 )
 
@@ -127,20 +127,20 @@ REPLY = rounds.ConfirmReply(3, bytes(64))
 @pytest.mark.parametrize(
     "fields",
     [
-        [1, "confirm reply", 3],
-        [1, "confirm reply", 3, bytes(64), 0],
-        [2, "confirm reply", 3, bytes(64)],
-        [True, "confirm reply", 3, bytes(64)],
-        [1, "masked reply", 3, bytes(64)],
-        [1, "confirm reply", 0, bytes(64)],
-        [1, "confirm reply", 65_536, bytes(64)],
-        [1, "confirm reply", True, bytes(64)],
-        [1, "confirm reply", 3.0, bytes(64)],
-        [1, "confirm reply", "3", bytes(64)],
-        [1, "confirm reply", 3, bytes(63)],
-        [1, "confirm reply", 3, "x" * 64],
-        [1, "confirm reply", 3, {}],
-        [1, "confirm reply", 3, None],
+        [2, "confirm reply", 3],
+        [2, "confirm reply", 3, bytes(64), 0],
+        [1, "confirm reply", 3, bytes(64)],
+        [2.0, "confirm reply", 3, bytes(64)],
+        [2, "masked reply", 3, bytes(64)],
+        [2, "confirm reply", 0, bytes(64)],
+        [2, "confirm reply", 65_536, bytes(64)],
+        [2, "confirm reply", True, bytes(64)],
+        [2, "confirm reply", 3.0, bytes(64)],
+        [2, "confirm reply", "3", bytes(64)],
+        [2, "confirm reply", 3, bytes(63)],
+        [2, "confirm reply", 3, "x" * 64],
+        [2, "confirm reply", 3, {}],
+        [2, "confirm reply", 3, None],
     ],
 )
 def test_fields_of_the_wrong_kind(fields):
@@ -207,6 +207,6 @@ def test_signed_message_is_of_one_kind_and_sender():
 
 
 def test_messages_with_shares_or_words_do_not_show_them():
-    message = rounds.UnmaskReply(1, bytes(32), (b"s" * 49,), (b"k" * 49,))
+    message = rounds.UnmaskReply(1, bytes(32), (b"s" * 49,), (b"k" * 49,), b"l" * 32)
     assert repr(message) == "UnmaskReply(...)"
     assert repr(setup.Delivered(1, b"", b"", b"wwwwwwww")) == "Delivered(...)"

@@ -160,8 +160,8 @@ def test_published_vectors():
     digest, own = bytes.fromhex(masked["digest"]), vectors["secrets"]["2"]
     seed, mask_key, dropped_key = map(bytes.fromhex, (own["seeds"][slot], own["mask_keys"][slot], unmask["mask_key"]))
     shared = Agreement(mask_key).with_peer(keys.public_key(dropped_key))
-    pair = keys.pair_mask_key(shared, digest, 4, 2, slot, 0)
-    assert pair.hex() == masked["masks"]["pair 2 4"]["key"]
+    pair = keys.pair_mask_key(shared, digest, 5, 2, slot, 0)
+    assert pair.hex() == masked["masks"]["pair 2 5"]["key"]
     assert keys.self_mask_key(seed, digest, 2, slot).hex() == masked["masks"]["self 2"]["key"]
     sealed = vectors["share"]["dealing"]
     box_keys = [bytes.fromhex(vectors["secrets"][silo]["box_key"]) for silo in "23"]
@@ -170,8 +170,8 @@ def test_published_vectors():
     commitment = keys.seed_commitment(seed, session, epoch, 2, slot)
     assert commitment.hex() in vectors["advertise"]["replies"]["2"]
     words = np.frombuffer(bytes.fromhex(masked["silos"]["2"]["words"]), "<u8").copy()
-    names = ("self 2", "pair 1 2", "pair 2 3", "pair 2 4")
-    signs = [1, *(keys.pair_sign(2, peer) for peer in (1, 3, 4))]
+    names = ("self 2", "pair 1 2", "pair 2 3", "pair 2 4", "pair 2 5")
+    signs = [1, *(keys.pair_sign(2, peer) for peer in (1, 3, 4, 5))]
     prg.apply_masks(words, [bytes.fromhex(masked["masks"][name]["key"]) for name in names], signs)
     assert words.tobytes().hex() == masked["silos"]["2"]["masked_words"]
     revealed = {int(silo): bytes.fromhex(share)[16:] for silo, share in unmask["seed_shares"]["2"].items()}
@@ -182,9 +182,9 @@ def test_keys_are_hkdf_of_rfc_5869():
     """Against an independent computation of extract and one block of expand."""
     secret, digest = bytes(range(32)), b"\5" * 32
     extracted = hmac.digest(digest, secret, "sha256")
-    info = b"autoflip-secure/secagg-s/1|pair mask|" + struct.pack(">IIII", 2, 5, 11, 1)
+    info = b"autoflip-secure/secagg-s/2|pair mask|" + struct.pack(">IIII", 2, 5, 11, 1)
     assert keys.pair_mask_key(secret, digest, 5, 2, 11, 1) == hmac.digest(extracted, info + b"\1", "sha256")
-    info = b"autoflip-secure/secagg-s/1|self mask|" + struct.pack(">II", 2, 11)
+    info = b"autoflip-secure/secagg-s/2|self mask|" + struct.pack(">II", 2, 11)
     assert keys.self_mask_key(secret, digest, 2, 11) == hmac.digest(extracted, info + b"\1", "sha256")
 
 

@@ -40,6 +40,7 @@ from autoflip_secure.secagg.round_messages import (
 from autoflip_secure.secagg.rules import Survivors
 from autoflip_secure.secagg.signing import sign_statement, statement_holds
 from autoflip_secure.sums.manifest import Manifest
+from autoflip_secure.sums.noise_chain import later_link
 
 SCHEDULES = 2000
 STEPS = 12
@@ -137,6 +138,7 @@ class Schedule(RuleBasedStateMachine):
         self.corrupt = {(first + index) % n + 1 for index in range(colluders)}
         self.honest = tuple(silo for silo in self.everyone if silo not in self.corrupt)
         self.vectors: dict[tuple[int, int, int], np.ndarray] = {}
+        self.roots: dict[tuple[int, int, int], bytes] = {}
         self.replied: set[tuple[int, int, int]] = set()
         self.statements: dict[tuple[int, int, int], Confirmation] = {}
         self.answers: dict[tuple[int, int, int], bytes] = {}
@@ -352,7 +354,7 @@ class Schedule(RuleBasedStateMachine):
             key = (manifest.epoch, manifest.slot, silo)
             assert key not in self.vectors, "one contribution a slot"
             source = self.fed.contribute(silo)(manifest)
-            self.vectors[key] = self.fed.vectors[silo]
+            self.vectors[key], self.roots[key] = self.fed.vectors[silo], self.fed.roots[silo]
             return source
 
         return words
@@ -382,7 +384,8 @@ class Schedule(RuleBasedStateMachine):
         said = self.statements[epoch, slot, silo]
         assert said == Confirmation(sent.manifest.digest(), sent.survivors), "shares for what it signed, only"
         spoils = self.spoils[sent.manifest.epoch_hash]
-        spoils.take_answer(sent.manifest, sent.survivors, reply, self.fed.roster.public(silo))
+        message = spoils.take_answer(sent.manifest, sent.survivors, reply, self.fed.roster.public(silo))
+        self._assert_spared(silo, sent, message.link)
         for owner in self.everyone:
             both = [silo in spoils.shares.get((slot, kind, owner), {}) for kind in (SEED, KEY)]
             assert not all(both), "both kinds of share of one silo"
@@ -390,6 +393,15 @@ class Schedule(RuleBasedStateMachine):
         opened.add((sent.manifest.digest(), sent.survivors))
         assert len(opened) == 1, "one sum a slot"
         COUNTS["answered"] += 1
+
+    def _assert_spared(self, silo, sent, link):
+        """A link takes away only what the lists in the answer, the only ones of the slot that are opened, can spare."""
+        places = [(len(c) - len(s), len(c) - 3) for c, s in zip(sent.manifest.cohorts, sent.survivors, strict=True)
+                  if silo in s]  # fmt: skip
+        missing, most = places[0] if places else (0, 0)
+        root = self.roots.get((sent.manifest.epoch, sent.manifest.slot, silo))
+        assert link == (later_link(root, missing) if missing < most else b""), "the link after those missing"
+        COUNTS["links"] += bool(link)
 
     def teardown(self):
         if not hasattr(self, "opened"):
@@ -457,7 +469,7 @@ def test_no_schedule_reveals_more_than_one_sum_a_slot(federation, spoils):
     print(dict(COUNTS))
     assert COUNTS["schedules"] >= SCHEDULES
     # The machine is worth something only where it often gets as far as a sum.
-    assert min(COUNTS["opened"], COUNTS["honest sums"]) > SCHEDULES / 20
+    assert min(COUNTS["opened"], COUNTS["honest sums"], COUNTS["links"]) > SCHEDULES / 20
 
 
 @pytest.mark.slow

@@ -57,9 +57,9 @@ def vectors() -> dict[str, Any]:
 
 def test_checker_finds_nothing(checker, vectors):
     done = checker.check(vectors)
-    for part in ("keys hash", "delivery", "receipt of 3", "recovered mask key", "integers of the sum"):
+    for part in ("keys hash", "delivery", "levels", "noise of 4", "receipt of 3", "recovered mask key", "link of 2"):
         assert part in done
-    assert sum(name.startswith("signature of") for name in done) == 4 + 4 + 3 + 3 + 3 + 7
+    assert sum(name.startswith("signature of") for name in done) == 5 + 5 + 4 + 4 + 4 + 8
 
 
 def test_checker_shares_no_code_with_the_package():
@@ -199,7 +199,7 @@ SYNTHETIC = [
     setup.ShareRequest(*BIG, 200, 150, (bytes(250),) * 300),
     setup.Dealing(*BIG, 200, bytes(32), tuple(range(1, 400)), bytes(32)),
     setup.Delivered(300, bytes(70_000), bytes(64), b""),
-    rounds.UnmaskReply(300, bytes(32), (bytes(49), b"") * 20, (bytes(49),)),
+    rounds.UnmaskReply(300, bytes(32), (bytes(49), b"") * 20, (bytes(49),), bytes(32)),
 ]
 
 
@@ -278,6 +278,7 @@ def test_costs_in_bytes(federation, silos, slots, dropped):
         "n": silos, "B": slots, "T": fed.coordinator.threshold, "m": fed.vectors[1].size,
         "M": len(fed.manifest(minimum=3).to_bytes()), "k": len(epoch.holders(1)), "h": len(dealers),
         "p": len(epoch._peers[1]), "s": silos - dropped, "r": len(dealers - gone), "d": len(dealers & gone),
+        "l": 32 if dropped < silos - 3 else 0,
     }  # fmt: skip
     for stage, (requests, replies) in seen.items():
         request, reply = (evaluated(formula, **counts) for formula in costs[stage])

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import hmac
 import json
+import math
 import struct
 import sys
+from decimal import Decimal, localcontext
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 VECTORS = Path(__file__).parents[2] / "protocols" / "secagg" / "vectors.json"
-P = b"autoflip-secure/secagg-s/1"
+P = b"autoflip-secure/secagg-s/2"
+CHAIN = b"autoflip-secure/noise-chain/1|"
 PRIME = 2**256 + 297
 BASE_POINT = (9).to_bytes(32, "little")
 
@@ -43,7 +47,7 @@ def transcript(start: bytes, items: list[bytes]) -> bytes:
 
 
 def message(kind: str, *fields: Any) -> bytes:
-    return msgpack.packb([1, kind, *fields])
+    return msgpack.packb([2, kind, *fields])
 
 
 def fields(data: bytes, kind: str) -> list[Any]:
@@ -64,6 +68,25 @@ def hkdf(secret: bytes, salt: bytes, label: bytes, *context: int) -> bytes:
 
 def keystream(key: bytes, size: int) -> bytes:
     return Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update(bytes(size))
+
+
+def chained(link: bytes, purpose: bytes) -> bytes:
+    """HKDF without salt, which is one of 32 zero bytes."""
+    return hmac.digest(hmac.digest(bytes(32), link, "sha256"), CHAIN + purpose + b"\1", "sha256")
+
+
+def gaussian(variance: float, key: bytes, count: int) -> list[int]:
+    """Discrete Gaussian noise from a keystream: words against the distribution of the magnitude, then signs."""
+    words = np.frombuffer(keystream(key, 8 * (count + -(-count // 64))), "<u8")
+    with localcontext(prec=60):
+        weights = [(-Decimal(k * k) / (2 * Decimal(variance))).exp() * (2 if k else 1) for k in range(600)]
+        total, reached, bounds = sum(weights), Decimal(0), []
+        for weight in weights:
+            reached += weight
+            bounds.append(int(reached / total * 2**64))
+    signs = np.unpackbits(words[count:].view(np.uint8))
+    draws = zip(words[:count].tolist(), signs, strict=False)
+    return [sum(bound <= word for bound in bounds) * (-1 if sign else 1) for word, sign in draws]
 
 
 def pieces(data: bytes, size: int) -> list[bytes]:
@@ -126,6 +149,8 @@ class Checker:
             drawn = [own["identity"], *(secret for pair in pairs for secret in pair)]
             if party:
                 drawn += [own["box_key"], own["shamir_key"], *own["nonce_keys"], *own["gcm_nonces"]]
+            if party in self.present:
+                drawn += [own["noise_root"], own["noise_key"]]
             rule = [h(f"SecAgg-S vectors, party {party}, draw {i}".encode())[: len(d)] for i, d in enumerate(drawn)]
             self.same(f"secrets of {party}", drawn, rule)
             public = Ed25519PrivateKey.from_private_bytes(own["identity"]).public_key().public_bytes_raw()
@@ -211,6 +236,7 @@ class Checker:
         self.same("digest", self.digest, h(given["manifest"]))
         self.same("manifest's keys", manifest[:5], [1, self.session, self.epoch, self.slot, self.epoch_hash])
         self.same("manifest's sum", manifest[8:11], [[self.silos], [3], self.t])
+        self.levels(manifest[14][0], manifest[15], manifest[9][0])
         self.same("manifest's channel", manifest[14], [["update", settings["length"], settings["bits"], 1.0]])
         self.width = settings["bits"] + (len(self.silos) - 1).bit_length()
         self.m = -(-settings["length"] // (64 // self.width))
@@ -223,13 +249,40 @@ class Checker:
             content = given["manifest"], self.deliveries[silo]
             self.signed(0, given["requests"][silo], "masked request", *self.head, *content)
 
+    def levels(self, channel: list[Any], privacy: list[Any], minimum: int) -> None:
+        """What a silo owes by the number of missing silos; here each number is a level."""
+        (_, length, bits, limit), (trust, _, _, _, multiplier, clip, colluders, delta) = channel, privacy
+        self.same("trust", trust, "distributed")
+        distance = clip / (limit / (2 ** (bits - 1) - 1)) + math.sqrt(length) * 2.0**-26
+        spread = 2 * distance + math.sqrt(length)
+        mean = distance**2 + length / 4 + 2.0**-26 * spread * math.sqrt(length)
+        sensitivity = math.sqrt(mean + spread * math.sqrt(math.log(1 / (1e-9 * delta)) / 2))
+        together = (multiplier * sensitivity) ** 2 + 1 / 12
+        self.most = len(self.silos) - minimum
+        self.owed = [together / (len(self.silos) - d - colluders) for d in range(self.most + 1)]
+        millionths = [round(1e6 * owed) for owed in self.owed]
+        found = {"owed": millionths, "most": [*range(self.most + 1)], "kept": millionths}
+        self.same("levels", self.v["masked"]["levels"], found)
+
+    def noise(self, silo: int, given: dict[str, Any]) -> list[int]:
+        """A silo's chain, and the parts of its noise; their sum."""
+        own = self.secrets[silo]
+        links = [own["noise_root"], chained(own["noise_root"], b"next")]
+        keys = [own["noise_key"], *(chained(link, b"noise|update") for link in links)]
+        variances = [self.owed[0], *(more - less for less, more in pairwise(self.owed))]
+        drawn = [gaussian(*part, self.v["settings"]["length"]) for part in zip(variances, keys, strict=True)]
+        self.same(f"links of {silo}", given["links"], links)
+        self.same(f"noise of {silo}", given["parts"], drawn)
+        return [sum(parts) for parts in zip(*drawn, strict=True)]
+
     def pairs(self) -> list[tuple[int, int]]:
         """Who masks with whom, less who sent nothing."""
         return [(low, high) for low in self.present for high in self.silos if low < high]
 
     def vector(self, silo: int, masks: dict[str, Any], given: dict[str, Any], reply: bytes) -> None:
         """A silo's masked vector, as added up from its integers and masks, and its receipt."""
-        words = self.packed(given["integers"])
+        noised = zip(given["integers"], self.noise(silo, given), strict=True)
+        words = self.packed(list(map(sum, noised)))
         sent = words + self.words(masks[f"self {silo}"])
         for low, high in (pair for pair in self.pairs() if silo in pair):
             mask = self.words(masks[f"pair {low} {high}"])
@@ -281,7 +334,9 @@ class Checker:
         keys = {self.gone: {silo: self.pieces[silo, self.gone][1] for silo in self.present}}
         for silo in self.present:
             revealed = [shares[silo] for shares in seeds.values()], [shares[silo] for shares in keys.values()]
-            self.signed(silo, given["replies"][silo], "unmask reply", silo, self.digest, *revealed)
+            link = self.v["masked"]["silos"][silo]["links"][len(self.silos) - len(self.present)]
+            self.same(f"link of {silo}", given["links"][silo], link)
+            self.signed(silo, given["replies"][silo], "unmask reply", silo, self.digest, *revealed, link)
         self.same("shares", [given["seed_shares"], given["mask_key_shares"]], [seeds, keys])
         self.same("recovered seeds", given["seeds"], {owner: interpolate(shares) for owner, shares in seeds.items()})
         self.same("recovered mask key", given["mask_key"], interpolate(keys[self.gone]))
@@ -303,8 +358,10 @@ class Checker:
             total = total - pair if silo < self.gone else total + pair
         self.same("sum", given["sum"], total.tobytes())
         self.same("integers of the sum", given["integers"], self.unpacked(total.tolist()))
-        summed = zip(*(self.v["masked"]["silos"][silo]["integers"] for silo in self.present), strict=True)
-        self.same("sum of the integers", given["integers"], list(map(sum, summed)))
+        silos = [self.v["masked"]["silos"][silo] for silo in self.present]
+        for what, found, parts in (("integers", given["integers"], 3), ("excess", given["without_excess"], 2)):
+            rows = [row for silo in silos for row in (silo["integers"], *silo["parts"][:parts])]
+            self.same(f"sum of the integers: {what}", found, [sum(column) for column in zip(*rows, strict=True)])
 
     def unpacked(self, words: list[int]) -> list[int]:
         half, integers = 2 ** (self.width - 1), []
