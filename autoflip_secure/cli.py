@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from autoflip_secure import ledger_cli
 from autoflip_secure.errors import ConfigError
 from autoflip_secure.options import run_command
 from autoflip_secure.sim import simulate
@@ -22,6 +23,7 @@ app = typer.Typer(
     help="Private, pruned federated training from secure sums.",
 )
 app.command("sim")(simulate)
+app.add_typer(ledger_cli.app, name="ledger")
 
 
 @app.command()

@@ -2,19 +2,25 @@
 
 The file keeps the lines of all sessions, so next month's run counts last month's. Lines are only ever added: triggers
 abort updates and deletes, and each line carries a hash over itself and the line before, so lost or altered lines show.
+What a session may spend is written, and hashed, with the first line it charges.
 """
 
 from __future__ import annotations
 
+import math
 import sqlite3
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
-from autoflip_secure.errors import BudgetExhausted, ConfigError, StorageError
+from autoflip_secure.errors import BudgetExhausted, ConfigError
 from autoflip_secure.privacy.accounting import Accountant, Mechanism, check_delta, epsilon, merged
-from autoflip_secure.privacy.ledger_lines import LedgerLine, chain_hash
-from autoflip_secure.privacy.ledger_schema import COLUMNS, prepare_tables
+from autoflip_secure.privacy.ledger_caps import Cap, caps_of, composition
+from autoflip_secure.privacy.ledger_lines import LedgerLine
+from autoflip_secure.privacy.ledger_reading import read_entries
+from autoflip_secure.privacy.ledger_schema import prepare_tables
+from autoflip_secure.privacy.ledger_store import append, last_line, reading, snapshot, transaction
+from autoflip_secure.privacy.ledger_terms import LedgerTerms
 from autoflip_secure.privacy.verified import Composition, verified
 
 __all__ = ["Ledger", "LedgerLine"]
@@ -40,6 +46,10 @@ class Ledger:
         Delta the accountant works at.
     accountant : str
         prv, rdp or pld.
+    per_run, per_year : float
+        Epsilon a data set may cost by this session alone, and within 365 days (`ledger_caps`).
+    trust : str
+        Trust mode of the session, for the record.
 
     Raises
     ------
@@ -58,9 +68,13 @@ class Ledger:
         budgets: Mapping[str, float],
         delta: float,
         accountant: Accountant = "prv",
+        per_run: float = math.inf,
+        per_year: float = math.inf,
+        trust: str = "",
     ) -> None:
         check_delta(delta)
-        wrong = [f"{dataset}: {budget}" for dataset, budget in budgets.items() if not budget > 0]
+        limits = {**budgets, "a run": per_run, "a year": per_year}
+        wrong = [f"{name}: {budget}" for name, budget in limits.items() if not budget > 0]
         if wrong:
             raise ConfigError(f"a privacy budget is not positive ({', '.join(wrong)}); set it with --dp-epsilon")
         self._connection = connection
@@ -69,12 +83,13 @@ class Ledger:
         self._budgets = dict(budgets)
         self._delta = delta
         self._accountant: Accountant = accountant
-        with self._transaction():
+        self._per_run, self._per_year, self._trust = per_run, per_year, trust
+        with transaction(self._connection, self._silo):
             prepare_tables(connection, silo)
         self.lines()
 
     def charge(self, line: LedgerLine) -> None:
-        """Write a line, on disk when this returns, provided that it and all lines before it stay within the budget.
+        """Write a line, on disk when this returns, provided that it and the lines before it stay within every cap.
 
         Raises
         ------
@@ -87,38 +102,46 @@ class Ledger:
         """
         if line.session != self._session:
             raise ConfigError("a ledger line of another session cannot be charged here; open that session's ledger")
-        budget = self._budget(line.dataset)
-        with self._transaction():
-            spent = self._composition(line.dataset)
-            if not self._fits(spent, line.mechanism, budget):
-                raise self._exhausted(line.dataset, spent, [line.mechanism])
+        caps = self._caps(line.dataset, line.time)
+        with transaction(self._connection, self._silo):
+            for cap in caps:
+                spent = self._composition(line.dataset, cap.condition, cap.values)
+                if not self._fits(spent, line.mechanism, cap.limit):
+                    raise self._exhausted(line.dataset, cap, spent, spent + _composition([line.mechanism]))
             self._append(line)
 
-    def expect(self, dataset: str, mechanisms: Sequence[Mechanism]) -> None:
-        """Check once that all this session plans to do to a data set fits what other sessions have left.
+    def expect(self, dataset: str, mechanisms: Sequence[Mechanism], now: float | None = None) -> None:
+        """Check once that all this session plans to do to a data set fits every cap, other sessions counted.
 
-        Charges within the plan then need no further evaluation. Uses this session has already charged count as planned.
+        Charges within the plan then need no further evaluation. Uses this session has already charged count as
+        planned; those that the plan does not name count beside it.
+
+        Parameters
+        ----------
+        now : float, optional
+            Seconds since 1970; the clock's if absent.
 
         Raises
         ------
         BudgetExhausted
             The plan does not fit; nothing was written.
         """
-        budget = self._budget(dataset)
-        others = self._composition(dataset, but=self._session)
-        planned = others + _composition(mechanisms)
-        known = verified(budget, self._delta, self._accountant)
-        if known.covers(planned):
-            return
-        if epsilon(_mechanisms(planned), self._delta, self._accountant) > budget:
-            raise self._exhausted(dataset, others, mechanisms)
-        known.add(planned)
+        for cap in self._caps(dataset, time.time() if now is None else now):
+            own = self._composition(dataset, "session = ?", (self._session,))
+            others = self._composition(dataset, f"{cap.condition} AND session <> ?", (*cap.values, self._session))
+            planned = others + (own | _composition(mechanisms))
+            known = verified(cap.limit, self._delta, self._accountant)
+            if known.covers(planned):
+                continue
+            if epsilon(_mechanisms(planned), self._delta, self._accountant) > cap.limit:
+                raise self._exhausted(dataset, cap, others + own, planned)
+            known.add(planned)
 
     def spent(self, dataset: str | None = None) -> float:
         """Epsilon over all sessions of a data set, or of the one that cost most; infinite after an unnoised use."""
         if dataset is not None:
             return epsilon(self.mechanisms(dataset), self._delta, self._accountant)
-        with self._reading():
+        with reading(self._silo):
             rows = self._connection.execute("SELECT DISTINCT dataset FROM privacy_ledger").fetchall()
         return max((self.spent(name) for (name,) in rows), default=0.0)
 
@@ -128,7 +151,7 @@ class Ledger:
 
     def session_uses(self, dataset: str, sampling_rate: float, noise_multiplier: float) -> int:
         """How often this session has used one mechanism on a data set."""
-        with self._reading():
+        with reading(self._silo):
             (count,) = self._connection.execute(
                 "SELECT COALESCE(SUM(count), 0) FROM privacy_ledger "
                 "WHERE session = ? AND dataset = ? AND sampling_rate = ? AND noise_multiplier = ?",
@@ -138,7 +161,7 @@ class Ledger:
 
     def releases(self) -> int:
         """Uses of all data sets over all sessions."""
-        with self._reading():
+        with reading(self._silo):
             (count,) = self._connection.execute("SELECT COALESCE(SUM(count), 0) FROM privacy_ledger").fetchone()
         return int(count)
 
@@ -150,35 +173,16 @@ class Ledger:
         StorageError
             A line is missing, altered or malformed.
         """
-        with self._reading():
-            rows = self._connection.execute(
-                f"SELECT line, {COLUMNS}, chain FROM privacy_ledger ORDER BY line"
-            ).fetchall()
-            last = self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'privacy_ledger'").fetchone()
-        lines, chain = [], b""
-        for number, (index, *values, stored) in enumerate(rows, start=1):
-            line = LedgerLine.from_row(number, values)
-            chain = chain_hash(chain, line)
-            if index != number or stored != chain:
-                raise StorageError(
-                    f"the privacy ledger of {self._silo} is damaged at line {number} (missing or altered); nothing was "
-                    "released; restore the file from a backup"
-                )
-            lines.append(line)
-        if len(lines) != (last[0] if last else 0):
-            raise StorageError(
-                f"the privacy ledger of {self._silo} lost its last lines ({len(lines)} of {last[0] if last else 0} are "
-                "there); nothing was released; restore the file from a backup"
-            )
-        return tuple(lines)
+        with reading(self._silo), snapshot(self._connection):
+            return tuple(entry.line for entry in read_entries(self._connection, self._silo))
 
     def __repr__(self) -> str:
         return f"Ledger(silo={self._silo!r}, budgets={self._budgets}, delta={self._delta:g})"
 
-    def _budget(self, dataset: str) -> float:
+    def _caps(self, dataset: str, now: float) -> tuple[Cap, ...]:
         if dataset not in self._budgets:
             raise ConfigError(f"record set {dataset!r} of {self._silo} has no privacy budget; nothing was touched")
-        return self._budgets[dataset]
+        return caps_of(self._session, now, self._budgets[dataset], self._per_run, self._per_year)
 
     def _fits(self, spent: Composition, use: Mechanism, budget: float) -> bool:
         known = verified(budget, self._delta, self._accountant)
@@ -191,58 +195,26 @@ class Ledger:
                 return True
         return False
 
-    def _exhausted(self, dataset: str, spent: Composition, more: Sequence[Mechanism]) -> BudgetExhausted:
-        before = epsilon(_mechanisms(spent), self._delta, self._accountant)
-        after = epsilon(_mechanisms(spent + _composition(more)), self._delta, self._accountant)
+    def _exhausted(self, dataset: str, cap: Cap, spent: Composition, tried: Composition) -> BudgetExhausted:
+        before, after = (epsilon(_mechanisms(each), self._delta, self._accountant) for each in (spent, tried))
         return BudgetExhausted(
             f"privacy budget of the {dataset} records of {self._silo} is exhausted: spent epsilon {before:.3f} of "
-            f"{self._budgets[dataset]:g} at delta {self._delta:g}, this would make it {after:.3f}; no record was "
-            "touched and nothing was charged; end the run here, or raise this silo's budget"
+            f"{cap.limit:g} {cap.words} ({cap.option}) at delta {self._delta:g}, this would make it {after:.3f}; no "
+            f"record was touched and nothing was charged; end the run here, or raise this silo's {cap.option}"
         )
 
-    def _composition(self, dataset: str, but: bytes | None = None) -> Composition:
-        with self._reading():
-            rows = self._connection.execute(
-                "SELECT sampling_rate, noise_multiplier, SUM(count) FROM privacy_ledger "
-                "WHERE dataset = ? AND session IS NOT ? GROUP BY sampling_rate, noise_multiplier",
-                (dataset, but),
-            ).fetchall()
-        return Counter({(rate, noise): count for rate, noise, count in rows})
+    def _composition(self, dataset: str, condition: str = "1", values: tuple[object, ...] = ()) -> Composition:
+        with reading(self._silo):
+            return composition(self._connection, dataset, condition, values)
 
     def _append(self, line: LedgerLine) -> None:
-        row = self._connection.execute("SELECT chain FROM privacy_ledger ORDER BY line DESC LIMIT 1").fetchone()
-        chain = chain_hash(row[0] if row else b"", line)
-        values = (*line.to_row(), chain)
-        marks = ", ".join("?" * len(values))
-        self._connection.execute(f"INSERT INTO privacy_ledger ({COLUMNS}, chain) VALUES ({marks})", values)
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise StorageError(
-                f"cannot read the privacy ledger of {self._silo}: {error}; nothing was released"
-            ) from error
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """All or nothing, on disk at the end; the lock keeps two processes from both taking the last of a budget."""
-        if self._connection.in_transaction:
-            raise StorageError(
-                "the privacy ledger commits by itself; end the open transaction of the silo's state first"
-            )
-        try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            yield
-            self._connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise StorageError(
-                f"cannot write the privacy ledger of {self._silo}: {error}; nothing was charged or released"
-            ) from error
-        finally:
-            if self._connection.in_transaction:
-                self._connection.rollback()
+        number = last_line(self._connection)[0] + 1
+        total = self._budgets[line.dataset]
+        run, year = min(self._per_run, total), min(self._per_year, total)
+        terms = LedgerTerms(
+            number, line.session, line.dataset, line.time, self._trust, self._delta, self._accountant, total, run, year
+        )
+        append(self._connection, line, terms)
 
 
 def _composition(mechanisms: Sequence[Mechanism]) -> Composition:

@@ -30,6 +30,14 @@ time.sleep(600)
 """
 
 
+def test_every_commit_is_on_disk_before_it_returns(state_file: Path) -> None:
+    """What a kill cannot show: in a write-ahead log, FULL (2) syncs at each commit, NORMAL only at checkpoints."""
+    connection = open_silo_database(state_file)
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+    connection.close()
+
+
 @pytest.mark.slow
 def test_a_charge_outlives_kill_9_before_its_use(state_file: Path) -> None:
     budget = ONE_USE * 1.05

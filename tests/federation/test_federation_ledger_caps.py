@@ -1,0 +1,132 @@
+"""Caps of policy.toml and the run's own promise, as a silo holds them against join requests and rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from autoflip_secure.config import ResolvedConfig
+from autoflip_secure.federation.client_app import silo_folder
+from autoflip_secure.federation.join import JOIN_STAGE, JoinRequest
+from autoflip_secure.federation.policy import SiloPolicy
+from autoflip_secure.federation.silo import Silo
+from autoflip_secure.federation.wire import Reply, Request
+from autoflip_secure.privacy.accounting import Mechanism
+from autoflip_secure.privacy.ledger_reading import LedgerRecord, read_ledger
+
+ONE, TWO = b"\x01" * 16, b"\x02" * 16
+PLAN = [Mechanism(1.0, 3.0, 1)]
+"""Epsilon 1.3 at delta 1e-5; twice 1.9."""
+
+
+class Month:
+    """Silo 1 of a federation that joins runs and answers single rounds of them."""
+
+    def __init__(self, folder: Any, config: ResolvedConfig, model: Any, make_manifest: Any) -> None:
+        self.folder, self.config, self.model, self.make_manifest = folder, config, model, make_manifest
+        self.home = silo_folder(folder.path, 1)
+        self.digests: dict[bytes, bytes] = {}
+
+    def silo(self) -> Silo:
+        return Silo(self.home)
+
+    def join(self, session: bytes, planned: list[Mechanism] = PLAN) -> Reply:
+        request = JoinRequest(session, self.config, self.folder.task.read_text(), {"train": planned})
+        silo = self.silo()
+        try:
+            return silo.answer(Request(JOIN_STAGE, 0, 0, request.sign(self.folder.coordinator_identity())))
+        finally:
+            self.digests[session] = request.digest()
+            silo.close()
+
+    def round(self, session: bytes) -> Reply:
+        terms = {"sampling_rate": 1.0, "noise_multiplier": 3.0}
+        changes = {"config_hash": self.digests[session], "session": session, "terms": terms}
+        manifest = self.make_manifest(self.config, self.model, **changes)
+        silo = self.silo()
+        try:
+            return silo.answer(Request("clear", 1, 0, manifest.to_bytes(), self.model.to_bytes()))
+        finally:
+            silo.close()
+
+    def ledger(self) -> LedgerRecord:
+        return read_ledger(self.home / "state.sqlite")
+
+    def log(self) -> str:
+        return (self.home / "silo.log").read_text().strip().splitlines()[-1]
+
+
+@pytest.fixture
+def month(make_config, make_federation, make_manifest, model) -> Iterator[Callable[..., Month]]:
+    """month(dp_epsilon=2, **caps of the policy) -> Month, nothing joined yet."""
+
+    def make(dp_epsilon: float = 2.0, **caps: float) -> Month:
+        config = make_config(dp_epsilon=dp_epsilon)
+        folder = make_federation(config)
+        policy = SiloPolicy.accepting(config).model_copy(update=caps)
+        (silo_folder(folder.path, 1) / "policy.toml").write_text(policy.to_toml())
+        return Month(folder, config, model, make_manifest)
+
+    return make
+
+
+def refused(reply: Reply) -> bool:
+    return reply == Reply("refused", b"", "BudgetExhausted")
+
+
+@pytest.mark.parametrize(
+    ("caps", "option"),
+    [
+        ({"epsilon": 1.7}, "epsilon"),
+        ({"epsilon": 8.0, "epsilon_per_year": 1.7}, "epsilon_per_year"),
+    ],
+)
+def test_next_month_is_held_against_what_last_month_spent(caps: dict[str, float], option: str, month) -> None:
+    silo = month(dp_epsilon=1.5, **caps)
+    assert silo.join(ONE).status == "ok", silo.log()
+    assert silo.round(ONE).status == "ok", silo.log()
+    before, state = silo.ledger(), (silo.home / "state.sqlite").read_bytes()
+    assert len(before.entries) == 1
+    assert refused(silo.join(TWO))
+    assert f"({option})" in silo.log()
+    assert silo.ledger() == before
+    assert (silo.home / "state.sqlite").read_bytes() == state
+    assert silo.join(ONE).status == "ok", "the run that is under way goes on"
+
+
+def test_next_month_adds_to_last_month(month) -> None:
+    silo = month(epsilon=8.0, epsilon_per_run=1.5, epsilon_per_year=2.2)
+    for session in (ONE, TWO):
+        assert silo.join(session).status == "ok", silo.log()
+        assert silo.round(session).status == "ok", silo.log()
+    entries = silo.ledger().entries
+    assert [entry.line.session for entry in entries] == [ONE, TWO]
+    assert [(e.terms.epsilon, e.terms.per_run, e.terms.per_year, e.terms.trust) for e in entries if e.terms] == [
+        (8.0, 1.5, 2.2, "distributed")
+    ] * 2
+    assert refused(silo.join(b"\x03" * 16))
+
+
+def test_a_run_that_plans_more_than_it_promises_is_refused(month) -> None:
+    """The policy would bear it; the promise of the run, which everybody reads, would not be true."""
+    silo = month(dp_epsilon=1.5, epsilon=8.0)
+    assert refused(silo.join(ONE, [Mechanism(1.0, 3.0, 2)]))
+    assert "of 1.5 by this run, by policy or its own promise (epsilon_per_run)" in silo.log()
+    assert silo.join(ONE).status == "ok"
+
+
+def test_a_run_above_the_cap_of_a_run_is_refused(month) -> None:
+    silo = month(epsilon=8.0, epsilon_per_run=1.0)
+    assert refused(silo.join(ONE))
+    assert "(epsilon_per_run)" in silo.log()
+
+
+def test_a_cap_that_was_tightened_after_joining_stops_the_next_round(month) -> None:
+    silo = month(epsilon=8.0)
+    assert silo.join(ONE).status == "ok"
+    policy = SiloPolicy.read(silo.home / "policy.toml")
+    (silo.home / "policy.toml").write_text(policy.model_copy(update={"epsilon_per_year": 1.0}).to_toml())
+    assert refused(silo.round(ONE))
+    assert silo.ledger().entries == ()
