@@ -49,8 +49,8 @@ def existing_file(path: Path, purpose: str) -> Path:
     return path
 
 
-def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[np.generic]]:
-    """Named arrays of an npz file; Python objects in it are refused, never unpickled.
+def read_npz(path: Path, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, NDArray[np.generic]]:
+    """Named arrays of an npz file, `optional` ones where they are there; Python objects are refused, never unpickled.
 
     Raises
     ------
@@ -68,7 +68,8 @@ def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[np.generic
                 raise DataError(
                     f"{path}: holds the arrays {', '.join(archive.files) or '(none)'}; {', '.join(absent)} is missing"
                 )
-            return {name: archive[name] for name in names}
+            present = [name for name in optional if name in archive.files]
+            return {name: archive[name] for name in (*names, *present)}
     except DAMAGED_ARCHIVE as error:
         raise DataError(f"{path}: damaged, or holds Python objects; write plain arrays with numpy.savez") from error
 

@@ -12,15 +12,23 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from autoflip_secure.data.follow_up import FollowUp
 from autoflip_secure.data.task import Task
-from autoflip_secure.errors import DataError
+from autoflip_secure.errors import ConfigError, DataError
 
 __all__ = ["DECLARATION_FILE", "Declaration", "read_declaration"]
 
 DECLARATION_FILE = "dataset.toml"
-REQUIRED = ("task", "classes", "features")
-OPTIONAL = ("shape", "columns", "minimum", "maximum", "records")
-EXAMPLE = """write it with three lines: task = "classification" | classes = [0, 1] | features = 13"""
+REQUIRED = {
+    "classification": ("task", "classes", "features"),
+    "survival": ("task", "features", "cuts", "hazards"),
+}
+OPTIONAL = ("shape", "columns", "minimum", "maximum", "records", "patient", "patients")
+EXAMPLES = {
+    "classification": """write it with three lines: task = "classification" | classes = [0, 1] | features = 13""",
+    "survival": """write it with four lines: task = "survival" | features = 39 | cuts = [4] | hazards = [0.03, 0.03]""",
+}
+EXAMPLE = EXAMPLES["classification"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +40,7 @@ class Declaration:
     name : str
         Name of the data set, from the folder's.
     classes : tuple of int or tuple of str
-        Labels as they are written in the tables; the class index is the position.
+        Labels as they are written in the tables; the class index is the position. Survival: 0, 1.
     features : int
         Number of feature columns.
     shape : tuple of int
@@ -42,7 +50,11 @@ class Declaration:
     minimum, maximum : float64 arrays of shape (features,) or None
         Public ranges; features are scaled from them to [-1, 1] and clipped. None: features are used as they are.
     records : int or None
-        Public total of training records of all silos.
+        Public total of training records of all silos; of training patients where the tables name them.
+    patient : str or None
+        Column that holds the patient's key (in npz files the array `patient`); None: each record is a patient.
+    follow_up : FollowUp or None
+        Public intervals and baseline hazards, from `cuts` and `hazards`, of a survival task; None: classification.
     """
 
     name: str
@@ -53,13 +65,24 @@ class Declaration:
     minimum: NDArray[np.float64] | None
     maximum: NDArray[np.float64] | None
     records: int | None
+    patient: str | None = None
+    follow_up: FollowUp | None = None
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Columns that are no features: the label, or the event and the time; not the patient."""
+        return ("label",) if self.follow_up is None else ("event", "time")
 
     def task(self) -> Task:
-        """The classification task."""
-        kind = "binary" if len(self.classes) == 2 else "multiclass"
+        """The task."""
+        kind = "survival" if self.follow_up else "binary" if len(self.classes) == 2 else "multiclass"
         model = "cnn6" if len(self.shape) == 3 else "mlp"
         names = tuple(str(label) for label in self.classes)
-        return Task(f"folder:{self.name}", kind, self.shape, len(names), names, model, self.records)
+        unit = "record" if self.patient is None else "patient"
+        return Task(
+            f"folder:{self.name}", kind, self.shape, len(names), names, model, self.records,
+            unit=unit, follow_up=self.follow_up,
+        )  # fmt: skip
 
     def scale(self, values: NDArray[np.floating]) -> NDArray[np.float32]:
         """Features of shape (n, features), NaN where missing, to float32 of shape (n, *shape); missing becomes 0.
@@ -103,20 +126,22 @@ class _Reader:
         self._path, self._text, self._values = path, text, values
 
     def declaration(self) -> Declaration:
-        unknown = [key for key in self._values if key not in REQUIRED + OPTIONAL]
+        task = self._values.get("task", "classification")
+        if task not in tuple(REQUIRED):
+            self._fail("task", 'only "classification" and "survival" are known; write task = "classification"')
+        known = REQUIRED[task] + OPTIONAL
+        unknown = [key for key in self._values if key not in known]
         if unknown:
-            self._fail(unknown[0], f"unknown key; known keys are {', '.join(REQUIRED + OPTIONAL)}")
-        absent = [key for key in REQUIRED if key not in self._values]
+            self._fail(unknown[0], f"unknown key; known keys are {', '.join(known)}")
+        absent = [key for key in REQUIRED[task] if key not in self._values]
         if absent:
-            raise DataError(f"{self._path}: {', '.join(absent)} is missing; {EXAMPLE}")
-        if self._values["task"] != "classification":
-            self._fail("task", 'only "classification" is known; write task = "classification"')
+            raise DataError(f"{self._path}: {', '.join(absent)} is missing; {EXAMPLES[task]}")
         features = self._count("features")
         minimum, maximum = self._ranges(features)
-        records = self._count("records") if "records" in self._values else None
         return Declaration(
-            self._path.parent.resolve().name, self._classes(), features, self._shape(features),
-            self._columns(features), minimum, maximum, records,
+            self._path.parent.resolve().name, (0, 1) if task == "survival" else self._classes(), features,
+            self._shape(features), self._columns(features), minimum, maximum, self._total(), self._patient(),
+            self._follow_up() if task == "survival" else None,
         )  # fmt: skip
 
     def _fail(self, key: str, complaint: str) -> NoReturn:
@@ -150,10 +175,42 @@ class _Reader:
         value = self._values.get("columns")
         if value is None:
             return None
-        named = isinstance(value, list) and all(isinstance(name, str) and name != "label" for name in value)
+        named = isinstance(value, list) and all(isinstance(name, str) and name not in self._reserved for name in value)
         if not named or len(value) != features or len(set(value)) != features:
-            self._fail("columns", f"not a list of {features} different feature names (without label)")
+            self._fail(
+                "columns", f"not a list of {features} different feature names (without {' or '.join(self._reserved)})"
+            )
         return tuple(value)
+
+    def _total(self) -> int | None:
+        counted, other = ("patients", "records") if "patient" in self._values else ("records", "patients")
+        if other in self._values:
+            self._fail(other, f"the total that counts here is that of {counted}; write {counted} = 900 or leave it out")
+        return self._count(counted) if counted in self._values else None
+
+    def _patient(self) -> str | None:
+        value = self._values.get("patient")
+        if value is None:
+            return None
+        if not isinstance(value, str) or not value or value != value.strip() or value in self._reserved:
+            self._fail("patient", 'not the name of a column of its own; write patient = "patient_id"')
+        if value in self._values.get("columns", ()):
+            self._fail("patient", "the column is among the features in columns; a patient's key is none, leave it out")
+        return value
+
+    @property
+    def _reserved(self) -> tuple[str, ...]:
+        return ("label",) if "classes" in self._values else ("event", "time")
+
+    def _follow_up(self) -> FollowUp:
+        cuts, hazards = self._values["cuts"], self._values["hazards"]
+        for key, value in (("cuts", cuts), ("hazards", hazards)):
+            if not isinstance(value, list) or not value:
+                self._fail(key, "not a list of numbers; write cuts = [4.0] and hazards = [0.03, 0.03]")
+        try:
+            return FollowUp(tuple(cuts), tuple(hazards))
+        except ConfigError as error:
+            self._fail("cuts", f"{error}; write cuts = [4.0] and hazards = [0.03, 0.03]")
 
     def _ranges(self, features: int) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
         if ("minimum" in self._values) != ("maximum" in self._values):

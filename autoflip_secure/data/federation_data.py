@@ -54,13 +54,14 @@ class LoadedData:
         if self.train is None and not self.natural:
             raise DataError(f"data set {self.task.name} holds no records")
         if self.train is not None:
-            self.task.check(self.train, "train")
+            self.task.check_unit(self.task.check(self.train, "train"), "train")
         if self.public_test is not None:
             self.task.check(self.public_test, "public test")
         for silo in self.natural or ():
-            self.task.check(silo.records, f"silo {silo.name}")
+            self.task.check_unit(self.task.check(silo.records, f"silo {silo.name}"), f"silo {silo.name}")
             if silo.holdout is not None:
-                self.task.check(silo.holdout, f"silo {silo.name}, holdout")
+                where = f"silo {silo.name}, holdout"
+                self.task.check_unit(self.task.check(silo.holdout, where), where)
 
     @property
     def default_partition(self) -> str:

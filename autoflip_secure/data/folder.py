@@ -5,6 +5,12 @@
                                    with X (records, features) and y (NaN where missing); test.csv or test.npz optional
     PATH/public_test.csv           optional, public records to score on
 
+Survival tables hold the columns `time` and `event` (1 where the event was seen, else 0) in place of `label`; npz files
+the arrays X, time and event.
+
+Where `dataset.toml` names a column of patients, it must be in every silo's table (in npz files as the array
+`patient`); a silo's train and test tables hold different patients.
+
 Errors name file, line and column, and never quote a cell, because it is a patient's.
 """
 
@@ -19,13 +25,15 @@ from numpy.typing import NDArray
 from autoflip_secure.data.arrays import existing_folder, read_npz
 from autoflip_secure.data.declaration import DECLARATION_FILE, Declaration, read_declaration
 from autoflip_secure.data.federation_data import LoadedData, NamedRecords
+from autoflip_secure.data.patients import array_patients, table_patients
 from autoflip_secure.data.records import Records
 from autoflip_secure.data.tables import Table, numbers, read_table
+from autoflip_secure.data.targets import array_labels, array_times, table_labels, table_times
 from autoflip_secure.errors import DataError
 
 __all__ = ["load_folder", "read_own_records"]
 
-LABEL = "label"
+MEANING = {"label": "class", "event": "event (1 seen, 0 not)", "time": "time of follow-up"}
 
 
 def load_folder(folder: Path) -> LoadedData:
@@ -39,7 +47,7 @@ def load_folder(folder: Path) -> LoadedData:
     existing_folder(folder, f"folder:PATH needs {DECLARATION_FILE} and one folder a silo")
     declaration = read_declaration(folder)
     reader = _FolderReader(declaration)
-    public_test = reader.part(folder, "public_test")
+    public_test = reader.part(folder, "public_test", own=False)
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise DataError(f"{folder}: there is no silo; make a folder for each, holding train.csv")
@@ -72,26 +80,48 @@ class _FolderReader:
         train = self.part(folder, "train")
         if train is None:
             raise DataError(f"{folder}: holds neither train.csv nor train.npz; add one, or move the folder elsewhere")
-        return NamedRecords(folder.name, train, self.part(folder, "test"))
+        test = self.part(folder, "test")
+        if test is not None and train.group is not None and test.group is not None:
+            shared = np.intersect1d(train.group, test.group).size
+            if shared:
+                raise DataError(
+                    f"{folder}: {shared} patients are in train and in test; put all records of a patient in one of them"
+                )
+        return NamedRecords(folder.name, train, test)
 
-    def part(self, folder: Path, stem: str) -> Records | None:
-        """Records of stem.csv or stem.npz; None where there is neither."""
+    def part(self, folder: Path, stem: str, *, own: bool = True) -> Records | None:
+        """Records of stem.csv or stem.npz; None where there is neither. Only a silo's `own` are told by patient."""
         table, arrays = folder / f"{stem}.csv", folder / f"{stem}.npz"
         if table.exists() and arrays.exists():
             raise DataError(f"{folder}: holds both {table.name} and {arrays.name}; keep one")
         if table.exists():
-            return self._read_csv(table)
-        return self._read_npz(arrays) if arrays.exists() else None
+            return self._read_csv(table, own)
+        return self._read_npz(arrays, own) if arrays.exists() else None
 
-    def _read_csv(self, path: Path) -> Records:
+    def _read_csv(self, path: Path, own: bool) -> Records:
         table = read_table(path)
-        if LABEL not in table.columns:
-            raise DataError(f"{path}:1: no column is named label; name the column with the class so")
-        label = table.columns.index(LABEL)
-        columns = [index for index in range(len(table.columns)) if index != label]
+        for name in self._declaration.targets:
+            if name not in table.columns:
+                raise DataError(f"{path}:1: no column is named {name}; name the column with the {MEANING[name]} so")
+        targets = [table.columns.index(name) for name in self._declaration.targets]
+        patient = self._patient_column(table, own)
+        columns = [index for index in range(len(table.columns)) if index not in (*targets, patient)]
         self._check_columns(table, columns)
-        y = _label_indices(table, label, self._declaration.classes)
-        return Records(self._declaration.scale(numbers(table, columns)), y)
+        y = table_labels(table, targets[0], self._declaration)
+        time = table_times(table, targets[1]) if self._declaration.follow_up else None
+        group = table_patients(table, patient) if own and patient is not None else None
+        return Records(self._declaration.scale(numbers(table, columns)), y, group, time)
+
+    def _patient_column(self, table: Table, own: bool) -> int | None:
+        name = self._declaration.patient
+        if name in table.columns:
+            return table.columns.index(name)
+        if name is not None and own:
+            raise DataError(
+                f"{table.path}:1: no column is named {name!r}, which {DECLARATION_FILE} says holds the patient's key; "
+                "add it"
+            )
+        return None
 
     def _check_columns(self, table: Table, columns: list[int]) -> None:
         features = self._declaration.features
@@ -110,9 +140,11 @@ class _FolderReader:
                     "every table needs the same features in the same order"
                 )
 
-    def _read_npz(self, path: Path) -> Records:
-        arrays = read_npz(path, ("X", "y"))
-        x, y = arrays["X"], arrays["y"]
+    def _read_npz(self, path: Path, own: bool) -> Records:
+        grouped, survival = own and self._declaration.patient is not None, self._declaration.follow_up is not None
+        label, names = ("event", ("X", "event", "time")) if survival else ("y", ("X", "y"))
+        arrays = read_npz(path, (*names, "patient") if grouped else names)
+        x, y = arrays["X"], arrays[label]
         features, shape = self._declaration.features, self._declaration.shape
         if x.dtype.kind not in "fiu" or x.shape[1:] not in {(features,), shape} or not len(x):
             raise DataError(
@@ -120,48 +152,15 @@ class _FolderReader:
                 f"{f' or (records, *{shape})' if len(shape) > 1 else ''}"
             )
         if y.shape != (len(x),):
-            raise DataError(f"{path}: y has shape {y.shape}; it needs one label for each of the {len(x)} records of X")
+            raise DataError(
+                f"{path}: {label} has shape {y.shape}; it needs one label for each of the {len(x)} records of X"
+            )
         values: NDArray[Any] = x.reshape(len(x), features).astype(np.float64)
         unusable = np.abs(values) > np.finfo(np.float32).max
         if unusable.any():
             row, column = (int(index[0]) for index in np.nonzero(unusable))
             raise DataError(f"{path}: X[{row}, {column}] is not a finite number; write one, or NaN where it is missing")
-        return Records(self._declaration.scale(values), _array_label_indices(path, y, self._declaration.classes))
-
-
-def _label_indices(table: Table, column: int, classes: tuple[int, ...] | tuple[str, ...]) -> NDArray[np.int64]:
-    index_of = {str(label): index for index, label in enumerate(classes)}
-    y = np.empty(len(table.rows), np.int64)
-    for row, cells in enumerate(table.rows):
-        cell = cells[column]
-        # Spreadsheets write whole numbers as 1.0 once a column had an empty cell.
-        written = cell.removesuffix(".0") if isinstance(classes[0], int) else cell
-        index = index_of.get(written)
-        if index is None:
-            raise DataError(
-                f"{table.at(row, column)}: the label is not one of {_some(classes)}, "
-                f"the classes of {DECLARATION_FILE}; correct the label or declare its class"
-            )
-        y[row] = index
-    return y
-
-
-def _array_label_indices(
-    path: Path, y: NDArray[np.generic], classes: tuple[int, ...] | tuple[str, ...]
-) -> NDArray[np.int64]:
-    right_kind = y.dtype.kind in ("iuf" if isinstance(classes[0], int) else "U")
-    order = np.argsort(np.array(classes))
-    known = np.array(classes)[order]
-    place = np.searchsorted(known, y).clip(max=len(known) - 1) if right_kind else np.zeros(len(y), np.int64)
-    wrong = np.flatnonzero(known[place] != y) if right_kind else np.zeros(1, np.int64)
-    if wrong.size:
-        raise DataError(
-            f"{path}: y[{int(wrong[0])}] is not one of {_some(classes)}, the classes of {DECLARATION_FILE}; "
-            "correct the label or declare its class"
-        )
-    return np.asarray(order[place], np.int64)
-
-
-def _some(classes: tuple[int, ...] | tuple[str, ...]) -> str:
-    shown = ", ".join(map(str, classes[:10]))
-    return shown if len(classes) <= 10 else f"{shown}, ... ({len(classes)} in all)"
+        group = array_patients(path, arrays["patient"], len(x)) if grouped else None
+        time = array_times(path, arrays["time"], len(x)) if survival else None
+        y = array_labels(path, label, y, self._declaration)
+        return Records(self._declaration.scale(values), y, group, time)

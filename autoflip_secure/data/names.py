@@ -43,7 +43,9 @@ DATASETS: Mapping[str, DatasetInfo] = MappingProxyType(
         "pneumonia-mnist": DatasetInfo("chest X-rays 28x28, 4,708 train records", "pneumonia-mnist"),
         "mnist": DatasetInfo("handwritten digits 28x28, 60,000 train records", "mnist"),
         "fashion-mnist": DatasetInfo("clothing 28x28, 60,000 train records", "fashion-mnist"),
-        "tcga-brca": DatasetInfo("breast-cancer survival in six regions", "fed-tcga-brca", available=False),
+        "tcga-brca": DatasetInfo(
+            "survival with breast cancer in six regions, 1,088 patients", "fed-tcga-brca", natural=True
+        ),
         "mnist-writers": DatasetInfo("MNIST by writer", "qmnist-writers", available=False),
         "cifar10": DatasetInfo("photographs 32x32 in 10 classes", "cifar10-jpeg", available=False),
         "cifar100": DatasetInfo("photographs 32x32 in 100 classes", "cifar100", available=False),

@@ -81,6 +81,9 @@ def parse_partition(text: str) -> PartitionSpec:
 def partition(records: Records, how: str, silos: int, seed: int) -> list[Records]:
     """Spread every record over `silos` silos: disjoint, complete, the same for the same seed.
 
+    A patient's records stay together; what is counted and shared out are patients, each of the class of the first
+    record.
+
     Parameters
     ----------
     how : str
@@ -90,7 +93,7 @@ def partition(records: Records, how: str, silos: int, seed: int) -> list[Records
 
     Returns
     -------
-    list of Records, one a silo, each with at least `MINIMUM_RECORDS`.
+    list of Records, one a silo, each with at least `MINIMUM_RECORDS` patients.
 
     Raises
     ------
@@ -104,14 +107,17 @@ def partition(records: Records, how: str, silos: int, seed: int) -> list[Records
         )
     if silos < 1:
         raise ConfigError(f"--silos {silos}: not a positive number")
-    if silos * MINIMUM_RECORDS > len(records):
+    patient = records.patient_numbers()
+    first = np.unique(patient, return_index=True)[1]
+    if silos * MINIMUM_RECORDS > len(first):
+        unit = "records" if records.group is None else "patients"
         raise ConfigError(
-            f"--silos {silos}: {len(records)} records are enough for at most {len(records) // MINIMUM_RECORDS} silos "
+            f"--silos {silos}: {len(first)} {unit} are enough for at most {len(first) // MINIMUM_RECORDS} silos "
             f"of {MINIMUM_RECORDS}"
         )
     # Shuffled first, because source files are often sorted by class and two of the methods cut in order.
-    order = stream(seed, "data", "partition", "order").permutation(len(records))
-    labels = records.y[order]
+    order = stream(seed, "data", "partition", "order").permutation(len(first))
+    labels = records.y[first[order]]
     if spec.kind == "pathological":
         _check_pathological(spec, labels, silos)
     parts = _rows(spec, labels, silos, stream_seed(seed, "data", "partition", str(spec)))
@@ -120,7 +126,17 @@ def partition(records: Records, how: str, silos: int, seed: int) -> list[Records
         raise ConfigError(
             f"--partition {spec}: a silo gets {smallest} records, {MINIMUM_RECORDS} are needed; use fewer --silos"
         )
-    return [records.take(order[rows]) for rows in parts]
+    return [_take_patients(records, patient, order[rows]) for rows in parts]
+
+
+def _take_patients(records: Records, patient: np.ndarray, chosen: np.ndarray) -> Records:
+    """All records of the chosen patients, in the order chosen."""
+    if records.group is None:
+        return records.take(chosen)
+    place = np.full(int(patient.max()) + 1, -1)
+    place[chosen] = np.arange(len(chosen))
+    rows = np.flatnonzero(place[patient] >= 0)
+    return records.take(rows[np.argsort(place[patient[rows]], kind="stable")])
 
 
 def _rows(spec: PartitionSpec, labels: np.ndarray, silos: int, seed: int) -> list[np.ndarray]:

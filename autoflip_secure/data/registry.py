@@ -12,6 +12,7 @@ from autoflip_secure.data.heart import load_heart
 from autoflip_secure.data.images import load_fashion_mnist, load_mnist, load_pneumonia_mnist
 from autoflip_secure.data.names import DATASETS, FOLDER_PREFIX, dataset_names
 from autoflip_secure.data.packaged import load_breast_cancer, load_digits, load_mnist5k
+from autoflip_secure.data.tcga_brca import load_tcga_brca
 from autoflip_secure.errors import ConfigError, NotAvailable
 
 __all__ = ["LoadedData", "NamedRecords", "load"]
@@ -23,6 +24,7 @@ PACKAGED: dict[str, Callable[[], LoadedData]] = {
 }
 ON_DISK: dict[str, Callable[[Path], LoadedData]] = {
     "heart": load_heart,
+    "tcga-brca": load_tcga_brca,
     "pneumonia-mnist": load_pneumonia_mnist,
     "mnist": load_mnist,
     "fashion-mnist": load_fashion_mnist,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from autoflip_secure.data.arrays import existing_folder
 from autoflip_secure.data.records import Records
 from autoflip_secure.data.task import Task
@@ -37,6 +39,16 @@ class SiloData:
                 f"the holdout has records of shape {self.holdout.input_shape}, training of {self.train.input_shape}; "
                 "make both from one source"
             )
+        if self.holdout is not None and self.shared_patients():
+            raise DataError(
+                f"{self.shared_patients()} patients are trained on and held out; each belongs to one of the two"
+            )
+
+    def shared_patients(self) -> int:
+        """Patients in both parts, as far as the records name them."""
+        if self.holdout is None or self.holdout.group is None or self.train.group is None:
+            return 0
+        return int(np.intersect1d(self.train.group, self.holdout.group).size)
 
 
 def write_silo(directory: Path, train: Records, holdout: Records | None) -> None:
@@ -72,9 +84,9 @@ def read_silo(directory: Path, task: Task | None = None) -> SiloData:
     train = Records.load(directory / TRAIN_FILE)
     holdout = Records.load(directory / HOLDOUT_FILE) if (directory / HOLDOUT_FILE).exists() else None
     if task is not None:
-        task.check(train, str(directory / TRAIN_FILE))
+        task.check_unit(task.check(train, str(directory / TRAIN_FILE)), str(directory / TRAIN_FILE))
         if holdout is not None:
-            task.check(holdout, str(directory / HOLDOUT_FILE))
+            task.check_unit(task.check(holdout, str(directory / HOLDOUT_FILE)), str(directory / HOLDOUT_FILE))
     try:
         return SiloData(train, holdout)
     except DataError as error:

@@ -6,15 +6,18 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from autoflip_secure.errors import ConfigError
 from autoflip_secure.privacy.continuous_noise import secure_gaussian
 from autoflip_secure.privacy.gradient_sum import CLIP_MARGIN
+from autoflip_secure.privacy.per_patient import patient_pieces
 from autoflip_secure.privacy.per_record import Loss, PerRecordGradients, PrivateParameter
-from autoflip_secure.privacy.sampling import poisson_sample
+from autoflip_secure.privacy.sampling import poisson_rows
 from autoflip_secure.sums.randomness import Randomness
 
 __all__ = ["SecretNoiseOptimizer", "dp_sgd"]
@@ -70,23 +73,28 @@ def dp_sgd(
     sampling: Randomness,
     noise: Randomness,
     loss: str | Loss = "cross_entropy",
+    patient: NDArray[np.int64] | None = None,
 ) -> None:
     """Train `module` in place with `steps` steps of DP-SGD (Abadi et al. 2016). The ledger is the accountant.
 
-    Each step Poisson-samples the records, masks and clips each gradient, adds Gaussian noise of standard deviation
-    noise_multiplier * clip, divides by the expected batch size sampling_rate * nominal_records and steps. The number
-    of steps never depends on the data. Weights are kept in float64 and rounded to the module's type after each step.
+    Each step Poisson-samples the patients, masks and clips the gradient of each (see `patient_pieces`), adds Gaussian
+    noise of standard deviation noise_multiplier * clip, divides by the expected batch size sampling_rate *
+    nominal_records and steps. The number of steps never depends on the data. Weights are kept in float64 and rounded to
+    the module's type after each step.
 
     Parameters
     ----------
     x, y : Tensor, first dimension the records
         All of the silo's training records.
     nominal_records : int
-        PUBLIC nominal number of records; the true one is private and must not set the step size.
+        PUBLIC nominal number of records, or of patients where `patient` is given; the true one is private and must not
+        set the step size.
     live : bool Tensor, shape (parameters,), optional
         Parameters that are trained; the others get neither gradient nor noise and keep their value.
     sampling, noise : Randomness
         Both secret in a real run.
+    patient : int64 array, shape (records,), optional
+        Whose each record is; without it each record is a patient.
 
     Raises
     ------
@@ -106,8 +114,10 @@ def dp_sgd(
             expected_batch_size=sampling_rate * nominal_records,
         )
         for _ in range(steps):
-            batch = torch.from_numpy(poisson_sample(len(x), sampling_rate, sampling)).to(x.device)
-            _step(gradients, masters, masks, optimizer, x[batch], y[batch])
+            rows = poisson_rows(len(x), patient, sampling_rate, sampling)
+            batch = torch.from_numpy(rows).to(x.device)
+            whose = None if patient is None else patient[rows]
+            _step(gradients, masters, masks, optimizer, x[batch], y[batch], whose)
             with torch.no_grad():
                 for p, master in zip(gradients.parameters, masters, strict=True):
                     p.copy_(master)
@@ -120,10 +130,10 @@ def _step(
     optimizer: DPOptimizer,
     x: Tensor,
     y: Tensor,
+    patient: NDArray[np.int64] | None,
 ) -> None:
     """One step: the pieces of a large batch are clipped and added up first, an empty batch is noise alone."""
-    for records, targets, real in gradients.chunks(x, y):
-        gradients.fill(masters, records, targets, real, masks)
+    for _ in patient_pieces(gradients, masters, x, y, masks, patient):
         optimizer.signal_skip_step(True)
         optimizer.step()
         optimizer.zero_grad()
@@ -135,7 +145,7 @@ def _step(
 
 
 def _check(
-    records: int,
+    patients: int,
     steps: int,
     sampling_rate: float,
     clip: float,
@@ -143,8 +153,8 @@ def _check(
     learning_rate: float,
     momentum: float,
 ) -> None:
-    if records < 1 or steps < 0:
-        raise ConfigError(f"cannot train {steps} steps on a nominal {records} records")
+    if patients < 1 or steps < 0:
+        raise ConfigError(f"cannot train {steps} steps on a nominal {patients} records")
     if not 0 < sampling_rate <= 1:
         raise ConfigError(f"sampling rate {sampling_rate} is not within (0, 1]")
     if not (math.isfinite(clip) and clip > 0):

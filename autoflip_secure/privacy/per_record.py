@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 import torch
 from opacus.grad_sample import GradSampleModule
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from autoflip_secure.errors import ConfigError
 from autoflip_secure.models.layout import ParameterLayout
+from autoflip_secure.models.losses import LOSSES, Loss
 
-__all__ = ["LOSSES", "Loss", "PerRecordGradients", "PrivateParameter"]
+__all__ = ["Loss", "PerRecordGradients", "PrivateParameter"]
 
 PrivateParameter: TypeAlias = Any
 """An nn.Parameter that carries the attributes Opacus works with: grad_sample, summed_grad."""
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""loss(outputs, targets) -> scalar, SUMMED over the records; the term of a record depends on that record alone."""
-
 CHUNK_RECORDS = 64
 CHUNK_NUMBERS = 1 << 25
 """At most this many per-record gradient entries at once: 128 MB in float32 and 256 MB in float64."""
-
-
-def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(outputs, targets, reduction="sum")
-
-
-def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    return F.mse_loss(outputs, targets, reduction="sum")
-
-
-LOSSES: dict[str, Loss] = {"cross_entropy": _cross_entropy, "squared_error": _squared_error}
 
 
 class PerRecordGradients:
@@ -49,7 +35,7 @@ class PerRecordGradients:
     module : nn.Module
         Every record's output depends on that record alone: GroupNorm, not BatchNorm.
     loss : str or Loss
-        cross_entropy, squared_error, or a function.
+        A name of `models.losses.LOSSES`, or a function.
 
     Raises
     ------

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from autoflip_secure.errors import ConfigError, DataError
 from autoflip_secure.models.layout import ParameterLayout
+from autoflip_secure.models.losses import LOSSES
 
 __all__ = ["batches", "local_sgd"]
 
@@ -45,16 +45,17 @@ def local_sgd(
     live: Tensor | None = None,
     weight_decay: float = 0.0,
     clip_norm: float | None = None,
+    loss: str = "cross_entropy",
 ) -> None:
-    """Minimise the mean cross-entropy by SGD with momentum, in place. The number of steps never depends on the data.
+    """Minimise the mean loss by SGD with momentum, in place. The number of steps never depends on the data.
 
     Parameters
     ----------
     module : nn.Module
-        Returns logits of shape (batch, classes). Its training flag is restored at the end.
+        Returns outputs of shape (batch, outputs). Its training flag is restored at the end.
     x : float tensor, shape (n, *input_shape)
-    y : int64 tensor, shape (n,)
-        Both on the module's device.
+    y : tensor, first dimension n
+        Targets as the loss takes them, such as class indices. Both on the module's device.
     generator : torch.Generator
         CPU generator of the batches.
     live : bool tensor, shape (parameters,), or None
@@ -63,16 +64,20 @@ def local_sgd(
         L2 penalty, added to the gradient as in torch.optim.SGD.
     clip_norm : float or None
         Largest L2 norm of a batch's gradient, taken after masking. It bounds a step, not a record's influence.
+    loss : str
+        A name of `models.losses.LOSSES`.
 
     Raises
     ------
     ConfigError
-        An option is out of range.
+        An option is out of range, or the loss is unknown.
     DataError
         No records, or features and labels that do not match.
     """
+    if loss not in LOSSES:
+        raise ConfigError(f"unknown loss {loss!r}; there are {', '.join(sorted(LOSSES))}")
     _check_options(steps, batch_size, learning_rate, momentum, weight_decay, clip_norm)
-    if not len(x) or y.shape != (len(x),):
+    if not len(x) or len(y) != len(x):
         raise DataError(f"features of shape {tuple(x.shape)} and labels of shape {tuple(y.shape)} do not match")
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     dead = _dead_masks(module, live)
@@ -83,7 +88,7 @@ def local_sgd(
     for indices in batches(len(x), batch_size, steps, generator):
         chosen = indices.to(x.device)
         optimiser.zero_grad()
-        torch.autograd.backward(F.cross_entropy(module(x[chosen]), y[chosen]))
+        torch.autograd.backward(LOSSES[loss](module(x[chosen]), y[chosen]) / len(chosen))
         _zero([parameter.grad for parameter in parameters], dead)
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, clip_norm)

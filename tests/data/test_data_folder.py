@@ -204,7 +204,7 @@ def test_missing_declaration_shows_the_three_lines(silo_folder):
         (DECLARATION + "minimum = [\n", ":5:1: not TOML|: not TOML"),
         (replace(DECLARATION, "features = 2\n", ""), ": features is missing"),
         (DECLARATION + "feature_names = 3\n", ":4: feature_names: unknown key"),
-        (replace(DECLARATION, "classification", "survival"), ":1: task: only"),
+        (replace(DECLARATION, "classification", "regression"), ":1: task: only"),
         (replace(DECLARATION, "[0, 1]", "[0]"), ":2: classes: "),
         (replace(DECLARATION, "[0, 1]", "[0, 0]"), ":2: classes: "),
         (replace(DECLARATION, "[0, 1]", "[0, true]"), ":2: classes: "),

@@ -93,7 +93,7 @@ def test_pneumonia_mnist(shared_data):
     assert data.task.kind == "binary"
 
 
-@pytest.mark.parametrize("name", ["tcga-brca", "mnist-writers", "cifar10", "femnist", "shakespeare"])
+@pytest.mark.parametrize("name", ["mnist-writers", "cifar10", "femnist", "shakespeare"])
 def test_known_but_not_in_this_version(name, tmp_path):
     with pytest.raises(NotAvailable, match=f"--dataset {name}: not available in this version"):
         load(name, tmp_path, seed=0)
