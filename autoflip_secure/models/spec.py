@@ -16,9 +16,10 @@ from torch import nn
 
 from autoflip_secure.errors import ConfigError, DataError
 from autoflip_secure.models.architectures import MODELS, UnitLayer
+from autoflip_secure.models.features import feature_shape
 from autoflip_secure.models.layout import ParameterLayout
 
-__all__ = ["ModelSpec", "UnitLayer", "build", "dense_spec", "layout_of", "skeleton", "unit_layers"]
+__all__ = ["ModelSpec", "UnitLayer", "build", "dense_spec", "input_shape_of", "layout_of", "skeleton", "unit_layers"]
 
 FIELDS = ("name", "input_shape", "outputs", "widths")
 
@@ -34,7 +35,7 @@ class ModelSpec:
     input_shape : tuple of int
         Shape of one record, channels first for images.
     outputs : int
-        Number of classes; a binary task has 2.
+        Number of classes (a binary task has 2), or 1 in a survival task.
     widths : tuple of int
         Output channels of each unit layer, in forward order; at most the dense widths, multiples of the granularity.
 
@@ -55,8 +56,6 @@ class ModelSpec:
         numbers = (*self.input_shape, self.outputs, *self.widths)
         if not all(type(number) is int and number > 0 for number in numbers):
             raise ConfigError(f"network {self.name}: sizes must be positive whole numbers, got {numbers}")
-        if self.outputs < 2:
-            raise ConfigError(f"network {self.name}: {self.outputs} output is too few; a binary task has 2")
         MODELS[self.name].check_input(self.input_shape)
         layers = MODELS[self.name].layers
         if len(self.widths) != len(layers):
@@ -125,10 +124,15 @@ def unit_layers(spec: ModelSpec) -> tuple[UnitLayer, ...]:
     return tuple(replace(layer, width=width) for layer, width in zip(layers, spec.widths, strict=True))
 
 
+def input_shape_of(spec: ModelSpec) -> tuple[int, ...]:
+    """Shape of what the network itself takes in: a record's features where it has fixed ones in front."""
+    return feature_shape(spec.name, spec.input_shape)
+
+
 def skeleton(spec: ModelSpec) -> nn.Module:
     """The network on torch's meta device: shapes without values."""
     with torch.device("meta"):
-        return MODELS[spec.name].builder(spec.input_shape, spec.outputs, spec.widths)
+        return MODELS[spec.name].builder(input_shape_of(spec), spec.outputs, spec.widths)
 
 
 @lru_cache(maxsize=256)

@@ -71,7 +71,7 @@ def test_what_is_not_a_spec_is_a_data_error_in_one_line(text: str) -> None:
         ("mlp", (13,), 2, (64,)),
         ("mlp", (13,), 2, (64, 0)),
         ("mlp", (13,), 2, (65, 32)),
-        ("mlp", (13,), 1, (64, 32)),
+        ("mlp", (13,), 0, (64, 32)),
         ("mlp", (), 2, (64, 32)),
         ("mlp", (-13,), 2, (64, 32)),
         ("cnn6", (3, 32, 32), 10, (32, 30, 64, 64, 128)),
@@ -87,7 +87,7 @@ def test_impossible_networks_are_refused(fields: tuple[str, tuple[int, ...], int
 
 
 def test_refusals_name_what_would_be_right() -> None:
-    with pytest.raises(ConfigError, match=r"--model: unknown network 'resnet'.*cnn-tanh, cnn6, mlp"):
+    with pytest.raises(ConfigError, match=r"--model: unknown network 'resnet'.*cnn-tanh, cnn6, scatter, mlp"):
         dense_spec("resnet", (1, 28, 28), 10)
     with pytest.raises(ConfigError, match=r"records are 13.*--model mlp"):
         dense_spec("cnn-tanh", (13,), 2)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from autoflip_secure.models.layout import flatten_parameters
-from autoflip_secure.models.spec import ModelSpec, build, dense_spec, layout_of
+from autoflip_secure.models.spec import ModelSpec, build, dense_spec, input_shape_of, layout_of
 
 CASES = [
     ("cnn-tanh", (1, 28, 28)),
@@ -22,6 +22,8 @@ CASES = [
     ("cnn6", (1, 8, 8)),
     ("cnn6", (2, 11, 28)),
     ("cnn6", (3, 32, 32)),
+    ("scatter", (1, 8, 8)),
+    ("scatter", (3, 17, 28)),
     ("mlp", (13,)),
     ("mlp", (1, 8, 8)),
 ]
@@ -39,7 +41,7 @@ def seeded(seed: int) -> torch.Generator:
 
 def test_forward_shape_and_layout(spec: ModelSpec) -> None:
     net = build(spec, seeded(0))
-    assert net(torch.zeros(5, *spec.input_shape)).shape == (5, 3)
+    assert net(torch.zeros(5, *input_shape_of(spec))).shape == (5, 3)
     assert layout_of(spec).size == flatten_parameters(net).numel()
 
 
@@ -106,7 +108,7 @@ def test_opacus_accepts_the_network(spec: ModelSpec) -> None:
 def test_per_sample_gradients_are_those_of_single_records(spec: ModelSpec) -> None:
     generator = seeded(5)
     net = build(spec, generator)
-    x = torch.randn(3, *spec.input_shape, generator=generator)
+    x = torch.randn(3, *input_shape_of(spec), generator=generator)
     y = torch.tensor([0, 1, 2])
     slow = []
     for record in range(3):
