@@ -33,17 +33,21 @@ class Agreement:
     rho : float64 (units,)
         Raw estimate; may leave [0, 1]. Units that did not move (masked ones) have 0.
     energy : float64 (units,)
-        Weight of each unit in means: the denominator of its estimate, so that means are ratios of pooled sums.
+        The denominator of each unit's estimate.
     overall : float
-        Mean of rho weighted by energy; 0 where nothing moved.
+        Ratio of the numerators and denominators of all units, pooled before any floor; 0 where nothing moved. Without
+        noise it is the mean of rho weighted by energy.
     per_layer : float64 (layers,)
         The same within each unit layer.
+    variance : float64 (units,)
+        Variance that the known noise gives rho, to first order; public.
     """
 
     rho: Values
     energy: Values
     overall: float
     per_layer: Values
+    variance: Values
 
     @property
     def clipped(self) -> Values:
@@ -51,11 +55,29 @@ class Agreement:
         return np.clip(self.rho, 0.0, 1.0)
 
 
-def _agreement(shared: Values, energy: Values, units: UnitMap) -> Agreement:
-    counted = np.where(energy > 0, shared, 0.0)
-    overall = _ratio(counted.sum(keepdims=True), energy.sum(keepdims=True))
-    per_layer = _ratio(units.layer_sum(counted), units.layer_sum(energy))
-    return Agreement(_ratio(counted, energy), energy, float(overall[0]), per_layer)
+def _agreement(shared: Values, energy: Values, noise: tuple[Values, Values, float], units: UnitMap) -> Agreement:
+    """Ratios by unit, by layer and of the whole model.
+
+    `noise` holds the variances that noise alone gives numerators and denominators, and what noise times signal adds to
+    both per unit of energy. Both move together with the latter where cohorts agree, which leaves 1 - rho^2 of it.
+
+    Each denominator has a floor of `FLOOR_DEVIATIONS` standard deviations, `spread` being the variance noise alone
+    gives each unit's energy. Pooling comes first: the floors of units in noise add up to many times the floor of their
+    sum, and means of floored ratios would read as no agreement whatever the silos do.
+    """
+    alone, spread, steeper = noise
+
+    def floored(pooled: Values, variance: Values) -> Values:
+        return np.maximum(pooled, FLOOR_DEVIATIONS * np.sqrt(variance))
+
+    below = floored(energy, spread)
+    counted = np.where(below > 0, shared, 0.0)
+    overall = _ratio(counted.sum(keepdims=True), floored(energy.sum(keepdims=True), spread.sum(keepdims=True)))
+    per_layer = _ratio(units.layer_sum(counted), floored(units.layer_sum(energy), units.layer_sum(spread)))
+    rho = _ratio(counted, below)
+    square = np.minimum(rho**2, 1.0)
+    variance = _ratio(alone + square * spread + (1.0 - square) * steeper * np.maximum(energy, 0.0), below**2)
+    return Agreement(rho, below, float(overall[0]), per_layer, variance)
 
 
 def _ratio(numerator: Values, denominator: Values) -> Values:
@@ -87,7 +109,8 @@ def moments(aggregate: Aggregate, units: UnitMap) -> Agreement:
     total = channel_sum(aggregate, "update", units.size)
     energy = np.maximum(channel_sum(aggregate, "unit_energy", units.count), 0.0)
     shared = (units.unit_sum(total**2) - energy) / (aggregate.silos - 1)
-    return _agreement(shared, energy, units)
+    silent = np.zeros(units.count)
+    return _agreement(shared, energy, (silent, silent, 0.0), units)
 
 
 def cross_cohort(aggregates: Sequence[Aggregate], units: UnitMap, live: NDArray[np.bool_] | None = None) -> Agreement:
@@ -100,6 +123,10 @@ def cross_cohort(aggregates: Sequence[Aggregate], units: UnitMap, live: NDArray[
     floor_u is 3 standard deviations of e_u under noise alone, 3 sqrt(2 d_u sum_c sigma_c^4) / m (0 without noise). For
     pure noise rho_u then has mean 0 (turning the sign of one cohort's noise turns mu2_u and leaves e_u) and standard
     deviation about 1 / (3 sqrt(m - 1)); a signal below the floor is reported as weak, never as strong, agreement.
+
+    Variance of rho_u to first order, v_c being the noise variance of a coordinate of M_c: noise alone gives mu2_u
+    (2 / (m (m - 1)))^2 d_u sum_{b<c} v_b v_c and e_u 2 d_u sum_c v_c^2 / m^2; noise times signal gives either about
+    4 e_u sum_c v_c / m^2, exact for two cohorts of one size.
 
     Parameters
     ----------
@@ -121,5 +148,8 @@ def cross_cohort(aggregates: Sequence[Aggregate], units: UnitMap, live: NDArray[
     noisy = units.unit_sum(np.ones(units.size) if live is None else live)
     squares = units.unit_sum((means**2).sum(axis=0))
     shared = (units.unit_sum(means.sum(axis=0) ** 2) - squares) / (cohorts * (cohorts - 1))
-    floor = FLOOR_DEVIATIONS * np.sqrt(2 * noisy * (variances**2).sum()) / cohorts
-    return _agreement(shared, np.maximum(squares / cohorts - noisy * variances.mean(), floor), units)
+    spread = 2 * noisy * (variances**2).sum() / cohorts**2
+    pairs = (variances.sum() ** 2 - (variances**2).sum()) / 2
+    alone = (2 / (cohorts * (cohorts - 1))) ** 2 * noisy * pairs
+    steeper = 4 * float(variances.sum()) / cohorts**2
+    return _agreement(shared, squares / cohorts - noisy * variances.mean(), (alone, spread, steeper), units)

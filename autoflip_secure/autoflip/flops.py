@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
-from autoflip_secure.models.spec import ModelSpec, layout_of, skeleton
+from autoflip_secure.models.spec import ModelSpec, input_shape_of, layout_of, skeleton
 
 __all__ = ["flops", "parameter_flops", "parameters"]
 
@@ -24,7 +24,7 @@ def _measure(spec: ModelSpec) -> dict[str, int]:
     net = skeleton(spec)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        net(torch.zeros(1, *spec.input_shape, device="meta"))
+        net(torch.zeros(1, *input_shape_of(spec), device="meta"))
     root = type(net).__name__
     counts = counter.get_flop_counts()
     measured = {"": sum(counts["Global"].values())}
@@ -35,7 +35,7 @@ def _measure(spec: ModelSpec) -> dict[str, int]:
 
 
 def flops(spec: ModelSpec) -> int:
-    """Operations of one forward pass of one record."""
+    """Operations of one forward pass of one record; fixed features in front of the network are not counted."""
     return _measure(spec)[""]
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from autoflip_secure.autoflip.agreement import Agreement
 from autoflip_secure.autoflip.compaction import Compaction
 from autoflip_secure.autoflip.pooling import debiased_energy, min_max
+from autoflip_secure.autoflip.shrinkage import shrunk_to_layer
 from autoflip_secure.autoflip.units import UnitMap
 from autoflip_secure.errors import ConfigError, EncodingError
 from autoflip_secure.sums.channels import Aggregate
@@ -55,12 +56,15 @@ class Guidance:
         The same of the whole-model agreement; stands in for the output layer, which has no units.
     rounds : int
         Rounds averaged so far; with 0 nothing is known and agreement counts as 1.
+    agreement_variance : float64 (units,)
+        Variance that known noise gives `agreement_average`; None is none.
     """
 
     values: NDArray[np.float32]
     agreement_average: NDArray[np.float64]
     overall_average: float = 1.0
     rounds: int = 0
+    agreement_variance: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.values).all() or self.values.min() < 0 or self.values.max() > 1:
@@ -73,12 +77,24 @@ class Guidance:
         """Guidance before the first round, from the explored map, shape (size,)."""
         if values.shape != (units.size,):
             raise EncodingError(f"guidance of shape {values.shape} does not fit {units.size} parameters")
-        return cls(values.astype(np.float32), np.ones(units.count))
+        return cls(values.astype(np.float32), np.ones(units.count), agreement_variance=np.zeros(units.count))
 
     @property
     def agreement(self) -> NDArray[np.float64]:
         """Averaged agreement of each unit, within [0, 1], shape (units,)."""
         return np.clip(self.agreement_average, 0.0, 1.0)
+
+    def believed_agreement(self, units: UnitMap) -> NDArray[np.float64]:
+        """The same, each unit's share of it pulled towards its layer as far as noise may have made it, shape (units,).
+
+        Under strong noise all units of a layer have one value, which ranks none of them.
+        """
+        return np.clip(shrunk_to_layer(self.agreement_average, self.known_variance, units.layer), 0.0, 1.0)
+
+    @property
+    def known_variance(self) -> NDArray[np.float64]:
+        """`agreement_variance`, zeros where there is none, shape (units,)."""
+        return np.zeros(self.agreement_average.size) if self.agreement_variance is None else self.agreement_variance
 
     @property
     def overall(self) -> float:
@@ -105,7 +121,8 @@ class Guidance:
         ----------
         rate, agreement_rate : float
             Step of the guidance and of the agreement average, within [0, 1]; a rate of 0 keeps the explored map. The
-            first round sets the average.
+            average is the plain mean of its first 1 / agreement_rate rounds: were it set by the first one alone, that
+            round's noise would keep 0.66 of the weight after five rounds.
         level : unit or parameter
             Where Ghat is pooled; use unit for sums that carry noise.
         live : bool (size,), optional
@@ -119,15 +136,17 @@ class Guidance:
         if live is not None:
             weight = np.where(live, weight, 0.0)
         values = (1 - weight) * self.values + weight * observed
-        step = agreement_rate if self.rounds else 1.0
+        step = max(agreement_rate, 1.0 / (self.rounds + 1))
         return Guidance(
             np.clip(values, 0.0, 1.0).astype(np.float32),
             (1 - step) * self.agreement_average + step * agreement.rho,
             (1 - step) * self.overall_average + step * agreement.overall,
             self.rounds + 1,
+            (1 - step) ** 2 * self.known_variance + step**2 * agreement.variance,
         )
 
     def compact(self, compaction: Compaction) -> Guidance:
         """The guidance of the compacted network."""
         kept_units = self.agreement_average[compaction.kept_units]
-        return Guidance(self.values[compaction.kept], kept_units, self.overall_average, self.rounds)
+        variance = self.known_variance[compaction.kept_units]
+        return Guidance(self.values[compaction.kept], kept_units, self.overall_average, self.rounds, variance)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from autoflip_secure.autoflip.compaction import Compaction
 from autoflip_secure.autoflip.guidance import Guidance
-from autoflip_secure.autoflip.pooling import debiased_energy
+from autoflip_secure.autoflip.pooling import debiased_energy, pooled_mean
+from autoflip_secure.autoflip.shrinkage import shrunk_energy
 from autoflip_secure.autoflip.units import UnitMap
 from autoflip_secure.errors import EncodingError
 from autoflip_secure.sums.channels import Aggregate
@@ -44,25 +45,34 @@ class EnergyAccumulator:
     energy : float64 (size,)
         Sum over rounds of M^2 minus the known noise variance of M; unbiased for the sum of the squared true means, so
         single entries may be negative. Pool over a unit before using it.
+    variance : float64 (size,)
+        Sum over rounds of 2 v^2 + 4 v (M^2 - v), the variance that noise of variance v in M gives `energy`; public.
+        Unbiased, so single entries may be negative too.
     rounds : int
         Rounds added.
     """
 
     energy: Values
+    variance: Values
     rounds: int = 0
 
     @classmethod
     def empty(cls, size: int) -> EnergyAccumulator:
         """Nothing added yet."""
-        return cls(np.zeros(size))
+        return cls(np.zeros(size), np.zeros(size))
 
     def add(self, aggregates: Sequence[Aggregate], live: Flags | None = None) -> EnergyAccumulator:
         """Add one round, all its cohorts together; masked coordinates (not `live`) add nothing."""
-        return EnergyAccumulator(self.energy + debiased_energy(aggregates, self.energy.size, live), self.rounds + 1)
+        energy = debiased_energy(aggregates, self.energy.size, live)
+        _, noise = pooled_mean(aggregates, "update", self.energy.size)
+        spread = 2 * noise**2 + 4 * noise * energy
+        if live is not None:
+            spread = np.where(live, spread, 0.0)
+        return EnergyAccumulator(self.energy + energy, self.variance + spread, self.rounds + 1)
 
     def compact(self, compaction: Compaction) -> EnergyAccumulator:
         """The energy of the compacted network."""
-        return EnergyAccumulator(self.energy[compaction.kept], self.rounds)
+        return EnergyAccumulator(self.energy[compaction.kept], self.variance[compaction.kept], self.rounds)
 
 
 def guidance_scores(guidance: Guidance, units: UnitMap) -> KeepScores:
@@ -84,8 +94,9 @@ def product_scores(
     """Size times shared energy, the score that kept most accuracy under distributed noise (autoflip.md, prototype).
 
     Unit: ||w_u|| sqrt(E_u), w_u its incoming weights without bias and normalisation, E_u the accumulated debiased
-    energy of all its incoming parameters, 0 where noise made the estimate negative. Parameter: |w| sqrt(mean of E over
-    its unit or output neuron).
+    energy of all its incoming parameters, as far as noise leaves it (`shrinkage.shrunk_energy`; at small epsilon the
+    units of a layer share one value and size alone ranks them). Parameter: |w| sqrt(mean of E over its unit or output
+    neuron).
 
     Parameters
     ----------
@@ -102,7 +113,8 @@ def product_scores(
     if not np.isfinite(weights).all():
         raise EncodingError("a weight is not finite; training diverged, lower the learning rate")
     factor = np.ones(units.count) if agreement is None else agreement
-    energy = np.maximum(units.group_sum(accumulator.energy), 0.0)
+    layers = np.concatenate([units.layer, np.full(units.spec.outputs, len(units.spec.widths))])
+    energy = shrunk_energy(units.group_sum(accumulator.energy), units.group_sum(accumulator.variance), layers)
     squares = np.where(units.prunable, weights.astype(np.float64) ** 2, 0.0)
     root_mean = np.sqrt(energy / units.group_sum(np.ones(units.size)))
     parameters = np.abs(weights.astype(np.float64)) * root_mean[units.owner] * units.spread(factor, outputs=1.0)

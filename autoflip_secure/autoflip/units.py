@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from autoflip_secure.autoflip.dependencies import IndexedNetwork
 from autoflip_secure.errors import ConfigError, EncodingError
 from autoflip_secure.models.layout import ParameterLayout
-from autoflip_secure.models.spec import ModelSpec, build, layout_of, unit_layers
+from autoflip_secure.models.spec import ModelSpec, build, input_shape_of, layout_of, unit_layers
 
 __all__ = ["UnitMap"]
 
@@ -119,7 +119,7 @@ def _add_up(slot: Indices, values: NDArray[np.generic], slots: int) -> Values:
 @lru_cache(maxsize=32)
 def _unit_map(spec: ModelSpec) -> UnitMap:
     layout = layout_of(spec)
-    network = IndexedNetwork(build(spec), spec.input_shape)
+    network = IndexedNetwork(build(spec), input_shape_of(spec))
     pairs = [list(network.units_of(layer)) for layer in unit_layers(spec)]
     incoming = tuple(pair[0] for layer in pairs for pair in layer)
     outgoing = tuple(pair[1] for layer in pairs for pair in layer)

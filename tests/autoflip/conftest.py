@@ -16,6 +16,7 @@ SPECS = {
     "cnn-tanh": dense_spec("cnn-tanh", (1, 28, 28), 10),
     "cnn-tanh-small": ModelSpec("cnn-tanh", (2, 8, 9), 3, (5, 6, 7)),
     "cnn6": ModelSpec("cnn6", (3, 12, 8), 4, (8, 16, 12, 24, 9)),
+    "scatter": ModelSpec("scatter", (1, 9, 8), 3, (10,)),
     "mlp": dense_spec("mlp", (13,), 2),
 }
 

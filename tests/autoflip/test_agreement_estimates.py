@@ -113,6 +113,30 @@ def test_known_noise_does_not_hide_full_agreement() -> None:
     assert np.mean([result.overall for result in blind]) < 0.9
 
 
+def test_noise_that_hides_every_unit_does_not_hide_the_whole_model() -> None:
+    """Signals far below the floor of a single unit: pooled before the ratio, layer and model still read about 1."""
+    units = UnitMap.of(ModelSpec("mlp", (20,), 2, (60, 30)))
+    signal = np.random.default_rng(0).normal(0, 0.35, units.size)
+    results = [cross_cohort(noised_cohorts(seed, signal, (4, 4), 4.0), units) for seed in range(300)]
+    assert np.mean([result.rho for result in results]) < 0.5
+    assert abs(np.mean([result.overall for result in results]) - 1) < 0.15
+    assert np.mean([result.per_layer for result in results], axis=0).min() > 0.7
+
+
+@pytest.mark.parametrize(("scale", "least", "most"), [(0.02, 0.9, 1.35), (1.0, 0.8, 1.3)])
+def test_the_stated_variance_is_that_of_the_estimate(scale: float, least: float, most: float) -> None:
+    """In noise alone, where the floor is the denominator, and for a signal well above it."""
+    units = UnitMap.of(ModelSpec("mlp", (60,), 2, (10, 8)))
+    signal = scale * np.random.default_rng(1).normal(size=units.size)
+    results = [cross_cohort(noised_cohorts(seed, signal, (4, 5), 2.0), units) for seed in range(1500)]
+    wide = units.layer == 0
+    seen = np.var([result.rho[wide] for result in results], axis=0).mean()
+    stated = np.mean([result.variance[wide] for result in results])
+    assert least * seen < stated < most * seen
+    silent = moments(Aggregate(0, 0, 3, {"update": signal, "unit_energy": units.unit_sum(signal**2)}), units)
+    assert not silent.variance.any()
+
+
 def slow_cross_cohort(cohorts: list[Aggregate], live: np.ndarray) -> list[float]:
     m = len(cohorts)
     rho = []

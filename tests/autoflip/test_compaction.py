@@ -20,13 +20,14 @@ from autoflip_secure.autoflip.compaction import compact
 from autoflip_secure.autoflip.units import UnitMap
 from autoflip_secure.errors import ConfigError, EncodingError
 from autoflip_secure.models.layout import load_flat_parameters
-from autoflip_secure.models.spec import ModelSpec, build, dense_spec, layout_of, unit_layers
+from autoflip_secure.models.spec import ModelSpec, build, dense_spec, input_shape_of, layout_of, unit_layers
 
 PROPERTY_SPECS = [
     dense_spec("cnn-tanh", (1, 28, 28), 10),
     dense_spec("cnn-tanh", (3, 8, 11), 3),
     dense_spec("cnn6", (1, 9, 8), 2),
     ModelSpec("cnn6", (3, 17, 12), 5, (8, 32, 12, 16, 40)),
+    dense_spec("scatter", (1, 8, 11), 3),
     dense_spec("mlp", (30,), 2),
 ]
 
@@ -57,7 +58,7 @@ def test_outputs_equal_the_masked_networks(spec: ModelSpec, share: float, seed: 
     for layer in range(len(spec.widths)):
         dead[generator.choice(np.flatnonzero(units.layer == layer))] = False
     masked, small, _ = masked_pair(spec, dead, seed)
-    x = torch.randn(4, *spec.input_shape, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(4, *input_shape_of(spec), generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         torch.testing.assert_close(small(x), masked(x), rtol=1e-5, atol=1e-5)
 
@@ -67,7 +68,7 @@ def test_per_sample_gradients_agree_on_what_survives(
     spec: ModelSpec, some_dead: Callable[[UnitMap, int, float], NDArray[np.bool_]]
 ) -> None:
     masked, small, kept = masked_pair(spec, some_dead(UnitMap.of(spec), 3, 0.5), 3)
-    x = torch.randn(5, *spec.input_shape, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(5, *input_shape_of(spec), generator=torch.Generator().manual_seed(1))
     y = torch.arange(5) % spec.outputs
 
     def gradients(net: nn.Module) -> Tensor:
@@ -78,7 +79,7 @@ def test_per_sample_gradients_agree_on_what_survives(
     torch.testing.assert_close(gradients(small), gradients(masked)[:, kept], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["cnn-tanh-small", "cnn6", "mlp"])
+@pytest.mark.parametrize("name", ["cnn-tanh-small", "cnn6", "scatter", "mlp"])
 def test_torch_pruning_keeps_the_same_parameters_in_the_same_order(
     name: str, specs: dict[str, ModelSpec], some_dead: Callable[[UnitMap, int, float], NDArray[np.bool_]]
 ) -> None:
@@ -88,7 +89,7 @@ def test_torch_pruning_keeps_the_same_parameters_in_the_same_order(
     net = build(spec).double()
     load_flat_parameters(net, torch.arange(units.size, dtype=torch.float64))
     graph = torch_pruning.DependencyGraph().build_dependency(
-        net, example_inputs=torch.zeros(1, *spec.input_shape, dtype=torch.float64)
+        net, example_inputs=torch.zeros(1, *input_shape_of(spec), dtype=torch.float64)
     )
     for index, layer in enumerate(unit_layers(spec)):
         numbers = np.flatnonzero(dead[units.layer == index])

@@ -22,7 +22,7 @@ UNITS = UnitMap.of(ModelSpec("mlp", (5,), 2, (6, 4)))
 
 
 def agreement_of(rho: np.ndarray, overall: float = 0.3) -> Agreement:
-    return Agreement(rho, np.ones(rho.size), overall, UNITS.layer_mean(rho))
+    return Agreement(rho, np.ones(rho.size), overall, UNITS.layer_mean(rho), np.full(rho.size, 0.04))
 
 
 def aggregate_of(total: np.ndarray, silos: int = 4, std: float = 0.0) -> Aggregate:
@@ -66,7 +66,7 @@ def test_without_agreement_the_past_is_kept_and_with_it_the_round_is_taken() -> 
     np.testing.assert_allclose(taken.values, observed_guidance(sums, UNITS, "parameter"), atol=1e-7)
 
 
-def test_the_agreement_average_starts_with_the_first_round_and_averages_raw_values() -> None:
+def test_the_agreement_average_starts_as_a_mean_of_raw_values() -> None:
     sums = [aggregate_of(np.ones(UNITS.size))]
     guidance = Guidance.start(np.zeros(UNITS.size), UNITS)
     np.testing.assert_array_equal(guidance.agreement, 1.0)
@@ -75,10 +75,34 @@ def test_the_agreement_average_starts_with_the_first_round_and_averages_raw_valu
     np.testing.assert_allclose(guidance.agreement_average, -0.4)
     np.testing.assert_array_equal(guidance.agreement, 0.0)
     guidance = guidance.update(sums, agreement_of(second, 0.8), UNITS, agreement_rate=0.25)
-    np.testing.assert_allclose(guidance.agreement_average, 0.75 * -0.4 + 0.25 * 0.8)
-    assert np.isclose(guidance.overall_average, -0.1)
-    assert guidance.overall == 0.0
-    assert guidance.rounds == 2
+    np.testing.assert_allclose(guidance.agreement_average, 0.2)
+    for value in (0.5, -0.1, 0.3):
+        guidance = guidance.update(sums, agreement_of(np.full(UNITS.count, value), value), UNITS, agreement_rate=0.25)
+    of_four = np.mean([-0.4, 0.8, 0.5, -0.1])
+    np.testing.assert_allclose(guidance.agreement_average, 0.75 * of_four + 0.25 * 0.3)
+    assert np.isclose(guidance.overall_average, 0.75 * of_four + 0.25 * 0.3)
+    assert guidance.rounds == 5
+
+
+def test_agreement_is_believed_as_far_as_it_stands_out_of_the_noise() -> None:
+    generator = np.random.default_rng(0)
+    units = UnitMap.of(ModelSpec("mlp", (5,), 2, (20, 15)))
+    truth = units.layer_mean(generator.random(units.count))[units.layer] + 0.2 * generator.normal(size=units.count)
+    sums = [Aggregate(0, 0, 4, {"update": np.ones(units.size)})]
+    errors = {}
+    for noise in (0.0, 0.1, 2.0):
+        guidance = Guidance.start(np.zeros(units.size), units)
+        for _ in range(4):
+            rho = truth + noise * generator.normal(size=units.count)
+            measured = Agreement(rho, np.ones(units.count), 0.5, units.layer_mean(rho), np.full(units.count, noise**2))
+            guidance = guidance.update(sums, measured, units)
+        np.testing.assert_allclose(guidance.agreement_variance, noise**2 / 4)
+        believed = guidance.believed_agreement(units)
+        errors[noise] = [np.abs(a - np.clip(truth, 0, 1)).mean() for a in (believed, guidance.agreement)]
+        spread = [np.ptp(believed[units.layer == layer]) for layer in range(2)]
+        assert (min(spread) > 0.2) == (noise < 1)
+    assert errors[0.0][0] < 1e-6
+    assert errors[2.0][0] < 0.75 * errors[2.0][1]
 
 
 def test_pooling_over_units_finds_energy_that_single_parameters_hide() -> None:
@@ -110,7 +134,8 @@ def test_masked_parameters_keep_their_guidance() -> None:
 
 def test_compaction_carries_guidance_along() -> None:
     generator = np.random.default_rng(0)
-    guidance = Guidance(generator.random(UNITS.size).astype(np.float32), generator.random(UNITS.count), 0.5, 3)
+    noise = generator.random(UNITS.count)
+    guidance = Guidance(generator.random(UNITS.size).astype(np.float32), generator.random(UNITS.count), 0.5, 3, noise)
     dead = np.zeros(UNITS.count, np.bool_)
     dead[[0, 4, 9]] = True
     compaction = compact(UNITS.spec, dead)
@@ -118,6 +143,7 @@ def test_compaction_carries_guidance_along() -> None:
     new = UnitMap.of(compaction.spec)
     assert (small.values.size, small.agreement_average.size) == (new.size, new.count)
     np.testing.assert_array_equal(small.agreement_average, guidance.agreement_average[~dead])
+    np.testing.assert_array_equal(small.agreement_variance, noise[~dead])
     np.testing.assert_array_equal(
         small.values[new.incoming[0]], guidance.values[np.intersect1d(UNITS.incoming[1], compaction.kept)]
     )

@@ -42,7 +42,9 @@ def test_product_scores_against_a_loop(seed: int, with_agreement: bool) -> None:
     generator = np.random.default_rng(seed)
     weights, energy = generator.normal(size=UNITS.size), generator.normal(0.02, 1, UNITS.size)
     agreement = generator.random(UNITS.count) if with_agreement else None
-    scores = product_scores(weights.astype(np.float32), EnergyAccumulator(energy, 5), UNITS, agreement)
+    scores = product_scores(
+        weights.astype(np.float32), EnergyAccumulator(energy, np.zeros(UNITS.size), 5), UNITS, agreement
+    )
     for group in range(UNITS.groups):
         members = np.flatnonzero(UNITS.owner == group)
         factor = agreement[group] if agreement is not None and group < UNITS.count else 1.0
@@ -56,7 +58,7 @@ def test_product_scores_against_a_loop(seed: int, with_agreement: bool) -> None:
 
 def test_normalisation_gains_do_not_count_as_size() -> None:
     weights = np.ones(UNITS.size)
-    energy = EnergyAccumulator(np.ones(UNITS.size), 1)
+    energy = EnergyAccumulator(np.ones(UNITS.size), np.zeros(UNITS.size), 1)
     before = product_scores(weights, energy, UNITS).units
     weights[~UNITS.prunable] = 100.0
     np.testing.assert_array_equal(product_scores(weights, energy, UNITS).units, before)

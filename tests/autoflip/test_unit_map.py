@@ -15,11 +15,12 @@ from autoflip_secure.autoflip.dependencies import IndexedNetwork
 from autoflip_secure.autoflip.units import UnitMap
 from autoflip_secure.errors import EncodingError
 from autoflip_secure.models.layout import ParameterLayout, load_flat_parameters
-from autoflip_secure.models.spec import ModelSpec, UnitLayer, build, layout_of, unit_layers
+from autoflip_secure.models.spec import ModelSpec, UnitLayer, build, input_shape_of, layout_of, unit_layers
 
 READERS = {
     "cnn-tanh": {"conv1": "conv2", "conv2": "fc1", "fc1": "fc2"},
     "cnn6": {"conv1": "conv2", "conv2": "conv3", "conv3": "conv4", "conv4": "fc1", "fc1": "fc2"},
+    "scatter": {"conv1": "fc1"},
     "mlp": {"fc1": "fc2", "fc2": "fc3"},
 }
 
@@ -98,7 +99,7 @@ def test_parameters_of_is_the_union(spec: ModelSpec) -> None:
     assert set(np.flatnonzero(units.parameters_of(chosen)).tolist()) == slow
 
 
-@pytest.mark.parametrize("name", ["cnn-tanh-small", "cnn6", "mlp"])
+@pytest.mark.parametrize("name", ["cnn-tanh-small", "cnn6", "scatter", "mlp"])
 def test_pruning_one_unit_for_real_takes_the_same_parameters(name: str, specs: dict[str, ModelSpec]) -> None:
     spec = specs[name]
     units = UnitMap.of(spec)
@@ -108,7 +109,7 @@ def test_pruning_one_unit_for_real_takes_the_same_parameters(name: str, specs: d
     for layer in unit_layers(spec):
         pruned = copy.deepcopy(net)
         graph = torch_pruning.DependencyGraph().build_dependency(
-            pruned, example_inputs=torch.zeros(1, *spec.input_shape, dtype=torch.float64)
+            pruned, example_inputs=torch.zeros(1, *input_shape_of(spec), dtype=torch.float64)
         )
         root = pruned.get_submodule(layer.module)
         prune = graph.get_pruner_of_module(root).prune_out_channels
