@@ -25,7 +25,14 @@ bench-sim: $(VENV)/.installed
 bench-secagg: $(VENV)/.installed
 	$(BIN)/python benchmarks/secagg.py $(ARGS)
 
-bench-privacy bench-pruning bench-ckks bench-threats: $(VENV)/.installed-test
+# Accuracy by epsilon, then what backs it: canaries, noise over its least, agreement under noise. ARGS=--quick is brief.
+bench-privacy: $(VENV)/.installed
+	$(BIN)/python benchmarks/privacy_accuracy.py $(ARGS)
+	$(BIN)/python benchmarks/audit.py $(filter --quick --fresh,$(ARGS))
+	$(BIN)/python benchmarks/noise.py $(filter --quick --fresh,$(ARGS))
+	$(BIN)/python benchmarks/agreement_privacy.py $(filter --quick --fresh,$(ARGS))
+
+bench-pruning bench-ckks bench-threats: $(VENV)/.installed-test
 	@echo "$@: not available in this version" >&2; exit 2
 
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -21,7 +21,7 @@ __all__ = ["LOCAL_ONLY_FIELDS", "ResolvedConfig", "RunConfig", "flag_of", "load_
 
 ARRIVES_LATER = {
     "aggregation": {"ckks"},
-    "prune": {"random", "magnitude", "snip", "prunefl", "feddst"},
+    "prune": {"magnitude", "snip", "prunefl", "feddst"},
 }
 """Known values whose part is not in this version; they are refused, never ignored."""
 
@@ -90,8 +90,14 @@ class RunConfig(BaseModel):
         "distributed",
         description="distributed: noise adds up inside the secure sum | local: each silo alone meets the budget",
     )
-    clip: float | None = Field(None, gt=0, description="L2 norm to which a record's gradient is clipped")
-    sampling_rate: float | None = Field(None, gt=0, le=1, description="Poisson sampling rate of a record in a step")
+    clip: float | None = Field(None, gt=0, description="L2 norm to which a patient's gradient is clipped")
+    adaptive_clip: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="the clip follows this quantile of the gradient norms, from --clip on (distributed)",
+    )
+    sampling_rate: float | None = Field(None, gt=0, le=1, description="Poisson sampling rate of a patient in a step")
     reserve: float = Field(
         0.04, ge=0, le=1, description="share of rounds paid for in advance so that aborted attempts can be retried"
     )
@@ -103,8 +109,8 @@ class RunConfig(BaseModel):
     )
 
     # Pruning
-    prune: Annotated[Literal["autoflip", "none"], _not_in_this_version("prune")] = Field(
-        "autoflip", description="autoflip | none | random | magnitude | snip | prunefl | feddst"
+    prune: Annotated[Literal["autoflip", "random", "none"], _not_in_this_version("prune")] = Field(
+        "autoflip", description="autoflip | random (units drawn at first) | none | magnitude | snip | prunefl | feddst"
     )
     prune_threshold: float | None = Field(
         None, ge=0, lt=1, description="parameters scoring in the lowest part of this size die [0.3; distributed: 0.6]"
@@ -120,10 +126,10 @@ class RunConfig(BaseModel):
     )
     explore_steps: int | None = Field(None, ge=1, description="local steps of an exploring silo")
     cohorts: int | None = Field(
-        None, ge=1, le=16, description="cohorts summed apart in rounds that measure agreement [distributed: 2]"
+        None, ge=1, le=16, description="cohorts summed apart in rounds that measure agreement [epsilon above 2: 2]"
     )
     agreement_every: int | None = Field(
-        None, ge=0, description="after exploration, measure agreement by cohorts every so many rounds (0: never)"
+        None, ge=0, description="measure agreement by cohorts every so many rounds (0: never)"
     )
     eta: float = Field(0.1, ge=0, le=1, description="rate at which guidance follows the model")
     prune_steps: int | None = Field(None, ge=1, le=100, description="mask decisions on the way to the target")

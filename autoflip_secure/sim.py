@@ -73,7 +73,7 @@ def _prepare(config: RunConfig) -> tuple[RunFolder, ResolvedConfig]:
     resolved = resolve(config, data.task, natural_silos=len(data.natural) if data.natural else None)
     pick_device(resolved.device)
     Schedule(resolved)
-    dense = dense_spec(resolved.model, data.task.input_shape, data.task.classes)
+    dense = dense_spec(resolved.model, data.task.input_shape, data.task.outputs)
     if resolved.prune != "none":
         check_reachable(dense, PruneSettings(resolved.prune_threshold, flops_kept=resolved.prune_flops))
     folder = RunFolder(_new_directory(resolved))

@@ -21,7 +21,7 @@ __all__ = ["STAGES", "ClientAppFactory", "close_silos", "make_client_app", "silo
 VERIFICATIONS = 8192
 """Enough for one stage of a sum over as many silos as one process is likely to hold."""
 
-STAGES = (JOIN_STAGE, "clear", "advertise", "share", "masked", "confirm", "unmask")
+STAGES = (JOIN_STAGE, "clear", "reveal", "advertise", "share", "masked", "confirm", "unmask")
 
 _open_silos: dict[Path, Silo] = {}
 """Silos this process has opened: a warm start for the next message, never the only place where something is kept."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,24 +12,26 @@ from numpy.typing import NDArray
 from autoflip_secure.autoflip.exploration import deviation
 from autoflip_secure.autoflip.units import UnitMap
 from autoflip_secure.config import ResolvedConfig
+from autoflip_secure.data.records import Records
 from autoflip_secure.data.silo_folder import SiloData
 from autoflip_secure.data.task import Task
 from autoflip_secure.errors import ProtocolError
 from autoflip_secure.federation.model_payload import ModelPayload
-from autoflip_secure.federation.terms import noise_steps
+from autoflip_secure.federation.terms import noise_levels
+from autoflip_secure.models.features import features_of
 from autoflip_secure.models.layout import flatten_parameters, load_flat_parameters
 from autoflip_secure.models.spec import ModelSpec, build
-from autoflip_secure.privacy.discrete_noise import DiscreteGaussian
 from autoflip_secure.privacy.gradient_sum import ClippedGradientSum
 from autoflip_secure.privacy.local_sgd import dp_sgd
-from autoflip_secure.privacy.sampling import poisson_sample
+from autoflip_secure.privacy.sampling import poisson_rows
 from autoflip_secure.seeds import torch_stream
 from autoflip_secure.sums.channels import Contribution
 from autoflip_secure.sums.encoding import quantise
 from autoflip_secure.sums.manifest import Manifest
+from autoflip_secure.sums.noise_chain import LINK_BYTES, fresh_root
 from autoflip_secure.sums.randomness import Randomness, ReproducibleRandomness, SecretRandomness, dither
 from autoflip_secure.sums.words import FloatChannel
-from autoflip_secure.training.evaluation import metric_counts, predict
+from autoflip_secure.training.evaluation import MetricForm, metric_vector, predict
 from autoflip_secure.training.local import local_sgd
 
 __all__ = ["Contributor"]
@@ -43,7 +46,11 @@ class Contributor:
     """
 
     def __init__(self, config: ResolvedConfig, task: Task, data: SiloData, silo: int, device: str) -> None:
-        self._config, self._task, self._data, self._silo = config, task, data, silo
+        self._config, self._task, self._silo = config, task, silo
+        train, holdout = _as_features(config.model, data.train), data.holdout
+        self._data = SiloData(train, None if holdout is None else _as_features(config.model, holdout))
+        self._targets = task.targets(data.train)
+        self._patient = None if data.train.group is None else data.train.patient_numbers()
         self._device = torch.device(device)
         self._spec: ModelSpec | None = None
 
@@ -60,51 +67,59 @@ class Contributor:
             raise ProtocolError(
                 f"phase {manifest.phase} yields channels {sorted(vectors)}, the manifest asks for others"
             )
-        cohort = manifest.cohort_of(self._silo)
+        cohort, root = manifest.cohort_of(self._silo), self._noise_root(manifest)
         values: dict[str, NDArray[np.int64] | FloatChannel] = {}
         for channel in manifest.channels:
             vector, rounding = vectors[channel.name], self._randomness(manifest, "rounding", channel.name)
             if vector.shape != (channel.length,):
                 raise ProtocolError(f"channel {channel.name} has {vector.size} coordinates, not {channel.length}")
-            std = noise_steps(manifest, channel, cohort)
-            if std is None:
+            levels = noise_levels(manifest, channel, cohort)
+            if levels is None:
                 values[channel.name] = FloatChannel(vector, rounding)
             else:
                 noise = self._randomness(manifest, "noise", channel.name)
                 integers = quantise(vector, channel, dither(rounding, channel.length))
-                integers += DiscreteGaussian(std).sample(channel.length, noise)
+                integers += levels.draw(channel.length, channel.name, noise, root)
                 values[channel.name] = integers
-        return Contribution(values)
+        return Contribution(values, root if manifest.privacy.trust == "distributed" else None)
 
     def _vectors(self, manifest: Manifest, model: ModelPayload) -> Vectors:
         if manifest.phase == "census":
-            return {"count": np.array([len(self._data.train.y)], np.float64)}
+            return {"count": np.array([self._data.train.patients], np.float64)}
         if manifest.phase == "evaluate":
-            return {"metric": self._metric(model)}
+            return {"metric": self._metric(manifest, model)}
         if manifest.privacy.trust == "distributed":
-            return {"update": self._gradient_sum(manifest, model)}
+            return self._gradient_sum(manifest, model)
         return self._local_update(manifest, model)
 
-    def _metric(self, model: ModelPayload) -> NDArray[np.float64]:
-        if self._data.holdout is None:
+    def _metric(self, manifest: Manifest, model: ModelPayload) -> NDArray[np.float64]:
+        holdout = self._data.holdout
+        if holdout is None:
             raise ProtocolError("this silo holds no records back for scoring")
         network = self._load(model)
-        probabilities = predict(network, torch.from_numpy(self._data.holdout.x).to(self._device))
-        return metric_counts(probabilities, self._data.holdout.y, self._task.kind).astype(np.float64)
+        task = self._task
+        predictions = predict(network, torch.from_numpy(holdout.x).to(self._device), kind=task.kind)
+        form = MetricForm(task.kind, task.classes, task.expected_cuts)
+        return metric_vector(predictions, task.targets(holdout), form, manifest.channels[0].step, holdout.group)
 
-    def _gradient_sum(self, manifest: Manifest, model: ModelPayload) -> NDArray[np.float64]:
+    def _gradient_sum(self, manifest: Manifest, model: ModelPayload) -> Vectors:
         network = self._load(model)
         records = self._data.train
         sampling = self._randomness(manifest, "sampling")
-        chosen = poisson_sample(len(records.y), manifest.privacy.sampling_rate, sampling)
+        chosen = poisson_rows(len(records), self._patient, manifest.privacy.sampling_rate, sampling)
         live = torch.from_numpy(model.mask)
-        total = self._gradients(network)(
+        batch = (
             torch.from_numpy(records.x[chosen]).to(self._device),
-            torch.from_numpy(records.y[chosen]).to(self._device),
+            torch.from_numpy(self._targets[chosen]).to(self._device),
             manifest.privacy.clip,
             live,
+            None if self._patient is None else self._patient[chosen],
         )
-        return -total[model.mask]
+        gradients = self._gradients(network)
+        if all(channel.name != "clip_bits" for channel in manifest.channels):
+            return {"update": -gradients(*batch)[model.mask]}
+        total, bits = gradients.with_clip_bits(*batch)
+        return {"update": -total[model.mask], "clip_bits": np.array([bits])}
 
     def _local_update(self, manifest: Manifest, model: ModelPayload) -> Vectors:
         network = self._load(model)
@@ -129,7 +144,7 @@ class Contributor:
         # As many steps as the ledger was charged for, not as many as somebody's configuration says.
         steps = manifest.privacy.steps
         config, records = self._config, self._data.train
-        x, y = torch.from_numpy(records.x).to(self._device), torch.from_numpy(records.y).to(self._device)
+        x, y = torch.from_numpy(records.x).to(self._device), torch.from_numpy(self._targets).to(self._device)
         live = torch.from_numpy(model.mask)
         if manifest.privacy.trust == "local":
             dp_sgd(
@@ -146,6 +161,8 @@ class Contributor:
                 nominal_records=max(1, model.records // config.silos),
                 sampling=self._randomness(manifest, "sampling"),
                 noise=self._randomness(manifest, "noise"),
+                loss=self._task.loss,
+                patient=self._patient,
             )
             return
         local_sgd(
@@ -158,6 +175,7 @@ class Contributor:
             momentum=config.momentum,
             generator=torch_stream(config.seed, "batches", manifest.round, self._silo),
             live=live,
+            loss=self._task.loss,
         )
 
     def _load(self, model: ModelPayload) -> torch.nn.Module:
@@ -170,8 +188,14 @@ class Contributor:
 
     def _gradients(self, network: torch.nn.Module) -> ClippedGradientSum:
         if self._gradient_sums is None:
-            self._gradient_sums = ClippedGradientSum(network)
+            self._gradient_sums = ClippedGradientSum(network, self._task.loss)
         return self._gradient_sums
+
+    def _noise_root(self, manifest: Manifest) -> bytes:
+        """First link of the chain of the noise that may be removed once the survivors are known."""
+        if not self._config.insecure_reproducible_noise:
+            return fresh_root()
+        return self._randomness(manifest, "noise chain").words(LINK_BYTES // 8).tobytes()
 
     def _randomness(self, manifest: Manifest, *purpose: str) -> Randomness:
         """Secret where DP rests on it; with DP off (or the marked test option) a named stream of the seed."""
@@ -180,3 +204,7 @@ class Contributor:
                 self._config.seed, *purpose, manifest.phase, manifest.round, manifest.attempt, self._silo
             )
         return SecretRandomness()
+
+
+def _as_features(model: str, records: Records) -> Records:
+    return replace(records, x=features_of(model, records.x))

@@ -15,6 +15,7 @@ from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.data.records import Records
 from autoflip_secure.data.task import Task
 from autoflip_secure.errors import BudgetExhausted, CannotContinue
+from autoflip_secure.federation.adaptive_clip import AdaptiveClip
 from autoflip_secure.federation.dropout import likely_dropout
 from autoflip_secure.federation.events import JsonLines, keep_lines
 from autoflip_secure.federation.exchange import StageExchange
@@ -57,12 +58,13 @@ class Coordinator:
         self._task: Task = load_task(folder)
         self._schedule = Schedule(config)
         self.plan = session_plan(config, self._task, self._schedule, public_test=folder.public_test.exists())
-        dense = dense_spec(config.model, self._task.input_shape, self._task.classes)
+        dense = dense_spec(config.model, self._task.input_shape, self._task.outputs)
         self._dense_flops = flops(dense)
         self._pruning = PruningController(config, self._schedule, dense)
         self._start = flatten_parameters(build(dense, torch_stream(config.seed, "init"))).numpy()
         self._dense_size = self._start.size
         self.state = self._restore() if has_checkpoint(folder.checkpoint) else self._fresh_state(dense)
+        self._clip = AdaptiveClip(config.clip, config.adaptive_clip, self.state.facts.get("clip", config.clip))
         # Saved at once: an attempt that is interrupted, however often, is counted when the run goes on.
         self._checkpoint()
         self._events = JsonLines(folder.events, stamp=True)
@@ -111,7 +113,9 @@ class Coordinator:
     def _fresh_state(self, dense: Any) -> RunState:
         records = self._task.nominal_records or 0
         model = ModelPayload(dense, self._start.copy(), np.ones(self._start.size, bool), records)
-        return RunState(0, model, np.zeros(self._start.size), facts=dict.fromkeys(TIMES, 0.0))
+        if self._config.prune == "random":
+            model = self._pruning.draw(model)
+        return RunState(0, model, np.zeros(model.weights.size), facts=dict.fromkeys(TIMES, 0.0))
 
     def _restore(self) -> RunState:
         state = load_checkpoint(self._folder.checkpoint)
@@ -120,7 +124,7 @@ class Coordinator:
         if state.round < self._schedule.rounds:
             # The interrupted attempt may be in the silos' ledgers.
             state.spare_attempts_used += 1
-            state.spare_steps += self._terms(state.round).steps
+            state.spare_steps += self.plan.train_terms(self._schedule.is_exploration(state.round)).steps
         return state
 
     def _secure_sum(self, session: bytes) -> CoordinatorSecureSum:
@@ -158,7 +162,10 @@ class Coordinator:
                 nodes[silo] = node
         self._event("joined", silos=sorted(nodes), refused=refused)
         if "BudgetExhausted" in refused:
-            raise BudgetExhausted("a silo's ledger does not cover this run; nothing was trained and nothing was spent")
+            raise BudgetExhausted(
+                "a silo's ledger does not cover this run; nothing was trained and nothing was spent; the silo's own "
+                "silo.log names the cap"
+            )
         if set(nodes) != set(self._folder.roster().silos):
             missing = sorted(set(self._folder.roster().silos) - set(nodes))
             why = f" (refused: {', '.join(refused)})" if refused else ""
@@ -189,21 +196,28 @@ class Coordinator:
         terms = self._terms(number)
         live = state.model.mask
         aggregates = [
-            scatter(a, state.model) for a in self._sums.run(state, plan.phase, plan, self._channels(number), terms)
+            self._clip.in_first_units(scatter(a, state.model))
+            for a in self._sums.run(state, plan.phase, plan, self._channels(number), terms)
         ]
         self._step(aggregates)
         if self._schedule.explores:
             self._pruning.observe(aggregates, live)
             if self._pruning.is_decision(number):
                 self._prune(number)
+        self._clip.follow(aggregates, self._expected_batch(sum(a.silos for a in aggregates)))
         state.round += 1
         scores = self._scorer.score(state, number)
         seconds = time.perf_counter() - started
-        self._record(number, plan, aggregates, scores, seconds)
+        self._record(number, plan, terms, aggregates, scores, seconds)
         self._checkpoint()
 
     def _terms(self, number: int) -> PrivacyTerms:
-        return self.plan.train_terms(self._schedule.is_exploration(number))
+        terms = self.plan.train_terms(self._schedule.is_exploration(number))
+        return terms if self._config.adaptive_clip is None else replace(terms, clip=self._clip.value)
+
+    def _expected_batch(self, silos: int) -> float:
+        """Patients expected of so many silos. Silos that are away take their share of a round's batch with them."""
+        return self._config.sampling_rate * self.state.model.records * silos / len(self._exchange.nodes)
 
     def _channels(self, number: int) -> list[ChannelSpec]:
         config, model = self._config, self.state.model
@@ -211,10 +225,11 @@ class Coordinator:
         if config.trust != "distributed" and self._schedule.is_exploration(number):
             channels = [deviation_channel(live)]
             return [*channels, update_channel(config, live)] if config.warm_start else channels
-        channels = [update_channel(config, live)]
+        channels = [update_channel(config, live, self._clip.value, self._expected_batch(1))]
         if self._schedule.sends_energy:
             channels.append(energy_channel(self._pruning.units))
-        return channels
+        cohort = min(len(silos) for silos in self._schedule.plan(number).cohorts)
+        return channels + self._clip.channels(self._expected_batch(cohort), self.plan.privacy.noise_multiplier)
 
     def _step(self, aggregates: Sequence[Aggregate]) -> None:
         """Move the model by the sum: momentum SGD on the noised gradient sum, or the mean of the silos' updates.
@@ -228,9 +243,7 @@ class Coordinator:
         total = np.sum([a.sum("update") for a in aggregates], axis=0)
         present = sum(a.silos for a in aggregates)
         if config.trust == "distributed":
-            # Silos that are away take their share of the expected batch with them.
-            expected = config.sampling_rate * state.model.records * present / len(self._exchange.nodes)
-            step = config.learning_rate * total / expected
+            step = config.learning_rate * total / self._expected_batch(present)
         else:
             step = total / present
         momentum = 0.0 if config.trust == "none" else config.momentum
@@ -258,6 +271,7 @@ class Coordinator:
         self,
         number: int,
         plan: RoundPlan,
+        terms: PrivacyTerms,
         aggregates: Sequence[Aggregate],
         scores: dict[str, float | None],
         seconds: float,
@@ -275,6 +289,7 @@ class Coordinator:
             "silos": sum(a.silos for a in aggregates),
             **scores,
             "epsilon": self._epsilon() if scores else None,
+            "clip": terms.clip if terms.trust != "none" else None,
             "agreement": None if agreement is None else round(agreement.overall, 4),
             "agreement_average": self._pruning.agreement_average,
             "params_live": int(state.model.mask.sum()),
@@ -288,6 +303,7 @@ class Coordinator:
             "download_bytes_per_silo": state.traffic.download_total / len(self._exchange.nodes),
             "aborts": state.attempts_aborted,
             "drops": dict(state.traffic.drops),
+            "noise_over_least": max((a.noise_over_least for a in aggregates if a.noise_over_least), default=None),
             "seconds": round(seconds, 4),
         }
         self._metrics.write(**line)
@@ -303,6 +319,7 @@ class Coordinator:
     def _checkpoint(self) -> None:
         self.state.pruning = self._pruning.arrays()
         self.state.facts["pruning"] = self._pruning.facts()
+        self.state.facts["clip"] = self._clip.value
         self.state.epoch = self._folder.last_epoch()
         save_checkpoint(self._folder.checkpoint, self.state)
 

@@ -9,7 +9,7 @@ from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.data.task import Task
 from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.federation.sums import LEAST_RESERVE, reserve_attempts
-from autoflip_secure.federation.terms import COUNT_SENSITIVITY
+from autoflip_secure.federation.terms import COUNT_SENSITIVITY, METRIC_SENSITIVITY
 from autoflip_secure.privacy.accounting import Mechanism
 from autoflip_secure.privacy.plan import DATASETS, PrivacyPlan, solve_plan
 from autoflip_secure.sums.manifest import PrivacyTerms
@@ -17,7 +17,7 @@ from autoflip_secure.sums.manifest import PrivacyTerms
 __all__ = ["SessionPlan", "session_plan"]
 
 CENSUS_NOISE = 20.0
-"""Noise multiplier of the one count of records: costs a few hundredths of epsilon, and 20 records of error a silo."""
+"""Noise multiplier of the one count of patients: costs a few hundredths of epsilon, and 20 patients of error a silo."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class SessionPlan:
 
     def evaluation_terms(self) -> PrivacyTerms:
         """Terms of scoring held-out records."""
-        return self._terms("holdout", 1.0, 1, self.privacy.evaluation_noise_multiplier, COUNT_SENSITIVITY)
+        return self._terms("holdout", 1.0, 1, self.privacy.evaluation_noise_multiplier, METRIC_SENSITIVITY)
 
     def _steps(self, exploring: bool) -> int:
         if self.config.trust == "distributed":
@@ -88,6 +88,7 @@ def session_plan(config: ResolvedConfig, task: Task, schedule: Schedule, *, publ
         train_steps=_train_steps(config, schedule),
         evaluations=evaluations,
         census_noise_multiplier=census,
+        unit=task.unit,
     )
     return SessionPlan(config, privacy)
 
@@ -107,6 +108,7 @@ def describe(plan: SessionPlan) -> dict[str, Any]:
     privacy = plan.privacy
     return {
         "promise": privacy.promise(),
+        "unit": privacy.unit,
         "noise_multiplier": privacy.noise_multiplier,
         "evaluation_noise_multiplier": privacy.evaluation_noise_multiplier,
         "census_noise_multiplier": privacy.census_noise_multiplier,

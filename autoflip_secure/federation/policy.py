@@ -15,7 +15,7 @@ from autoflip_secure.sums.manifest import Manifest
 
 __all__ = ["SiloPolicy"]
 
-LINEAR_CHANNELS = frozenset({"update", "count", "metric"})
+LINEAR_CHANNELS = frozenset({"update", "count", "metric", "clip_bits"})
 """What distributed noise covers: squares of under-noised vectors are outside the promise of the sum."""
 
 
@@ -26,6 +26,9 @@ class SiloPolicy(BaseModel):
     ----------
     aggregations, trusts : which kinds of sum and trust modes are accepted.
     epsilon, delta : largest privacy loss of a record set over all sessions.
+    epsilon_per_run : largest loss by one session; absent: only the total and what the run itself promises bind.
+    epsilon_per_year : largest loss within any 365 days, sessions of all runs together; absent: only the total binds.
+        Both are held at the run's delta, and the least of all caps binds.
     colluders : silos that must be tolerated as colluders, at least.
     min_cohort : least fraction of a cohort that must survive.
     simulated : this is no institution but a part of a simulation: options that exist for tests are accepted
@@ -37,6 +40,8 @@ class SiloPolicy(BaseModel):
     aggregations: tuple[str, ...] = ("secagg",)
     trusts: tuple[str, ...] = ("distributed", "local")
     epsilon: float = Field(8.0, gt=0)
+    epsilon_per_run: float | None = Field(None, gt=0)
+    epsilon_per_year: float | None = Field(None, gt=0)
     delta: float = Field(1e-5, gt=0, lt=1)
     colluders: int = Field(0, ge=0)
     min_cohort: float = Field(0.8, gt=0, le=1)
@@ -71,11 +76,26 @@ class SiloPolicy(BaseModel):
 
     def to_toml(self) -> str:
         """As a file."""
-        return tomli_w.dumps(self.model_dump(mode="json"))
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
     def budget(self, trust: str) -> float:
         """Epsilon that a record set may cost; unbounded only for a run without DP that this silo accepts."""
-        return math.inf if trust == "none" and "none" in self.trusts else self.epsilon
+        return math.inf if self._promises_nothing(trust) else self.epsilon
+
+    def budget_per_run(self, trust: str, promised: float | None = None) -> float:
+        """Epsilon that one session may cost: the policy's cap, and no more than the run itself promises."""
+        if self._promises_nothing(trust):
+            return math.inf
+        return min(cap for cap in (self.epsilon, self.epsilon_per_run, promised) if cap is not None)
+
+    def budget_per_year(self, trust: str) -> float:
+        """Epsilon that the sessions of 365 days may cost together."""
+        if self._promises_nothing(trust):
+            return math.inf
+        return min(cap for cap in (self.epsilon, self.epsilon_per_year) if cap is not None)
+
+    def _promises_nothing(self, trust: str) -> bool:
+        return trust == "none" and "none" in self.trusts
 
     def check_run(self, config: ResolvedConfig) -> None:
         """Refuse a run before anything of it starts.

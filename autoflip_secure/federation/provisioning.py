@@ -29,7 +29,7 @@ from autoflip_secure.sums.manifest import SESSION_BYTES
 HELD_BACK = 0.2
 """Share of a silo's records kept for scoring where no public test data exists."""
 
-__all__ = ["RunFolder", "load_task", "provision"]
+__all__ = ["RunFolder", "load_task", "provision", "silo_records"]
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def provision(folder: RunFolder, config: ResolvedConfig, data: LoadedData) -> No
     StorageError
         The disk refused.
     """
-    silos = _silo_records(config, data)
+    silos = silo_records(config, data)
     task = _training_task(data).to_json()
     try:
         (folder.path / "federation").mkdir(parents=True)
@@ -151,7 +151,8 @@ def _training_task(data: LoadedData) -> Task:
     return replace(task, nominal_records=max(1, round(task.nominal_records * (1 - HELD_BACK))))
 
 
-def _silo_records(config: ResolvedConfig, data: LoadedData) -> list[tuple[str, Records, Records | None]]:
+def silo_records(config: ResolvedConfig, data: LoadedData) -> list[tuple[str, Records, Records | None]]:
+    """(name, training records, held-back records) of each silo; none held back where public records are scored."""
     silos = split_into_silos(data, config.partition, config.silos, config.seed)
     if data.public_test is not None:
         return [(silo.name, silo.records, None) for silo in silos]

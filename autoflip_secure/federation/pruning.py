@@ -20,6 +20,7 @@ from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.models.spec import ModelSpec, unit_layers
+from autoflip_secure.seeds import stream
 from autoflip_secure.sums.channels import Aggregate
 
 __all__ = ["PruningController"]
@@ -32,7 +33,7 @@ class PruningController:
     """Guidance, accumulated energy and agreement of one run.
 
     Without distributed noise the score is guidance x agreement; under it, weight x shared energy x (1 + agreement) / 2,
-    since squares of single silos are not released there.
+    since squares of single silos are not released there, with energy and agreement as far as noise leaves them.
     """
 
     def __init__(self, config: ResolvedConfig, schedule: Schedule, spec: ModelSpec) -> None:
@@ -48,7 +49,9 @@ class PruningController:
         return {
             "guidance": self._guidance.values,
             "agreement": self._guidance.agreement_average,
+            "agreement_variance": self._guidance.known_variance,
             "energy": self._energy.energy,
+            "energy_variance": self._energy.variance,
         }
 
     def facts(self) -> dict[str, Any]:
@@ -64,9 +67,13 @@ class PruningController:
         """Undo `arrays` and `facts`."""
         self._units = UnitMap.of(spec)
         self._guidance = Guidance(
-            arrays["guidance"], arrays["agreement"], facts["overall_average"], facts["guidance_rounds"]
+            arrays["guidance"],
+            arrays["agreement"],
+            facts["overall_average"],
+            facts["guidance_rounds"],
+            arrays["agreement_variance"],
         )
-        self._energy = EnergyAccumulator(arrays["energy"], facts["energy_rounds"])
+        self._energy = EnergyAccumulator(arrays["energy"], arrays["energy_variance"], facts["energy_rounds"])
 
     @property
     def units(self) -> int:
@@ -100,6 +107,16 @@ class PruningController:
                 live=live,
             )
 
+    def draw(self, model: ModelPayload) -> ModelPayload:
+        """A network of the FLOP target whose units were drawn from the run's seed before anything was learnt.
+
+        The baseline that every score has to beat: it costs nothing, and all rounds train the small network.
+        """
+        generator = stream(self._config.seed, "random units")
+        settings = PruneSettings(threshold=0.0, flops_kept=self._config.prune_flops)
+        scores = KeepScores(generator.random(self._units.size), generator.random(self._units.count))
+        return self._pruned(model, scores, settings)[0]
+
     def is_decision(self, round: int) -> bool:
         """Whether the mask is chosen anew after `round`."""
         return self._target_after(round) is not None
@@ -114,7 +131,11 @@ class PruningController:
         target = self._target_after(round)
         assert target is not None, "ask is_decision first"
         settings = PruneSettings(threshold=self._config.prune_threshold, flops_kept=target)
-        scores = self._scores(model)
+        return self._pruned(model, self._scores(model), settings)
+
+    def _pruned(
+        self, model: ModelPayload, scores: KeepScores, settings: PruneSettings
+    ) -> tuple[ModelPayload, NDArray[np.int64]]:
         decision = choose_mask(model.spec, self._units, scores.parameters, scores.units, settings, model.mask)
         compaction = compact(model.spec, decision.dead_units)
         mask = decision.mask[compaction.kept]
@@ -145,9 +166,9 @@ class PruningController:
     def _scores(self, model: ModelPayload) -> KeepScores:
         if not self._distributed:
             return guidance_scores(self._guidance, self._units)
-        # Half a vote: measured agreement is mostly noise for units with little energy, and a zero would condemn a unit
-        # on that alone. Raw agreement pruned far past the FLOP target, at the same accuracy but less reliably.
-        agreement = (1 + self._guidance.agreement) / 2 if self._guidance.rounds else None
+        # Half a vote, since a zero would condemn a unit on agreement alone, and only as far as it stands out of the
+        # noise: what is measured of a single unit is mostly noise (benchmarks/results/agreement.md).
+        agreement = (1 + self._guidance.believed_agreement(self._units)) / 2 if self._guidance.rounds else None
         return product_scores(model.weights, self._energy, self._units, agreement)
 
     def _target_after(self, round: int) -> float | None:

@@ -120,7 +120,7 @@ class Schedule:
         if not self.explores or self._cohorts == 1:
             return False
         every = self._config.agreement_every
-        return self.is_exploration(round) or (every > 0 and round % every == 0)
+        return every > 0 and round % every == 0
 
     def _period(self) -> int:
         return max(self._config.explore_rounds, self._config.agreement_every)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.data.records import Records
@@ -12,10 +14,10 @@ from autoflip_secure.federation.run_state import RunState
 from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.federation.sums import SumRunner
 from autoflip_secure.federation.terms import metric_channel
+from autoflip_secure.models.features import features_of
 from autoflip_secure.models.layout import load_flat_parameters
 from autoflip_secure.models.spec import build
-from autoflip_secure.sums.channels import ChannelSpec
-from autoflip_secure.training.evaluation import evaluate, metric_length, metrics_from_counts
+from autoflip_secure.training.evaluation import MetricForm, PrivateScores, Scores, evaluate, scores_from_vector
 
 __all__ = ["Scorer"]
 
@@ -36,12 +38,13 @@ class Scorer:
     ) -> None:
         self._config, self._task, self._plan, self._schedule = config, task, plan, schedule
         self._sums, self._test = sums, public_test
+        self._features: NDArray[np.float32] | None = None
 
     def score(self, state: RunState, round: int) -> ScoreLine:
         """Scores of the model after `round`; empty where none are due.
 
-        accuracy, loss (public data only), auroc (binary tasks), balanced_accuracy (sums only); an entry is None where
-        noise leaves nothing to say.
+        loss, accuracy (None for survival), auroc (binary tasks), c_index (survival), balanced_accuracy (sums only); an
+        entry is None where noise leaves nothing to say.
         """
         if not self.is_due(round):
             return {}
@@ -59,24 +62,23 @@ class Scorer:
 
     def _public(self, state: RunState) -> ScoreLine:
         assert self._test is not None
+        if self._features is None:
+            self._features = features_of(self._config.model, self._test.x)
         network = build(state.model.spec)
         load_flat_parameters(network, torch.from_numpy(state.model.weights))
-        scores = evaluate(network, self._test.x, self._test.y, self._task.kind)
-        return {"accuracy": scores.accuracy, "loss": scores.loss, "auroc": scores.auroc}
+        scores = evaluate(network, self._features, self._task.targets(self._test), self._task.kind)
+        return self._line(scores)
 
     def _private(self, state: RunState) -> ScoreLine:
-        channel = self._metric_channel()
+        task = self._task
+        form = MetricForm(task.kind, task.classes, task.expected_cuts)
+        channel = metric_channel(form.length, self._plan.privacy.evaluation_noise_multiplier)
         plan, terms = self._schedule.whole(), self._plan.evaluation_terms()
         aggregate = self._sums.run(state, "evaluate", plan, [channel], terms)[0]
         noise = float(aggregate.noise_std.get("metric", 0.0))
-        scores = metrics_from_counts(aggregate.sum("metric"), self._task.kind, noise_std=noise)
-        return {
-            "accuracy": scores.accuracy,
-            "loss": None,
-            "auroc": scores.auroc,
-            "balanced_accuracy": scores.balanced_accuracy,
-        }
+        scores = scores_from_vector(aggregate.sum("metric"), form, noise_std=noise)
+        return {**self._line(scores), "balanced_accuracy": scores.balanced_accuracy}
 
-    def _metric_channel(self) -> ChannelSpec:
-        length = metric_length(self._task.classes, self._task.kind)
-        return metric_channel(length, self._plan.privacy.evaluation_noise_multiplier)
+    def _line(self, scores: Scores | PrivateScores) -> ScoreLine:
+        line = {"accuracy": scores.accuracy, "loss": scores.loss, "auroc": scores.auroc}
+        return {**line, "c_index": scores.c_index} if self._task.kind == "survival" else line

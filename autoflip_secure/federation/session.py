@@ -54,6 +54,10 @@ class _Discreet:
     def size(self) -> int:
         return self._source.size
 
+    @property
+    def removable(self) -> bytes | None:
+        return self._source.removable
+
     def fill(self, start: int, out: NDArray[np.uint64]) -> None:
         try:
             self._source.fill(start, out)
@@ -112,7 +116,8 @@ class Session:
             try:
                 contribution = contributor.contribute(manifest, model)
                 cohort = manifest.cohorts[manifest.cohort_of(self._silo)]
-                return _Discreet(ContributionWords(contribution.values, manifest.channels, len(cohort)))
+                values, root = contribution.values, contribution.removable
+                return _Discreet(ContributionWords(values, manifest.channels, len(cohort), root))
             except Exception as error:
                 raise ContributionFailed(AFTER_RECORDS) from error
 
@@ -128,6 +133,9 @@ class Session:
             raise PolicyRefusal("the manifest's configuration is not the one this silo joined")
         if terms.trust != config.trust:
             raise PolicyRefusal("the manifest's trust mode is not the one this silo joined")
+        counts_bits = any(channel.name == "clip_bits" for channel in manifest.channels)
+        if counts_bits != (config.adaptive_clip is not None and manifest.phase in ("explore", "train")):
+            raise PolicyRefusal("the manifest and the run this silo joined disagree whether the clip is adaptive")
         if terms.colluders < config.colluders or terms.delta > config.dp_delta:
             raise PolicyRefusal("the manifest promises less than the run this silo joined: colluders or delta")
 
@@ -140,7 +148,7 @@ class Session:
             raise PolicyRefusal("the model sent is not the one the manifest names")
         model, task = ModelPayload.from_bytes(attachment), Task.from_json(self._request.task)
         spec = model.spec
-        if (spec.name, spec.input_shape, spec.outputs) != (self._config.model, task.input_shape, task.classes):
+        if (spec.name, spec.input_shape, spec.outputs) != (self._config.model, task.input_shape, task.outputs):
             raise PolicyRefusal(
                 f"the model sent is a {spec.name} for {spec.input_shape} -> {spec.outputs}, not this run's"
             )

@@ -118,11 +118,14 @@ class Silo:
             session=request.session,
             budgets=dict.fromkeys(DATASETS, self._policy.budget(config.trust)),
             delta=accounting_delta(config.trust, config.dp_delta),
+            per_run=self._policy.budget_per_run(config.trust, config.dp_epsilon),
+            per_year=self._policy.budget_per_year(config.trust),
+            trust=config.trust,
         )
 
     def _secure_sum(self, request: JoinRequest) -> SiloSecureSum:
         if request.config.aggregation == "none":
-            return PlainSilo()
+            return PlainSilo(self._database)
         # The run's promise may bear more colluders than the policy demands; its sums have to bear them too.
         colluders = max(self._policy.colluders, request.config.colluders)
         rules = SiloRules(colluders=colluders, minimum_fraction=self._policy.min_cohort)

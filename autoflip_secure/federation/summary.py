@@ -30,13 +30,15 @@ def build_summary(
     `upload_bytes_per_silo` counts the protected vectors of all rounds, a silo's mean, and
     `upload_bytes_total_per_silo` keys, shares, confirmations and unmasking too; both include aborted attempts.
     `upload_ratio` is the first over what plain float32 FedAvg of the dense model sends in as many rounds, and
-    `upload_ratio_total` the second.
+    `upload_ratio_total` the second. `noise_over_least` is the variance of the distributed noise really in the sums of
+    the rounds over the least that keeps the promise with as many survivors.
     """
     rows = list(read_json_lines(folder.metrics))
     last = rows[-1]
     scored = [row for row in rows if "accuracy" in row]
     ledgers = ledger_summaries(folder, config, plan)
     agreements = [row["agreement_average"] for row in rows if row["agreement_average"] is not None]
+    excess = [row["noise_over_least"] for row in rows if row.get("noise_over_least")]
     dense_bytes = last["upload_bytes_dense_fp32"]
     target = facts.get("target") or {}
     best = scored[-1] if scored else {}
@@ -58,6 +60,7 @@ def build_summary(
         "seed": config.seed,
         "accuracy": best.get("accuracy"),
         "auroc": best.get("auroc"),
+        "c_index": best.get("c_index"),
         "loss": best.get("loss"),
         "epsilon_target": config.dp_epsilon,
         "epsilon_spent": max(row["epsilon"] for row in ledgers) if promise_holds(config) else None,
@@ -78,6 +81,7 @@ def build_summary(
         "rounds_to_target": target.get("rounds"),
         "upload_bytes_to_target": target.get("upload_bytes"),
         "agreement_final": agreements[-1] if agreements else None,
+        "noise_over_least": {"mean": sum(excess) / len(excess), "largest": max(excess)} if excess else None,
         "seconds_total": facts["seconds_total"],
         "seconds_training": facts["seconds_training"],
         "seconds_secure_sum": facts["seconds_secure_sum"],

@@ -19,15 +19,15 @@ from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.run_state import RunState
 from autoflip_secure.federation.schedule import RoundPlan
 from autoflip_secure.federation.server_view import ServerView
-from autoflip_secure.federation.terms import check_grid, noise_steps
+from autoflip_secure.federation.terms import check_grid, noise_levels
 from autoflip_secure.privacy.plan import PrivacyPlan
 from autoflip_secure.secagg.rules import share_threshold
 from autoflip_secure.sums.channels import Aggregate, ChannelSpec
-from autoflip_secure.sums.encoding import unpack_sum
+from autoflip_secure.sums.encoding import dequantise, unpack_integers
 from autoflip_secure.sums.manifest import Manifest, PrivacyTerms
 from autoflip_secure.sums.secure_sum import CohortSum, CoordinatorSecureSum
 
-__all__ = ["SumRunner", "reserve_attempts", "scatter"]
+__all__ = ["SumRunner", "decode", "reserve_attempts", "scatter"]
 
 MAX_ATTEMPTS = 10
 LEAST_RESERVE = 2
@@ -93,7 +93,7 @@ class SumRunner:
             finally:
                 self.seconds += time.perf_counter() - started
             self.event("sum", phase=phase, round=state.round, attempt=attempt, silos=[list(s.silos) for s in sums])
-            return [self._decode(manifest, cohort_sum) for cohort_sum in sums]
+            return [decode(manifest, cohort_sum) for cohort_sum in sums]
         raise CannotContinue(
             f"round {state.round}: {MAX_ATTEMPTS} attempts in a row gave no sum; the model is unchanged"
         )
@@ -150,20 +150,33 @@ class SumRunner:
                 "of the last round is kept, a new run with a larger --reserve can start from its budget"
             ) from abort
 
-    def _decode(self, manifest: Manifest, cohort_sum: CohortSum) -> Aggregate:
-        size = len(manifest.cohorts[cohort_sum.cohort])
-        spread = len(cohort_sum.silos) ** 0.5
-        noise = {
-            channel.name: (noise_steps(manifest, channel, cohort_sum.cohort) or 0.0) * channel.step * spread
-            for channel in manifest.channels
-        }
-        return Aggregate(
-            round=manifest.round,
-            cohort=cohort_sum.cohort,
-            silos=len(cohort_sum.silos),
-            channels=unpack_sum(cohort_sum.words, manifest.channels, size),
-            noise_std=noise,
-        )
+
+def decode(manifest: Manifest, cohort_sum: CohortSum) -> Aggregate:
+    """What the sum holds, without the noise its survivors do not need, and how much noise is left in it."""
+    index, links = cohort_sum.cohort, cohort_sum.links
+    size, present = len(manifest.cohorts[index]), len(cohort_sum.silos)
+    missing = size - present
+    integers = unpack_integers(cohort_sum.words, manifest.channels, size)
+    noise, over_least = {}, None
+    for channel in manifest.channels:
+        levels = noise_levels(manifest, channel, index)
+        if levels is None:
+            noise[channel.name] = 0.0
+            continue
+        for link in links.values():
+            integers[channel.name][:] -= levels.excess(channel.length, channel.name, link, missing)
+        variance = len(links) * levels.left(missing) + (present - len(links)) * levels.drawn
+        noise[channel.name] = variance**0.5 * channel.step
+        if manifest.privacy.trust == "distributed":
+            over_least = max(over_least or 0.0, variance / (present * levels.owed[missing]))
+    return Aggregate(
+        round=manifest.round,
+        cohort=index,
+        silos=present,
+        channels={spec.name: dequantise(integers[spec.name], spec) for spec in manifest.channels},
+        noise_std=noise,
+        noise_over_least=over_least,
+    )
 
 
 def scatter(aggregate: Aggregate, model: ModelPayload) -> Aggregate:

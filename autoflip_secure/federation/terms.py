@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import math
+
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import PolicyRefusal
 from autoflip_secure.privacy.discrete_noise import discretisation_delta, per_silo_std
 from autoflip_secure.privacy.plan import GRID_SHARE
+from autoflip_secure.privacy.removable_noise import NoiseLevels
 from autoflip_secure.sums.channels import ChannelSpec
 from autoflip_secure.sums.manifest import Manifest
+from autoflip_secure.training.metric_form import METRIC_SENSITIVITY
 
 __all__ = [
     "COUNT_SENSITIVITY",
+    "METRIC_SENSITIVITY",
     "check_grid",
     "check_terms",
+    "clip_bits_channel",
     "count_channel",
     "deviation_channel",
     "energy_channel",
     "honest_silos",
     "metric_channel",
+    "noise_levels",
     "noise_steps",
     "update_channel",
 ]
@@ -27,20 +34,41 @@ ROUNDING_SHARE = 1e-9
 sets aside for the grid in any run of fewer than a hundred thousand rounds."""
 
 GRADIENT_RANGE = 4.0
-"""Public range of a coordinate of a silo's gradient sum, in clipping norms: far above what batches produce, and the
-field of the sum has room for all silos at that range, so noise never wraps."""
+"""Public range of a coordinate of a silo's gradient sum, in clipping norms, for small batches. The field of the sum has
+room for all silos at that range, so noise never wraps; a sum beyond it saturates, which biases and never exposes."""
+
+BATCH_SHARE = 0.25
+"""Range over the records expected of a silo, in clipping norms, for larger batches: in the first rounds on skewed silos
+single coordinates (biases of the outputs) reach a fifth of the batch."""
+
+LEAST_FINENESS = 5.0
+"""Grid steps a clipping norm keeps, over the root of the coordinates: rounding then adds a percent or so to the noise
+(see `rounded_sensitivity`), however large the batch."""
 
 COUNT_SENSITIVITY = 1.0
-"""L2 distance by which one record moves a count or a vector of metric counts."""
+"""Distance by which one patient moves a count."""
 
 COUNTED_CHANNELS = frozenset({"count", "metric"})
-"""Channels of whole numbers: their grid holds them exactly, so they are not rounded at all."""
+"""Channels of whole grid steps: their grid holds them exactly, so they are not rounded at all."""
+
+CLIP_BIT = 0.5
+"""What one patient adds to the clip bits, up to its sign: whether the gradient's norm is within the clip, minus 1/2."""
+
+CLIP_BIT_NOISE = 0.05
+"""Standard deviation of the noise on the sum of clip bits over the channel's limit, which is public: the batch expected
+in the round, as Andrew et al. 2021 (arXiv 1905.03871) advise, or more where batches are small."""
+
+LEAST_RATIO = 2.0
+"""Noise multiplier of the clip bits over the round's, at least: the update's is then at most 16 % above the round's."""
+
+CLIP_BIT_BITS = 22
+"""As fine as the sampler of the noise allows."""
 
 NOISED_BITS = 25
 EXACT_BITS = 24
 COUNT_BITS = 32
 COUNT_STEPS = 2048
-"""Grid steps of one counted record: fine enough that discrete noise is as good as continuous."""
+"""Grid steps of one counted patient: fine enough that discrete noise is as good as continuous."""
 LARGEST_COUNT_NOISE = 1e5
 """Grid steps; where noise is larger than this the grid can be coarser."""
 
@@ -48,10 +76,25 @@ DEVIATION_RANGE = 1.0
 ENERGY_RANGE = 64.0
 
 
-def update_channel(config: ResolvedConfig, live: int) -> ChannelSpec:
-    """Channel of a round's update: a gradient sum (distributed) or a difference of parameters, shape (live,)."""
-    limit = GRADIENT_RANGE * config.clip if config.trust == "distributed" else config.update_limit
-    return ChannelSpec("update", live, config.bits, limit)
+def update_channel(
+    config: ResolvedConfig, live: int, clip: float | None = None, expected_batch: float = 0.0
+) -> ChannelSpec:
+    """Channel of a round's update: a gradient sum (distributed) or a difference of parameters, shape (live,).
+
+    The range of a gradient sum goes with the round's `clip` (by default the configured one), so its noise is the same
+    number of grid steps in every round, and with the public number of records expected of one silo.
+    """
+    if config.trust != "distributed":
+        return ChannelSpec("update", live, config.bits, config.update_limit)
+    finest = ((1 << (config.bits - 1)) - 1) / (LEAST_FINENESS * math.sqrt(live))
+    clips = max(GRADIENT_RANGE, min(BATCH_SHARE * expected_batch, finest))
+    return ChannelSpec("update", live, config.bits, clips * (clip or config.clip))
+
+
+def clip_bits_channel(expected_batch: float, noise_multiplier: float) -> ChannelSpec:
+    """Sum of the clip bits of a round whose multiplier is given, shape (1,)."""
+    least = LEAST_RATIO * noise_multiplier * CLIP_BIT / CLIP_BIT_NOISE
+    return ChannelSpec("clip_bits", 1, CLIP_BIT_BITS, max(expected_batch, least))
 
 
 def deviation_channel(live: int) -> ChannelSpec:
@@ -72,12 +115,12 @@ def _counting_channel(name: str, length: int, noise_multiplier: float) -> Channe
 
 
 def count_channel(noise_multiplier: float) -> ChannelSpec:
-    """Number of training records of a silo, at least up to a million."""
+    """Number of training patients of a silo, at least up to a million."""
     return _counting_channel("count", 1, noise_multiplier)
 
 
 def metric_channel(length: int, noise_multiplier: float) -> ChannelSpec:
-    """Counts of scored records, each at least up to a million."""
+    """Counts of scored patients and the entry of their losses, each at least up to a million."""
     return _counting_channel("metric", length, noise_multiplier)
 
 
@@ -100,6 +143,30 @@ def honest_silos(manifest: Manifest, cohort: int) -> int:
     return honest
 
 
+def _share_of_noise(manifest: Manifest, channel: ChannelSpec) -> tuple[float, float]:
+    """Noise multiplier and L2 sensitivity of one channel.
+
+    Update and clip bits are released together, from the same sample. In units of its own noise each moves by at most
+    1 / multiplier, so both are one Gaussian mechanism of multiplier z with 1 / z^2 = 1 / z_update^2 + 1 / z_bits^2
+    (Andrew et al. 2021, theorem 1), where z is what the manifest says and the ledger is charged. That holds on the grid
+    too, since each channel's noise is scaled to its sensitivity after rounding.
+
+    Raises
+    ------
+    PolicyRefusal
+        The clip bits carry too little noise for any on the update to make up for it.
+    """
+    terms = manifest.privacy
+    joint = terms.noise_multiplier
+    limit = next((other.limit for other in manifest.channels if other.name == "clip_bits"), None)
+    if limit is None:
+        return joint, terms.clip
+    bits = CLIP_BIT_NOISE * limit / CLIP_BIT
+    if bits <= joint:
+        raise PolicyRefusal(f"clip bits with a noise multiplier of {bits:.3g} leave nothing of the round's {joint:.3g}")
+    return (bits, CLIP_BIT) if channel.name == "clip_bits" else ((joint**-2 - bits**-2) ** -0.5, terms.clip)
+
+
 def check_terms(manifest: Manifest) -> None:
     """Whether the ledger line this manifest leads to describes what a silo does when it answers.
 
@@ -115,15 +182,24 @@ def check_terms(manifest: Manifest) -> None:
         raise PolicyRefusal(f"phase {phase} uses the {dataset} records, the manifest would charge {terms.dataset}")
     if counting and (terms.sampling_rate != 1.0 or terms.steps != 1):
         raise PolicyRefusal(f"phase {phase} uses every record once, the manifest would charge less")
-    if counting and terms.trust != "none" and terms.clip < COUNT_SENSITIVITY:
+    sensitivity = METRIC_SENSITIVITY if phase == "evaluate" else COUNT_SENSITIVITY
+    if counting and terms.trust != "none" and terms.clip < sensitivity:
+        what = "the scores" if phase == "evaluate" else "a count"
         raise PolicyRefusal(
-            f"one record changes a count by {COUNT_SENSITIVITY:g}, the manifest scales noise to {terms.clip}"
+            f"one patient changes {what} by {sensitivity:.4g}, the manifest scales noise to {terms.clip:.4g}"
         )
     if terms.trust == "distributed" and terms.steps != 1:
         raise PolicyRefusal(f"distributed noise covers one gradient sum a round, the manifest asks for {terms.steps}")
+    counted = [channel for channel in manifest.channels if channel.name in COUNTED_CHANNELS]
+    if terms.trust != "none" and any(not (1 / channel.step).is_integer() for channel in counted):
+        raise PolicyRefusal("the grid of a count does not hold whole numbers, for which its noise is accounted")
     rounded = [channel for channel in manifest.channels if channel.name not in COUNTED_CHANNELS]
     if terms.trust != "none" and any(channel.bits > NOISED_BITS for channel in rounded):
         raise PolicyRefusal(f"noised channels have at most {NOISED_BITS} bits, for which rounding is accounted")
+    if any(channel.name == "clip_bits" for channel in manifest.channels):
+        apart = {channel.name for channel in manifest.channels} != {"update", "clip_bits"}
+        if apart or counting or terms.trust != "distributed":
+            raise PolicyRefusal("clip bits go with a gradient sum under distributed noise, and with nothing else")
     if terms.steps < 1:
         raise PolicyRefusal("a round uses the records at least once")
 
@@ -133,20 +209,29 @@ def noise_steps(manifest: Manifest, channel: ChannelSpec, cohort: int) -> float 
 
     Local training is noised inside the silo, so only counts and metrics are noised here under local trust.
     """
+    levels = noise_levels(manifest, channel, cohort)
+    return None if levels is None else levels.drawn**0.5
+
+
+def noise_levels(manifest: Manifest, channel: ChannelSpec, cohort: int) -> NoiseLevels | None:
+    """The parts of that noise, of which some are removed once the survivors are known; all of it with local trust,
+    where each silo's noise has to do alone."""
     terms = manifest.privacy
     if terms.trust == "none" or (terms.trust == "local" and channel.name not in COUNTED_CHANNELS):
         return None
-    return per_silo_std(
-        terms.noise_multiplier,
-        terms.clip / channel.step,
-        channel.length,
-        honest_silos(manifest, cohort),
-        ROUNDING_SHARE * terms.delta,
-    )
+    least, failure = honest_silos(manifest, cohort), ROUNDING_SHARE * terms.delta
+    spare = manifest.most_missing(cohort) if terms.trust == "distributed" else 0
+    multiplier, sensitivity = _share_of_noise(manifest, channel)
+    clip_steps, length = sensitivity / channel.step, channel.length
+    honest = range(least + spare, least - 1, -1)
+    return NoiseLevels.split([per_silo_std(multiplier, clip_steps, length, silos, failure) ** 2 for silos in honest])
 
 
 def check_grid(manifest: Manifest, releases: int, epsilon: float) -> float:
-    """Part of delta that the grid costs over a session of `releases` sums like this manifest's; the largest channel's.
+    """Part of delta that the grid costs over a session of `releases` sums like this manifest's.
+
+    The largest over cohorts, each with all channels of the manifest, which are released together; of a channel the
+    largest over the number of silos that may be missing from the sum.
 
     Raises
     ------
@@ -154,17 +239,28 @@ def check_grid(manifest: Manifest, releases: int, epsilon: float) -> float:
         It is more than the share of delta that was kept for it: the grid is too coarse for the promise.
     """
     terms = manifest.privacy
-    largest = 0.0
-    for cohort in range(len(manifest.cohorts)):
-        for channel in manifest.channels:
-            std = noise_steps(manifest, channel, cohort)
-            if std is not None:
-                honest, failure = honest_silos(manifest, cohort), ROUNDING_SHARE * terms.delta
-                gap = discretisation_delta(std, honest, channel.length, releases, epsilon, failure)
-                largest = max(largest, gap)
+    largest = max(
+        sum(_grid_delta(manifest, channel, cohort, releases, epsilon) for channel in manifest.channels)
+        for cohort in range(len(manifest.cohorts))
+    )
     if largest > GRID_SHARE * terms.delta:
         raise PolicyRefusal(
             f"the grid of the noised sums costs {largest:.2g} of delta, above {GRID_SHARE:g} of {terms.delta:g}; "
             "use more --bits"
         )
+    return largest
+
+
+def _grid_delta(manifest: Manifest, channel: ChannelSpec, cohort: int, releases: int, epsilon: float) -> float:
+    """The largest over the number of silos that may be missing from the sum."""
+    levels = noise_levels(manifest, channel, cohort)
+    if levels is None:
+        return 0.0
+    most_honest = honest_silos(manifest, cohort) + levels.most[-1]
+    failure = ROUNDING_SHARE * manifest.privacy.delta
+    largest = 0.0
+    for missing in range(levels.most[-1] + 1):
+        parts = levels.stds[: levels.level(missing) + 1]
+        gap = discretisation_delta(parts, most_honest - missing, channel.length, releases, epsilon, failure)
+        largest = max(largest, gap)
     return largest

@@ -27,6 +27,11 @@ ADVERSARIES = {
         "that the secure sum counts as honest add their noise; it does not hold against more colluding silos."
     ),
 }
+UNITS = {
+    "record": ("each patient's record", "that record is", ", or several records at one,"),
+    "patient": ("each patient, with all of the patient's records,", "they are", ""),
+}
+"""Unit of the promise, in words: what is protected, what is added or removed, and what else is not covered."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ class PrivacyPlan:
         Of the release of record counts from the training budget (`CENSUS_USES`); 0 where there is no census.
     accountant : str
         prv, rdp or pld.
+    unit : str
+        What sampling rate, clip and noise are about: a record, or a patient with all records at the silo.
     """
 
     trust: str
@@ -75,6 +82,7 @@ class PrivacyPlan:
     evaluation_noise_multiplier: float = 0.0
     census_noise_multiplier: float = 0.0
     accountant: Accountant = "prv"
+    unit: str = "record"
 
     def __post_init__(self) -> None:
         _check_terms(self)
@@ -147,12 +155,13 @@ class PrivacyPlan:
         if self.trust == "none":
             return "No differential privacy: what sums show about single patients is not bounded (no --dp-epsilon)."
         who = ADVERSARIES[self.trust].format(colluders=self.colluders)
+        what, added, less = UNITS[self.unit]
         return (
-            f"({self.epsilon:g}, {self.delta:g})-differential privacy for each patient's record at one silo: "
-            "everything the session shows changes by at most this much when that record is added or removed: "
+            f"({self.epsilon:g}, {self.delta:g})-differential privacy for {what} at one silo: "
+            f"everything the session shows changes by at most this much when {added} added or removed: "
             f"exploration, rounds, metrics and final model together. Trust mode: {self.trust}. {who} "
             f"Accountant: {self.accountant.upper()}. "
-            "A patient with records at several silos, or several records at one, is covered by less."
+            f"A patient with records at several silos{less} is covered by less."
         )
 
 
@@ -164,6 +173,8 @@ def accounting_delta(trust: str, delta: float) -> float:
 def _check_terms(plan: PrivacyPlan) -> None:
     if plan.trust not in TRUST_MODES:
         raise ConfigError(f"--dp-trust {plan.trust!r} is unknown; take {', '.join(TRUST_MODES)}")
+    if plan.unit not in UNITS:
+        raise ConfigError(f"unknown unit of privacy {plan.unit!r}; there are {', '.join(UNITS)}")
     if plan.accountant not in get_args(Accountant):
         raise ConfigError(f"unknown accountant {plan.accountant!r}; there are {', '.join(get_args(Accountant))}")
     if not plan.epsilon > 0 or (plan.trust != "none" and math.isinf(plan.epsilon)):
@@ -191,6 +202,7 @@ def solve_plan(
     evaluations: int = 0,
     census_noise_multiplier: float = 0.0,
     accountant: Accountant = "prv",
+    unit: str = "record",
 ) -> PrivacyPlan:
     """Solve all noise multipliers of a session so that each data set costs at most `epsilon`.
 
@@ -206,7 +218,7 @@ def solve_plan(
     target = math.inf if epsilon is None else epsilon
     sketch = PrivacyPlan(
         trust, target, delta, colluders, clip, sampling_rate, 0, 0.0,
-        census_noise_multiplier=census_noise_multiplier, accountant=accountant,
+        census_noise_multiplier=census_noise_multiplier, accountant=accountant, unit=unit,
     )  # fmt: skip
     train = holdout = 0.0
     if trust != "none":
@@ -218,5 +230,5 @@ def solve_plan(
             holdout = solve_noise_multiplier([(1.0, evaluations)], (), target, limit, accountant)
     return PrivacyPlan(
         trust, target, delta, colluders, clip, sampling_rate, train_steps, train, evaluations, holdout,
-        census_noise_multiplier, accountant,
+        census_noise_multiplier, accountant, unit,
     )  # fmt: skip

@@ -39,7 +39,10 @@ class Plot:
 
 def score_plot(record: RunRecord, epsilon_target: float | None) -> Plot | None:
     """Scores by round, and below them the privacy spent by then."""
-    names = (("accuracy", "accuracy"), ("auroc", "AUROC"), ("balanced_accuracy", "balanced accuracy"))
+    names = (
+        ("accuracy", "accuracy"), ("auroc", "AUROC"), ("balanced_accuracy", "balanced accuracy"),
+        ("c_index", "C-index"),
+    )  # fmt: skip
     scores = known_lines(nth_line(i, label, record.column(column)) for i, (column, label) in enumerate(names))
     spent = Line("epsilon spent", record.column("epsilon"), SERIES[4], step=True)
     privacy = bool(spent.known.any())

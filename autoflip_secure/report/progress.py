@@ -19,6 +19,7 @@ from autoflip_secure.report.units import (
     count_of,
     duration,
     epsilon,
+    main_score,
     number,
     percent,
     score,
@@ -32,6 +33,9 @@ __all__ = ["Progress"]
 
 LINES = 10
 """Plain lines of a whole run."""
+
+SCORES = {"accuracy": "accuracy", "c_index": "C-index"}
+"""What is shown while a run goes on, by its name in metrics.jsonl; a task has one of them."""
 
 
 class Progress:
@@ -53,7 +57,7 @@ class Progress:
         self._run_path = run_path
         self._started = time.monotonic()
         self._first: tuple[int, float] | None = None  # rounds done before this session, when its first round began
-        self._accuracy: float | None = None
+        self._scores: dict[str, float] = {}
         self._epsilon: float | None = None
         self._bar: LiveBar | None = None
 
@@ -109,8 +113,11 @@ class Progress:
 
     def _remember(self, line: Mapping[str, Any]) -> None:
         # Most rounds are not scored; the last known figure stays on show.
-        accuracy, spent = number(line.get("accuracy")), number(line.get("epsilon"))
-        self._accuracy = self._accuracy if accuracy is None else accuracy
+        for column, name in SCORES.items():
+            known = number(line.get(column))
+            if known is not None:
+                self._scores[name] = known
+        spent = number(line.get("epsilon"))
         self._epsilon = self._epsilon if spent is None else spent
 
     def _is_line_due(self, done: int) -> bool:
@@ -119,7 +126,7 @@ class Progress:
 
     def _state(self, line: Mapping[str, Any], done: int) -> str:
         elapsed = time.monotonic() - self._started
-        parts = [] if self._accuracy is None else [f"accuracy {score(self._accuracy)}"]
+        parts = [f"{name} {score(value)}" for name, value in self._scores.items()]
         if self._target is not None and self._epsilon is not None:
             parts.append(f"epsilon {epsilon(self._epsilon)} of {epsilon(self._target)}")
         parts += [
@@ -146,7 +153,7 @@ class Progress:
 def _result_lines(summary: Mapping[str, Any], report: Path) -> list[str]:
     rounds, silos = count_of(int(summary.get("rounds") or 0), "round"), count_of(int(summary.get("silos") or 0), "silo")
     rows = {
-        "accuracy": _scores(summary),
+        main_score(summary)[0]: _scores(summary),
         "privacy": privacy_sentence(summary),
         "model": (
             f"{percent(summary.get('params_ratio'))} of the parameters live "
@@ -167,9 +174,9 @@ def _result_lines(summary: Mapping[str, Any], report: Path) -> list[str]:
 
 def _scores(summary: Mapping[str, Any]) -> str:
     auroc = number(summary.get("auroc"))
-    known = score(summary.get("accuracy"))
-    accuracy = "not known" if known == MISSING else known
-    return accuracy if auroc is None else f"{accuracy}, AUROC {score(auroc)}"
+    known = main_score(summary)[1]
+    first = "not known" if known == MISSING else known
+    return first if auroc is None else f"{first}, AUROC {score(auroc)}"
 
 
 def _troubles(summary: Mapping[str, Any]) -> str:

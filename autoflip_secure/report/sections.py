@@ -16,6 +16,7 @@ from autoflip_secure.report.units import (
     count_of,
     duration,
     epsilon,
+    main_score,
     number,
     percent,
     score,
@@ -43,7 +44,8 @@ def headline_section(summary: Summary, record: RunRecord) -> Html:
 def _headlines(summary: Summary, record: RunRecord) -> list[tuple[str, str, str]]:
     last_scored = next((row["round"] + 1 for row in reversed(record.rounds) if "accuracy" in row), None)
     when = "no round was scored" if last_scored is None else f"after round {last_scored}"
-    found = [("Accuracy", score(summary.get("accuracy")), when)]
+    name, value = main_score(summary)
+    found = [(name[0].upper() + name[1:], value, when)]
     if number(summary.get("auroc")) is not None:
         found.append(("AUROC", score(summary["auroc"]), when))
     if number(summary.get("loss")) is not None:
@@ -92,6 +94,7 @@ def privacy_section(summary: Summary) -> Html:
         paragraph(f"The statement below does not hold: {broken}.") if broken else None,
         paragraph(promise),
         paragraph(text.protection(summary)),
+        paragraph(noise) if (noise := text.noise_sentence(summary)) else None,
         side_by_side(_terms_table(summary), _ledger_table(summary.get("ledgers") or [])) if private else None,
         Html("<h3>What this run does not promise</h3>"),
         items(text.limits(summary)),
@@ -157,6 +160,7 @@ def _scores_table(record: RunRecord) -> Html | None:
         "Accuracy": ("accuracy", score),
         "Balanced accuracy": ("balanced_accuracy", score),
         "AUROC": ("auroc", score),
+        "C-index": ("c_index", score),
         "Loss": ("loss", score),
         "Epsilon": ("epsilon", epsilon),
         "Live": ("params_live", count),

@@ -7,7 +7,7 @@ from typing import Any
 
 from autoflip_secure.report.units import count_of, epsilon, number
 
-__all__ = ["STAGE_MEANING", "alarms", "limits", "privacy_sentence", "promise_broken", "protection"]
+__all__ = ["STAGE_MEANING", "alarms", "limits", "noise_sentence", "privacy_sentence", "promise_broken", "protection"]
 
 OVERSPENT = 1.001
 """Factor over the target above which spending is called overspent; below it is the accountant's own tolerance."""
@@ -18,8 +18,9 @@ STAGE_MEANING: Mapping[str, str] = {
     "share": "key shares: not part of the sums until the next key set-up",
     "masked": "model vector: not in this round's sum; nothing else is lost",
     "confirm": "list of survivors: what it sent before stays in the sum; fewer silos confirm it",
-    "unmask": "opening of the sum: what it sent before stays in the sum; the others' key shares open it",
+    "unmask": "opening of the sum: what it sent before stays in the sum, all its noise too; the others' shares open it",
     "clear": "unprotected vector: not in this round's sum",
+    "reveal": "removal of needless noise: what it sent before stays in the sum, all its noise too",
 }
 """What a silo missed, and what that means, by the stage at which it was first absent."""
 
@@ -94,20 +95,41 @@ def privacy_sentence(summary: Summary) -> str:
         "local": "even if the coordinator and all other silos collude",
         "distributed": f"against the coordinator and up to {colluders}",
     }.get(str(trust), "")
-    sentence = f"epsilon {used}{delta_words} for each patient's record at a silo, {who}".rstrip(", ")
+    protected = "each patient, with all records," if _unit(summary) == "patient" else "each patient's record"
+    sentence = f"epsilon {used}{delta_words} for {protected} at a silo, {who}".rstrip(", ")
     broken = promise_broken(summary)
     return sentence if broken is None else f"DOES NOT HOLD ({broken}); claimed was {sentence}"
+
+
+def noise_sentence(summary: Summary) -> str | None:
+    """How much more noise the sums carried than their promise needed; None where silos added none to be summed."""
+    found = summary.get("noise_over_least")
+    mean, largest = (number(found.get(name)) if isinstance(found, Mapping) else None for name in ("mean", "largest"))
+    if mean is None or largest is None:
+        return None
+    return (
+        "Once it was known which silos were in a sum, the noise it did not need was taken out again: the rest had "
+        f"{mean:.3f} times the least variance that keeps the promise, {largest:.3f} times "
+        "in the worst round."
+    )
+
+
+def _unit(summary: Summary) -> str:
+    privacy = summary.get("privacy")
+    return str(privacy.get("unit", "record")) if isinstance(privacy, Mapping) else "record"
 
 
 def limits(summary: Summary) -> list[str]:
     """What the run does not promise, plainly."""
     private = summary.get("dp_trust", "none") != "none"
+    several = "" if _unit(summary) == "patient" else ", or several times at one"
     found = []
     if private:
         found += [
-            "That somebody is at no risk at all: epsilon bounds how much more anyone can learn because one record took "
-            "part. What is true of patients in general can still be learned, and applied to each of them.",
-            "The same protection for a patient whose records lie at several silos, or several times at one.",
+            f"That somebody is at no risk at all: epsilon bounds how much more anyone can learn because one "
+            f"{_unit(summary)} took part. What is true of patients in general can still be learned, and applied to "
+            "each of them.",
+            f"The same protection for a patient whose records lie at several silos{several}.",
             "Anything about choices made by looking at the silos' records outside this run, such as options tuned on "
             "them, or other runs on the same records: their epsilons add up.",
         ]

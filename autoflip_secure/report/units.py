@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "count_of",
     "duration",
     "epsilon",
+    "main_score",
     "number",
     "percent",
     "score",
@@ -32,9 +33,15 @@ def number(value: Any) -> float | None:
 
 
 def score(value: Any) -> str:
-    """Accuracy, AUROC, agreement: three decimals."""
+    """Accuracy, AUROC, C-index, agreement: three decimals."""
     known = number(value)
     return MISSING if known is None else f"{known:.3f}"
+
+
+def main_score(summary: Mapping[str, Any]) -> tuple[str, str]:
+    """Name and value of the score that a task is judged by first."""
+    survival = summary.get("task") == "survival"
+    return ("C-index" if survival else "accuracy"), score(summary.get("c_index" if survival else "accuracy"))
 
 
 def epsilon(value: Any) -> str:

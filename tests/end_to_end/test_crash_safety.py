@@ -14,12 +14,15 @@ from typing import Any
 
 import pytest
 
+from autoflip_secure.cli import main as autoflip_secure
 from autoflip_secure.federation import coordinator, run_state
 from autoflip_secure.federation.client_app import silo_folder
 from autoflip_secure.federation.contribution import Contributor
 from autoflip_secure.federation.exchange import StageExchange
 from autoflip_secure.federation.server_view import read_server_view
 from autoflip_secure.federation.silo import Silo
+from autoflip_secure.privacy.ledger_reading import read_ledger
+from autoflip_secure.privacy.ledger_report import mechanisms
 from autoflip_secure.sim import main
 from autoflip_secure.storage import open_silo_database
 
@@ -44,7 +47,8 @@ def arm(moment: str, round: int) -> None:
     """Patch the seam at which this process is to die.
 
     before:STAGE, after:STAGE of the secure sum, as the coordinator sees it; silo:charged, after a ledger line;
-    silo:replied, before a masked vector is sent; checkpoint:begin, checkpoint:renaming.
+    silo:trained, after the records were used and before anything is kept of it; silo:replied, before a masked vector is
+    sent; checkpoint:begin, checkpoint:renaming.
     """
     where, what = moment.split(":")
     if where in ("before", "after"):
@@ -69,6 +73,16 @@ def arm(moment: str, round: int) -> None:
             return contribute(self, manifest, model)
 
         Contributor.contribute = charged  # type: ignore[method-assign]
+    elif moment == "silo:trained":
+        vectors = Contributor._vectors
+
+        def trained(self: Contributor, manifest: Any, model: Any) -> Any:
+            found = vectors(self, manifest, model)
+            if manifest.round == round:
+                die()
+            return found
+
+        Contributor._vectors = trained  # type: ignore[method-assign]
     elif moment == "silo:replied":
         answer = Silo.answer
 
@@ -149,14 +163,22 @@ def test_kill_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str], mom
 
 
 @pytest.mark.slow
-def test_a_line_charged_before_the_kill_stays_spent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("moment", ["silo:charged", "silo:trained"])
+def test_a_line_charged_before_the_kill_stays_spent(tmp_path: Path, moment: str) -> None:
     run = tmp_path / "run"
-    killed("silo:charged", 2, *OPTIONS, "--run-dir", str(run))
+    killed(moment, 2, *OPTIONS, "--run-dir", str(run))
+    spent = {silo: read_ledger(silo_folder(run, silo) / "state.sqlite") for silo in range(1, 5)}
+    assert autoflip_secure(["ledger", "verify", str(run)]) == 0, "also read before anything repairs the files"
     charged = {silo: ledger_lines(run, silo) for silo in range(1, 5)}
     assert sorted(charged.values()) == [2, 2, 2, 3], "exactly one silo had charged its line and not trained"
     assert main(["--resume", str(run), "--quiet"]) == 0
     (twice,) = [silo for silo, lines in charged.items() if lines == 3]
     assert ledger_lines(run, twice) == ROUNDS + 1
+    after = read_ledger(silo_folder(run, twice) / "state.sqlite")
+    assert after.entries[:3] == spent[twice].entries
+    assert [entry.line.round for entry in after.entries] == [0, 1, 2, 2, 3]
+    assert [use.count for use in mechanisms(after.entries)] == [5]
+    assert autoflip_secure(["ledger", "verify", str(run)]) == 0
 
 
 @pytest.mark.slow

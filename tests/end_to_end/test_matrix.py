@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 COMBINATIONS = list(itertools.product(("secagg", "none"), ("none", "local", "distributed"), ("autoflip", "none")))
+COMBINATIONS += [("secagg", trust, "random") for trust in ("none", "distributed")]
 
 
 @pytest.mark.parametrize(("aggregation", "trust", "prune"), COMBINATIONS, ids=["-".join(c) for c in COMBINATIONS])
@@ -18,7 +19,7 @@ def test_runs_to_a_summary(run_sim, tmp_path: Path, aggregation: str, trust: str
     assert summary["rounds"] == 5
     assert summary["rounds_aborted"] == 0
     assert 0 <= summary["accuracy"] <= 1
-    if prune == "autoflip":
+    if prune != "none":
         assert summary["flops_ratio"] <= 0.5
         assert summary["params_live"] < summary["params_dense"]
     else:
@@ -36,10 +37,11 @@ def test_runs_to_a_summary(run_sim, tmp_path: Path, aggregation: str, trust: str
     }
 
 
-def test_plain_and_secure_sums_give_the_same_model(run_sim, tmp_path: Path) -> None:
-    """With DP off nothing random differs, so the two final models are equal bit for bit."""
+@pytest.mark.parametrize("noise", [(), ("--dp-epsilon", "8", "--colluders", "0", "--insecure-reproducible-noise")])
+def test_plain_and_secure_sums_give_the_same_model(run_sim, tmp_path: Path, noise: tuple[str, ...]) -> None:
+    """With DP off, or noise drawn from the seed, nothing random differs: the final models are equal bit for bit."""
     for aggregation in ("secagg", "none"):
-        run_sim("--aggregation", aggregation, "--seed", "3", name=aggregation)
+        run_sim("--aggregation", aggregation, "--seed", "3", *noise, name=aggregation)
     secure, plain = (tmp_path / name / "model.safetensors" for name in ("secagg", "none"))
     assert secure.read_bytes() == plain.read_bytes()
 

@@ -17,6 +17,8 @@ from autoflip_secure.federation.client_app import silo_folder
 from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.server_view import read_server_view
 from autoflip_secure.federation.wire import Reply
+from autoflip_secure.secagg.round_messages import UnmaskReply
+from autoflip_secure.secagg.signing import Signed
 from autoflip_secure.storage import open_silo_database
 from autoflip_secure.sums.encoding import unpack_sum, word_count
 from autoflip_secure.sums.manifest import Manifest
@@ -48,6 +50,9 @@ def test_the_view_holds_every_byte_that_left_a_silo_and_nothing_else(run_sim, tm
     assert {frozenset(m["fields"]) for m in view} == {frozenset({"status", "reply", "error"})}
     stages = {message["stage"] for message in view}
     assert stages == {"join", "advertise", "share", "masked", "confirm", "unmask"}
+    replies = [m["fields"]["reply"] for m in view if (m["stage"], m["fields"]["status"]) == ("unmask", "ok")]
+    links = {UnmaskReply.from_bytes(Signed.from_bytes(reply).payload).link for reply in replies}
+    assert {len(link) for link in links} == {0, 32}, "shares and one link, or none where all noise is needed"
 
 
 def test_recording_changes_nothing(run_sim, tmp_path: Path) -> None:
@@ -156,6 +161,7 @@ def _secrets_of(home: Path) -> list[bytes]:
         "SELECT seed FROM secagg_secret",
         "SELECT mask_key FROM secagg_secret",
         "SELECT shares FROM secagg_share",
+        "SELECT root FROM secagg_chain",
     ):
         found += [blob for (blob,) in database.execute(query).fetchall()]
     return found

@@ -25,6 +25,7 @@ from autoflip_secure.federation.terms import (
     energy_channel,
     honest_silos,
     metric_channel,
+    noise_levels,
     noise_steps,
     update_channel,
 )
@@ -159,7 +160,7 @@ def test_records_are_sampled_at_the_manifest_s_rate(make_config, make_manifest, 
     silo._load(model)
     gradients = silo._gradients(silo._network)
 
-    def counting(x: torch.Tensor, y: torch.Tensor, clip: float, live: torch.Tensor) -> np.ndarray:
+    def counting(x: torch.Tensor, y: torch.Tensor, clip: float, live: torch.Tensor, patient: None) -> np.ndarray:
         drawn.append(len(x))
         assert (len(y), clip) == (len(x), 0.75)
         np.testing.assert_array_equal(live.numpy(), model.mask)
@@ -238,7 +239,34 @@ def test_private_randomness_is_secret_unless_the_test_option_says_so(
         contributor(config, 1).contribute(make_manifest(config, model), model)
         assert set(made) == {expected}
         if config.dp_epsilon is not None:
-            assert len(made) == 3, "sampling, rounding and noise have streams of their own"
+            # Otherwise the chain's root is the operating system's.
+            chain = config.insecure_reproducible_noise
+            assert len(made) == 3 + chain, "sampling, rounding, noise and its chain have streams of their own"
+
+
+def test_distributed_noise_names_the_chain_of_its_removable_part(
+    make_config, make_manifest, model, contributor
+) -> None:
+    config = make_config(silos=6, dp_epsilon=8.0, sampling_rate=1.0, colluders=0)
+    manifest = make_manifest(config, model, terms={"noise_multiplier": 50.0})
+    channel = manifest.channels[0]
+    levels = noise_levels(manifest, channel, 0)
+    one, two = (contributor(config, 1).contribute(manifest, model) for _ in range(2))
+    assert len(one.removable) == 32
+    assert one.removable != two.removable
+    assert one.removable.hex() not in repr(one)
+    drawn, excess = one.values["update"], levels.excess(channel.length, "update", one.removable, 0)
+    spread = 5 * (2 / channel.length) ** 0.5
+    assert drawn.var() == pytest.approx(levels.drawn, rel=spread)
+    assert (drawn - excess).var() == pytest.approx(levels.left(0), rel=spread)
+    foreign = levels.excess(channel.length, "update", two.removable, 0)
+    assert (drawn - foreign).var() > drawn.var(), "another chain only adds"
+
+
+@pytest.mark.parametrize("options", [{}, {"dp_epsilon": 8.0, "dp_trust": "local"}])
+def test_without_distributed_noise_there_is_no_chain(options, make_config, make_manifest, model, contributor) -> None:
+    config = make_config(**options)
+    assert contributor(config, 1).contribute(make_manifest(config, model), model).removable is None
 
 
 def test_two_private_contributions_differ(make_config, make_manifest, model, contributor) -> None:
@@ -318,7 +346,7 @@ def test_counts_are_noised_under_dp(make_config, make_manifest, model, contribut
 
 def test_scores_are_counts_of_held_back_records(make_config, make_manifest, model, parts, contributor) -> None:
     config = make_config()
-    channel = metric_channel(6, 0.0)
+    channel = metric_channel(7, 0.0)
     manifest = make_manifest(config, model, phase="evaluate", channels=(channel,), terms={"dataset": "holdout"})
     counts = decoded(contributor(config, 4).contribute(manifest, model), channel)
     holdout = parts[3].holdout
@@ -328,12 +356,13 @@ def test_scores_are_counts_of_held_back_records(make_config, make_manifest, mode
         right = ((predicted == label) & (holdout.y == label)).sum()
         wrong = ((predicted != label) & (holdout.y == label)).sum()
         assert counts[2 * label : 2 * label + 2] == pytest.approx([right, wrong], abs=channel.step)
+    assert 0 < counts[6] < len(holdout), "the entry of the losses"
 
 
 def test_a_silo_without_holdout_cannot_score(make_config, make_manifest, model, task, parts) -> None:
     config = make_config()
     silo = Contributor(config, task, SiloData(parts[0].train), 1, "cpu")
-    manifest = make_manifest(config, model, phase="evaluate", channels=(metric_channel(6, 0.0),))
+    manifest = make_manifest(config, model, phase="evaluate", channels=(metric_channel(7, 0.0),))
     with pytest.raises(ProtocolError, match="no records back"):
         silo.contribute(manifest, model)
 

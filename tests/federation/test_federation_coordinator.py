@@ -223,6 +223,20 @@ def test_a_round_asks_for_what_its_phase_needs(
         assert channels == {name: 96 if name == "unit_energy" else live for name in expected}
 
 
+@pytest.mark.parametrize(("options", "silos"), [({"participation": 0.5}, 4), ({"cohorts": 2}, 4), ({}, 8)])
+def test_an_adaptive_round_asks_for_clip_bits_at_the_scale_of_a_cohort(
+    make: Build, options: dict[str, Any], silos: int
+) -> None:
+    private = {"dp_epsilon": 8.0, "adaptive_clip": 0.5, "sampling_rate": 0.2, "colluders": 0, "cohorts": 1}
+    coordinator = make(**{"prune": "autoflip", "silos": 8, **private, **options})
+    coordinator.state.model = replace(coordinator.state.model, records=80_000)
+    coordinator._clip.value = 0.4
+    update, bits = coordinator._channels(0)
+    assert (update.name, update.limit) == ("update", 4.0 * 0.4)
+    assert (bits.name, bits.length, bits.limit) == ("clip_bits", 1, 0.2 * 80_000 * silos / 8)
+    assert coordinator._terms(0).clip == 0.4
+
+
 # Joining
 
 

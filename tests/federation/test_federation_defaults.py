@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -121,3 +122,28 @@ def test_exploration_takes_a_quarter_of_a_short_run(rounds: int, explored: int) 
 def test_contradictions_name_the_flag(options: dict[str, Any], natural: int | None, named: str) -> None:
     with pytest.raises(ConfigError, match=f"^{named}:?"):
         resolve(RunConfig.create(**options), TASKS["table"], natural_silos=natural)
+
+
+def test_low_budgets_get_fewer_rounds_and_smaller_steps() -> None:
+    configs = [resolve(RunConfig.create(dp_epsilon=e), TASKS["image"], natural_silos=None) for e in (8, 2, 1, 0.5)]
+    rounds = [config.rounds for config in configs]
+    rates = [config.learning_rate for config in configs]
+    assert rounds[0] == rounds[1] > rounds[2] > rounds[3]
+    assert rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.parametrize(("records", "factor"), [(None, 1.0), (500, 1.0), (16_000, 2.0), (10**6, 4.0)])
+def test_more_public_records_take_larger_steps(records: int | None, factor: float) -> None:
+    few, many = (replace(TASKS["image"], nominal_records=n) for n in (4000, records))
+    private = RunConfig.create(dp_epsilon=3)
+    rates = [resolve(private, task, natural_silos=None).learning_rate for task in (few, many)]
+    assert rates[1] == pytest.approx(factor * rates[0])
+    plain = [resolve(RunConfig.create(), task, natural_silos=None).learning_rate for task in (few, many)]
+    assert plain[0] == plain[1]
+
+
+def test_agreement_is_not_measured_where_noise_drowns_it() -> None:
+    cohorts = [
+        resolve(RunConfig.create(dp_epsilon=e), TASKS["image"], natural_silos=None).cohorts for e in (8, 3, 2, 1)
+    ]
+    assert cohorts == [2, 2, 1, 1]

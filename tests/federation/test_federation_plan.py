@@ -12,6 +12,7 @@ from autoflip_secure.federation.plan import CENSUS_NOISE, SessionPlan, describe,
 from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.federation.spending import spent_after
 from autoflip_secure.federation.sums import LEAST_RESERVE, reserve_attempts
+from autoflip_secure.federation.terms import METRIC_SENSITIVITY
 from autoflip_secure.privacy.accounting import Mechanism, epsilon
 from autoflip_secure.privacy.plan import CENSUS_USES, PrivacyPlan, accounting_delta, solve_plan
 
@@ -122,8 +123,11 @@ def test_terms_say_what_a_round_does(plans, trust: str) -> None:
         assert (terms.trust, terms.dataset, terms.clip) == (trust, "train", config.clip)
         assert terms.sampling_rate == config.sampling_rate
         assert (terms.colluders, terms.delta) == (config.colluders, config.dp_delta)
-    for terms, dataset in ((plan.census_terms(), "train"), (plan.evaluation_terms(), "holdout")):
-        assert (terms.dataset, terms.sampling_rate, terms.steps, terms.clip) == (dataset, 1.0, 1, 1.0)
+    for terms, dataset, sensitivity in (
+        (plan.census_terms(), "train", 1.0),
+        (plan.evaluation_terms(), "holdout", METRIC_SENSITIVITY),
+    ):
+        assert (terms.dataset, terms.sampling_rate, terms.steps, terms.clip) == (dataset, 1.0, 1, sensitivity)
         assert terms.noise_multiplier > 0
 
 

@@ -99,6 +99,33 @@ def test_only_an_accepted_run_without_dp_has_no_budget() -> None:
 
 
 @pytest.mark.parametrize(
+    ("caps", "promised", "run", "year"),
+    [
+        ({}, None, 8.0, 8.0),
+        ({}, 3.0, 3.0, 8.0),
+        ({"epsilon_per_run": 2.0}, 3.0, 2.0, 8.0),
+        ({"epsilon_per_run": 4.0}, 3.0, 3.0, 8.0),
+        ({"epsilon_per_run": 9.0, "epsilon_per_year": 9.0}, None, 8.0, 8.0),
+        ({"epsilon_per_year": 5.0}, None, 8.0, 5.0),
+        ({"epsilon": math.inf, "epsilon_per_year": 5.0, "epsilon_per_run": 1.0}, None, 1.0, 5.0),
+    ],
+)
+def test_the_least_cap_binds(caps: dict[str, float], promised: float | None, run: float, year: float) -> None:
+    policy = SiloPolicy(trusts=("none", "local"), **caps)
+    assert (policy.budget_per_run("local", promised), policy.budget_per_year("local")) == (run, year)
+    assert policy.budget_per_run("none") == policy.budget_per_year("none") == math.inf
+    strict = SiloPolicy(**caps)
+    assert (strict.budget_per_run("none", promised), strict.budget_per_year("none")) == (run, year)
+
+
+def test_caps_round_trip_and_absent_ones_are_not_written(tmp_path: Path) -> None:
+    for policy in (SiloPolicy(), SiloPolicy(epsilon_per_run=2.0, epsilon_per_year=4.0)):
+        (tmp_path / "policy.toml").write_text(policy.to_toml())
+        assert SiloPolicy.read(tmp_path / "policy.toml") == policy
+    assert "per_year" not in SiloPolicy().to_toml()
+
+
+@pytest.mark.parametrize(
     ("changes", "limits", "rule"),
     [
         ({"terms": {"trust": "none"}}, {}, "policy trusts: 'none'"),
@@ -142,7 +169,18 @@ def test_policies_round_trip_through_their_file(options: dict[str, Any], make_co
 
 @pytest.mark.parametrize(
     "text",
-    ["epsilon = 0", "epsilon = = 3", "epsilom = 3", 'trusts = "local"', "delta = 2", "colluders = -1", "epsilon=nan"],
+    [
+        "epsilon = 0",
+        "epsilon = = 3",
+        "epsilom = 3",
+        'trusts = "local"',
+        "delta = 2",
+        "colluders = -1",
+        "epsilon=nan",
+        "epsilon_per_run = 0",
+        "epsilon_per_year = -1",
+        "epsilon_per_year = nan",
+    ],
 )
 def test_a_policy_that_is_not_one_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "policy.toml").write_text(text)

@@ -219,3 +219,16 @@ def test_layers_are_reported_with_units_live_and_agreement(make: Make, dense: Mo
 def test_guidance_may_stay_as_explored(make: Make, dense: ModelPayload) -> None:
     controller, config = make(eta=0.0)
     play(controller, config, dense, range(3))
+
+
+def test_random_units_meet_the_flop_target_and_follow_the_seed(make: Make, dense: ModelPayload) -> None:
+    def drawn(seed: int) -> ModelPayload:
+        controller, _ = make(prune="random", seed=seed)
+        return controller.draw(dense)
+
+    first, again, other = drawn(0), drawn(0), drawn(1)
+    assert flops(first.spec) <= 0.5 * flops(dense.spec)
+    assert first.mask.all(), "whole units go, single parameters stay"
+    assert np.array_equal(first.weights, again.weights)
+    assert not np.array_equal(first.weights, other.weights)
+    assert np.isin(first.weights, dense.weights).all()

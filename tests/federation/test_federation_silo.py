@@ -21,7 +21,14 @@ from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.policy import SiloPolicy
 from autoflip_secure.federation.provisioning import RunFolder
 from autoflip_secure.federation.silo import Silo
-from autoflip_secure.federation.terms import count_channel, energy_channel, metric_channel, update_channel
+from autoflip_secure.federation.terms import (
+    METRIC_SENSITIVITY,
+    clip_bits_channel,
+    count_channel,
+    energy_channel,
+    metric_channel,
+    update_channel,
+)
 from autoflip_secure.federation.wire import Reply, Request
 from autoflip_secure.models.spec import build, dense_spec
 from autoflip_secure.privacy.accounting import Mechanism
@@ -283,6 +290,21 @@ def test_squares_under_distributed_noise_are_refused(start: Start) -> None:
     assert joined.ledger() == []
 
 
+@pytest.mark.parametrize("adaptive", [None, 0.5])
+def test_clip_bits_are_given_where_the_joined_run_has_them_and_only_there(adaptive: float | None, start: Start) -> None:
+    joined = start(**PRIVATE, adaptive_clip=adaptive)
+    joined.join(planned=CHEAP)
+    plain = (update_channel(joined.config, int(joined.model.mask.sum()), 0.03),)
+    with_bits = (*plain, clip_bits_channel(16.0, 2.0))
+    right, wrong = (plain, with_bits) if adaptive is None else (with_bits, plain)
+    assert refused(joined.clear(channels=wrong))
+    assert "disagree whether the clip is adaptive" in joined.log()
+    assert joined.ledger() == []
+    assert joined.clear(channels=right, terms={"clip": 0.03}).status == "ok"
+    (line,) = joined.ledger()
+    assert line[4:7] == (0.2, 2.0, 0.03)
+
+
 @pytest.mark.parametrize("terms", [{"noise_multiplier": 1.9}, {"sampling_rate": 0.21}, {"sampling_rate": 0.1}])
 def test_what_was_not_planned_is_refused_although_the_budget_would_bear_it(terms: dict[str, Any], start: Start) -> None:
     joined = start(**PRIVATE)
@@ -305,8 +327,14 @@ def test_a_plan_is_used_as_often_as_it_says(start: Start) -> None:
 def test_a_holdout_is_used_by_its_own_plan(start: Start) -> None:
     joined = start(**PRIVATE, dp_trust="local", public_test=False)
     joined.join(planned={**CHEAP, "holdout": [Mechanism(1.0, 3.0, 1)]})
-    terms = {"dataset": "holdout", "sampling_rate": 1.0, "noise_multiplier": 3.0, "steps": 1, "clip": 1.0}
-    scored = {"phase": "evaluate", "channels": (metric_channel(6, 3.0),), "terms": terms}
+    terms = {
+        "dataset": "holdout",
+        "sampling_rate": 1.0,
+        "noise_multiplier": 3.0,
+        "steps": 1,
+        "clip": METRIC_SENSITIVITY,
+    }
+    scored = {"phase": "evaluate", "channels": (metric_channel(7, 3.0),), "terms": terms}
     assert joined.clear(**scored).status == "ok"
     assert refused(joined.clear(**scored), "BudgetExhausted")
     assert [line[3] for line in joined.ledger()] == ["holdout"]

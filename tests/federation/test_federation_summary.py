@@ -11,6 +11,7 @@ import pytest
 from autoflip_secure.federation import client_app
 from autoflip_secure.federation import summary as summary_module
 from autoflip_secure.federation.client_app import silo_folder
+from autoflip_secure.federation.dropout import drops
 from autoflip_secure.federation.engines import run_federation
 from autoflip_secure.federation.events import read_json_lines
 from autoflip_secure.federation.finish import finish
@@ -34,6 +35,7 @@ KEYS = [
     "seed",
     "accuracy",
     "auroc",
+    "c_index",
     "loss",
     "epsilon_target",
     "epsilon_spent",
@@ -104,11 +106,36 @@ def test_figures_agree_with_the_run_s_records(run) -> None:
     assert summary["seconds_secure_sum"] > 0
 
 
+def test_needless_noise_is_gone_from_every_round_s_sum(run) -> None:
+    summary, folder, *_ = run(aggregation="none", silos=6, rounds=2, dp_epsilon=8.0, colluders=0)
+    assert [row["noise_over_least"] for row in read_json_lines(folder.metrics)] == pytest.approx([1.0, 1.0], abs=1e-9)
+    assert summary["noise_over_least"] == pytest.approx({"mean": 1.0, "largest": 1.0}, abs=1e-9)
+
+
+def test_a_silo_that_vanishes_late_leaves_its_noise_and_the_summary_says_so(run) -> None:
+    def away(seed: int, round: int, stage: str) -> list[int]:
+        return [s for s in range(1, 7) if drops("secagg", 0.05, seed, silo=s, round=round, attempt=0, stage=stage)]
+
+    seed = next(
+        seed
+        for seed in range(10_000)
+        if not away(seed, 0, "masked") and len(away(seed, 0, "unmask")) == 1 and not away(seed, 1, "unmask")
+    )
+    options = {"silos": 6, "rounds": 2, "dp_epsilon": 8.0, "dropout": 0.05, "colluders": 0, "seed": seed}
+    summary, folder, *_ = run(aggregation="secagg", **options)
+    found = [row["noise_over_least"] for row in read_json_lines(folder.metrics)]
+    # Five of six silos would do, so the one that vanished keeps noise for a sum of five.
+    largest = (5 + 6 / 5) / 6
+    assert found == pytest.approx([largest, 1.0], abs=1e-9)
+    assert summary["noise_over_least"] == pytest.approx({"mean": (largest + 1) / 2, "largest": largest})
+
+
 def test_without_dp_nothing_is_promised(run) -> None:
     summary, *_ = run()
     assert (summary["dp_trust"], summary["epsilon_target"], summary["epsilon_spent"], summary["delta"]) == (
         "none", None, None, None
     )  # fmt: skip
+    assert summary["noise_over_least"] is None
     assert {row["epsilon"] for row in summary["ledgers"]} == {None}
     assert [(row["silo"], row["dataset"], row["lines"]) for row in summary["ledgers"]] == [
         (silo, "train", 4) for silo in range(1, 5)
@@ -153,10 +180,11 @@ def test_the_silo_that_spent_most_is_reported(run, monkeypatch: pytest.MonkeyPat
     assert (summary["epsilon_spent"], summary["ledgers"]) == (1.5, rows)
 
 
-def test_private_scores_come_without_a_loss(run) -> None:
+def test_private_scores_come_with_a_loss(run) -> None:
     summary, *_ = run(public_test=False, rounds=2)
     assert 0 <= summary["accuracy"] <= 1
-    assert summary["loss"] is None
+    assert 0 < summary["loss"] < 4
+    assert (summary["auroc"], summary["c_index"]) == (None, None)
     assert [row["dataset"] for row in summary["ledgers"]] == ["train", "holdout"] * 4
 
 

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoflip_secure.errors import ConfigError, PolicyRefusal
+from autoflip_secure.federation import terms as terms_module
 from autoflip_secure.federation.terms import (
+    METRIC_SENSITIVITY,
     check_grid,
     check_terms,
     count_channel,
@@ -18,10 +20,11 @@ from autoflip_secure.federation.terms import (
     energy_channel,
     honest_silos,
     metric_channel,
+    noise_levels,
     noise_steps,
     update_channel,
 )
-from autoflip_secure.privacy.discrete_noise import MAX_STD
+from autoflip_secure.privacy.discrete_noise import MAX_STD, rounded_sensitivity
 from autoflip_secure.privacy.plan import GRID_SHARE
 from autoflip_secure.sums.encoding import quantise
 
@@ -119,6 +122,7 @@ UNDERCOUNTING = {
         ({"sampling_rate": 0.5}, "every record once"),
         ({"steps": 0}, "every record once"),
         ({"clip": 0.01}, "scales noise to 0.01"),
+        ({"clip": 1.0}, "changes the scores by 1.118"),
     ],
 }
 
@@ -129,7 +133,7 @@ def test_terms_that_undercount_are_refused(phase: str, trust: str, make_config, 
     config = make_config(dp_epsilon=8.0, dp_trust=trust)
     honest = {"dataset": "holdout" if phase == "evaluate" else "train"}
     if phase in ("census", "evaluate"):
-        honest |= {"sampling_rate": 1.0, "steps": 1, "clip": 1.0}
+        honest |= {"sampling_rate": 1.0, "steps": 1, "clip": METRIC_SENSITIVITY if phase == "evaluate" else 1.0}
     check_terms(make_manifest(config, model, phase=phase, terms=honest))
     for changes, named in UNDERCOUNTING[phase]:
         with pytest.raises(PolicyRefusal, match=named):
@@ -183,6 +187,44 @@ def test_the_grid_of_every_channel_and_cohort_counts(make_config, make_manifest,
     check_grid(make_manifest(config, model, channels=(fine,)), 240, 8.0)
 
 
+def test_the_grid_is_checked_for_every_number_of_missing_silos(
+    make_config, make_manifest, model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fewer survivors fewer silos' noise counts, and more of its parts."""
+    config = make_config(silos=10, dp_epsilon=8.0, bits=16)
+    terms = {"colluders": 1}
+    manifest = make_manifest(config, model, cohorts=(tuple(range(1, 11)),), minimum=(6,), terms=terms)
+    levels = noise_levels(manifest, manifest.channels[0], 0)
+    assert levels is not None
+    checked = []
+
+    def recording(parts, honest: int, *rest) -> float:
+        checked.append((tuple(parts), honest))
+        return 1e-12 * honest
+
+    monkeypatch.setattr(terms_module, "discretisation_delta", recording)
+    assert check_grid(manifest, 10, 8.0) == 9e-12
+    assert checked == [(levels.stds[: d + 1], 9 - d) for d in range(5)]
+    assert all(sum(std**2 for std in parts) * honest >= levels.owed[0] * 9 * (1 - 1e-12) for parts, honest in checked)
+
+
+@given(multiplier=st.floats(0.3, 20), minimum=st.integers(5, 10), colluders=st.integers(0, 4))
+def test_survivors_owe_what_the_multiplier_asks_of_their_number(
+    multiplier, minimum, colluders, make_config, make_manifest, model
+) -> None:
+    config = make_config(silos=10, dp_epsilon=8.0)
+    terms = {"noise_multiplier": multiplier, "colluders": colluders}
+    manifest = make_manifest(config, model, cohorts=(tuple(range(1, 11)),), minimum=(minimum,), terms=terms)
+    channel = manifest.channels[0]
+    levels = noise_levels(manifest, channel, 0)
+    assert levels is not None
+    assert levels.drawn**0.5 == noise_steps(manifest, channel, 0)
+    assert len(levels.owed) == 10 - minimum + 1
+    for missing, owed in enumerate(levels.owed):
+        ratio = (owed * (10 - missing - colluders)) ** 0.5 * channel.step / (multiplier * config.clip)
+        assert 1 <= ratio <= 1.001
+
+
 def test_more_releases_cost_more_of_delta(make_config, make_manifest, model) -> None:
     config = make_config(silos=10, dp_epsilon=8.0, bits=12)
     manifest = make_manifest(config, model)
@@ -203,6 +245,16 @@ def test_update_channels_have_public_ranges(make_config) -> None:
     assert vars(update_channel(distributed, 7)) == {"name": "update", "length": 7, "bits": 20, "limit": 2.0}
     for options in ({}, {"dp_epsilon": 8.0, "dp_trust": "local"}):
         assert update_channel(make_config(update_limit=3.0, **options), 7).limit == 3.0
+
+
+@given(st.floats(0, 1e5), st.integers(2000, 10**6))
+def test_a_larger_batch_has_a_larger_range_and_rounding_stays_cheap(make_config, batch: float, live: int) -> None:
+    config = make_config(dp_epsilon=8.0, clip=0.1)
+    channel = update_channel(config, live, expected_batch=batch)
+    assert 4 * config.clip <= channel.limit <= max(4.0, 0.25 * batch) * config.clip * (1 + 1e-9)
+    if channel.limit > 4 * config.clip:
+        steps = config.clip / channel.step
+        assert rounded_sensitivity(steps, live, 1e-14) <= 1.03 * steps
 
 
 @given(st.floats(0, 2**24))

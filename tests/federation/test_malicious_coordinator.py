@@ -224,14 +224,14 @@ UNDERCOUNTS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "the other record set": ({}, {"dataset": "holdout"}, "would charge"),
     "larger delta": ({}, {"delta": 0.1}, "delta"),
     "scores charged to training records": (
-        {"phase": "evaluate", "channels": (metric_channel(2 * CLASSES, 5.0),)}, {}, "would charge",
+        {"phase": "evaluate", "channels": (metric_channel(2 * CLASSES + 1, 5.0),)}, {}, "would charge",
     ),
     "scores with hardly any noise": (
-        {"phase": "evaluate", "channels": (metric_channel(2 * CLASSES, 5.0),)},
-        {"dataset": "holdout", "sampling_rate": 1.0, "noise_multiplier": 5.0, "clip": 1e-8}, "changes a count",
+        {"phase": "evaluate", "channels": (metric_channel(2 * CLASSES + 1, 5.0),)},
+        {"dataset": "holdout", "sampling_rate": 1.0, "noise_multiplier": 5.0, "clip": 1e-8}, "changes the scores",
     ),
     "scores charged as if records were sampled": (
-        {"phase": "evaluate", "channels": (metric_channel(2 * CLASSES, 5.0),)},
+        {"phase": "evaluate", "channels": (metric_channel(2 * CLASSES + 1, 5.0),)},
         {"dataset": "holdout", "sampling_rate": 0.01, "noise_multiplier": 5.0, "clip": 1.0}, "every record once",
     ),
     "another configuration": ({"config_hash": b"x" * 32}, {}, "configuration"),

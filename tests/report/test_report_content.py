@@ -172,6 +172,13 @@ def test_warnings(make_run: Any, changes: dict[str, Any], expected: set[str]) ->
     assert first < words.find("Headline figures")
 
 
+def test_noise_beyond_the_promise_is_stated(make_run: Any) -> None:
+    words = words_of(make_run(noise_over_least={"mean": 1.01234, "largest": 1.0286}))
+    assert "the rest had 1.012 times the least variance that keeps the promise, 1.029 times in the worst round" in words
+    for missing in (None, {}, {"mean": None, "largest": 1.0}, 7):
+        assert text.noise_sentence({"noise_over_least": missing}) is None
+
+
 def test_limits_speak_of_the_run_at_hand(make_run: Any) -> None:
     distributed = " ".join(text.limits(make_run().summary))
     assert "more colluding silos" in distributed

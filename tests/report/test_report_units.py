@@ -69,3 +69,10 @@ def test_percent(ratio: float, shown: str) -> None:
 
 def test_count_of() -> None:
     assert (units.count_of(1, "silo"), units.count_of([1, 2], "silo")) == ("1 silo", "2 silos")
+
+
+def test_a_task_is_judged_by_its_own_score() -> None:
+    scores = {"accuracy": 0.9, "c_index": None}
+    assert units.main_score({"task": "binary", **scores}) == ("accuracy", "0.900")
+    assert units.main_score({"task": "survival", "accuracy": None, "c_index": 0.8}) == ("C-index", "0.800")
+    assert units.main_score({"task": "survival", "accuracy": None, "c_index": None}) == ("C-index", units.MISSING)
