@@ -26,10 +26,10 @@ bench-secagg: $(VENV)/.installed
 	$(BIN)/python benchmarks/secagg.py $(ARGS)
 
 # Accuracy by epsilon, then what backs it: canaries, noise over its least, agreement under noise. ARGS=--quick is brief.
-bench-privacy: $(VENV)/.installed
+bench-privacy: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/privacy_accuracy.py $(ARGS)
 	$(BIN)/python benchmarks/audit.py $(filter --quick --fresh,$(ARGS))
-	$(BIN)/python benchmarks/noise.py $(filter --quick --fresh,$(ARGS))
+	$(BIN)/python benchmarks/noise.py $(filter --quick,$(ARGS))
 	$(BIN)/python benchmarks/agreement_privacy.py $(filter --quick --fresh,$(ARGS))
 
 bench-pruning bench-ckks bench-threats: $(VENV)/.installed-test

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -219,13 +220,24 @@ class Coordinator:
         """Patients expected of so many silos. Silos that are away take their share of a round's batch with them."""
         return self._config.sampling_rate * self.state.model.records * silos / len(self._exchange.nodes)
 
+    def _noise_a_silo(self, number: int) -> float:
+        """Standard deviation of the noise of a round's sum as it is drawn, over its silos, in clipping norms."""
+        if self._config.trust != "distributed":
+            return 0.0
+        plan = self._schedule.plan(number)
+        honest = [least - self._config.colluders for least in plan.minimum]
+        sizes = [len(cohort) for cohort in plan.cohorts]
+        return self.plan.privacy.noise_multiplier * max(
+            1.0 / math.sqrt(size * sure) for size, sure in zip(sizes, honest, strict=True)
+        )
+
     def _channels(self, number: int) -> list[ChannelSpec]:
         config, model = self._config, self.state.model
         live = int(model.mask.sum())
         if config.trust != "distributed" and self._schedule.is_exploration(number):
             channels = [deviation_channel(live)]
             return [*channels, update_channel(config, live)] if config.warm_start else channels
-        channels = [update_channel(config, live, self._clip.value, self._expected_batch(1))]
+        channels = [update_channel(config, live, self._clip.value, self._expected_batch(1), self._noise_a_silo(number))]
         if self._schedule.sends_energy:
             channels.append(energy_channel(self._pruning.units))
         cohort = min(len(silos) for silos in self._schedule.plan(number).cohorts)

@@ -111,7 +111,10 @@ class Session:
             model = self._open_model(manifest, attachment)
             self._check_cohort(manifest)
             self._check_plan(manifest)
-            contributor = self._open_contributor()
+            try:
+                contributor = self._open_contributor()
+            except Exception as error:
+                raise ContributionFailed("the records cannot be made ready for training") from error
             self._ledger.charge(LedgerLine.of(manifest))
             try:
                 contribution = contributor.contribute(manifest, model)

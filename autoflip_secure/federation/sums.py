@@ -23,7 +23,7 @@ from autoflip_secure.federation.terms import check_grid, noise_levels
 from autoflip_secure.privacy.plan import PrivacyPlan
 from autoflip_secure.secagg.rules import share_threshold
 from autoflip_secure.sums.channels import Aggregate, ChannelSpec
-from autoflip_secure.sums.encoding import dequantise, unpack_integers
+from autoflip_secure.sums.encoding import dequantise, recentre, unpack_integers
 from autoflip_secure.sums.manifest import Manifest, PrivacyTerms
 from autoflip_secure.sums.secure_sum import CohortSum, CoordinatorSecureSum
 
@@ -165,6 +165,7 @@ def decode(manifest: Manifest, cohort_sum: CohortSum) -> Aggregate:
             continue
         for link in links.values():
             integers[channel.name][:] -= levels.excess(channel.length, channel.name, link, missing)
+        recentre(integers[channel.name], channel, size)
         variance = len(links) * levels.left(missing) + (present - len(links)) * levels.drawn
         noise[channel.name] = variance**0.5 * channel.step
         if manifest.privacy.trust == "distributed":

@@ -6,7 +6,7 @@ import math
 
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import PolicyRefusal
-from autoflip_secure.privacy.discrete_noise import discretisation_delta, per_silo_std
+from autoflip_secure.privacy.discrete_noise import MAX_STD, discretisation_delta, per_silo_std
 from autoflip_secure.privacy.plan import GRID_SHARE
 from autoflip_secure.privacy.removable_noise import NoiseLevels
 from autoflip_secure.sums.channels import ChannelSpec
@@ -34,8 +34,12 @@ ROUNDING_SHARE = 1e-9
 sets aside for the grid in any run of fewer than a hundred thousand rounds."""
 
 GRADIENT_RANGE = 4.0
-"""Public range of a coordinate of a silo's gradient sum, in clipping norms, for small batches. The field of the sum has
-room for all silos at that range, so noise never wraps; a sum beyond it saturates, which biases and never exposes."""
+"""Public range of a coordinate of a silo's gradient sum, in clipping norms, for small batches. A sum beyond it
+saturates, which biases and never exposes."""
+
+NOISE_DEVIATIONS = 8.0
+"""Standard deviations of the sum's noise for which the range of all silos together has room at least: the field of the
+sum is as wide as that range, so that noise does not wrap round in it."""
 
 BATCH_SHARE = 0.25
 """Range over the records expected of a silo, in clipping norms, for larger batches: in the first rounds on skewed silos
@@ -77,17 +81,18 @@ ENERGY_RANGE = 64.0
 
 
 def update_channel(
-    config: ResolvedConfig, live: int, clip: float | None = None, expected_batch: float = 0.0
+    config: ResolvedConfig, live: int, clip: float | None = None, expected_batch: float = 0.0, noise: float = 0.0
 ) -> ChannelSpec:
     """Channel of a round's update: a gradient sum (distributed) or a difference of parameters, shape (live,).
 
     The range of a gradient sum goes with the round's `clip` (by default the configured one), so its noise is the same
-    number of grid steps in every round, and with the public number of records expected of one silo.
+    number of grid steps in every round, with the public number of records expected of one silo, and with the `noise`
+    of the sum: its standard deviation a silo, in clipping norms.
     """
     if config.trust != "distributed":
         return ChannelSpec("update", live, config.bits, config.update_limit)
     finest = ((1 << (config.bits - 1)) - 1) / (LEAST_FINENESS * math.sqrt(live))
-    clips = max(GRADIENT_RANGE, min(BATCH_SHARE * expected_batch, finest))
+    clips = max(GRADIENT_RANGE, min(BATCH_SHARE * expected_batch, finest), NOISE_DEVIATIONS * noise)
     return ChannelSpec("update", live, config.bits, clips * (clip or config.clip))
 
 
@@ -256,6 +261,12 @@ def _grid_delta(manifest: Manifest, channel: ChannelSpec, cohort: int, releases:
     levels = noise_levels(manifest, channel, cohort)
     if levels is None:
         return 0.0
+    if max(levels.stds) > MAX_STD:
+        # Found here, before anything is charged, and not by the sampler when the budget is spent.
+        raise PolicyRefusal(
+            f"the noise of channel {channel.name} is {max(levels.stds):.3g} grid steps, above {MAX_STD:.0e}; "
+            "use fewer --bits"
+        )
     most_honest = honest_silos(manifest, cohort) + levels.most[-1]
     failure = ROUNDING_SHARE * manifest.privacy.delta
     largest = 0.0

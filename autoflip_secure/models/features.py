@@ -20,7 +20,7 @@ __all__ = ["feature_shape", "features_of"]
 
 ANGLES = 8
 SIDE_FOR_TWO_SCALES = 16
-CHUNK_RECORDS = 256
+CHUNK_RECORDS = 64
 CHANNELS_PER_GROUP = 3
 NORM_FLOOR = 1e-5
 
@@ -47,7 +47,8 @@ def features_of(model: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
 
     Wavelet scattering (Bruna and Mallat 2013; kymatio, Andreux et al. 2020): moduli of two layers of 8-angle Morlet
     wavelets, averaged over 4x4 pixels, then brought to mean 0 and variance 1 over groups of 3 channels of one record,
-    as Tramer and Boneh 2021 (arXiv 2011.11660) do for DP. A record's features depend on that record alone.
+    as Tramer and Boneh 2021 (arXiv 2011.11660) do for DP. A record's features depend on that record alone;
+    those of one so extreme that they are not finite are 0.
     """
     if not MODELS[model].scattering:
         return x
@@ -58,10 +59,14 @@ def features_of(model: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
     groups = shape[0] // CHANNELS_PER_GROUP
     features = np.empty((len(x), *shape), np.float32)
     for start in range(0, len(x), CHUNK_RECORDS):
-        part = torch.from_numpy(np.ascontiguousarray(x[start : start + CHUNK_RECORDS]))
-        scattered = transform(part).reshape(len(part), *shape)
-        normed = torch.nn.functional.group_norm(scattered, groups, eps=NORM_FLOOR)
-        features[start : start + CHUNK_RECORDS] = normed.numpy()
+        part = x[start : start + CHUNK_RECORDS]
+        # One shape for every chunk: kernels are chosen by it, and a record more must not change how others are rounded.
+        filled = torch.zeros(CHUNK_RECORDS, *x.shape[1:])
+        filled[: len(part)] = torch.from_numpy(np.ascontiguousarray(part))
+        scattered = transform(filled).reshape(CHUNK_RECORDS, *shape)
+        normed = torch.nn.functional.group_norm(scattered, groups, eps=NORM_FLOOR)[: len(part)].numpy()
+        finite = np.isfinite(normed).all(axis=(1, 2, 3), keepdims=True)
+        features[start : start + CHUNK_RECORDS] = np.where(finite, normed, np.float32(0))
     return features
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "field_width",
     "fields_per_word",
     "quantise",
+    "recentre",
     "unpack",
     "unpack_integers",
     "unpack_sum",
@@ -44,6 +45,17 @@ def field_width(bits: int, silos: int) -> int:
     if silos < 1:
         raise EncodingError(f"cannot size a field for {silos} silos")
     return bits + (silos - 1).bit_length()
+
+
+def recentre(integers: NDArray[np.int64], spec: ChannelSpec, silos: int) -> None:
+    """Bring integers back, in place, to the range a field of the sum can hold, centred on 0.
+
+    For a sum whose noise made it wrap round and from which part of the noise was then subtracted.
+    """
+    half = np.int64(1) << np.int64(field_width(spec.bits, silos) - 1)
+    integers += half
+    np.remainder(integers, 2 * half, out=integers)
+    integers -= half
 
 
 def fields_per_word(spec: ChannelSpec, silos: int) -> int:

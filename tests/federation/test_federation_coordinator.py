@@ -32,6 +32,7 @@ from autoflip_secure.federation.provisioning import RunFolder
 from autoflip_secure.federation.run_state import load_checkpoint
 from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.federation.scoring import Scorer
+from autoflip_secure.federation.terms import update_channel
 from autoflip_secure.federation.wire import Reply, read_request, reply_message
 from autoflip_secure.models.layout import flatten_parameters, load_flat_parameters
 from autoflip_secure.models.spec import build, dense_spec
@@ -232,7 +233,7 @@ def test_an_adaptive_round_asks_for_clip_bits_at_the_scale_of_a_cohort(
     coordinator.state.model = replace(coordinator.state.model, records=80_000)
     coordinator._clip.value = 0.4
     update, bits = coordinator._channels(0)
-    assert (update.name, update.limit) == ("update", 4.0 * 0.4)
+    assert update == update_channel(coordinator._config, update.length, 0.4, expected_batch=0.2 * 80_000 / 8)
     assert (bits.name, bits.length, bits.limit) == ("clip_bits", 1, 0.2 * 80_000 * silos / 8)
     assert coordinator._terms(0).clip == 0.4
 

@@ -240,6 +240,19 @@ def test_noise_below_the_grid_is_refused(make_config, make_manifest, model) -> N
         check_grid(manifest, 1, 8.0)
 
 
+def test_noise_beyond_the_sampler_is_refused_before_it_costs_anything(make_config, make_manifest, model) -> None:
+    config = make_config(silos=10, dp_epsilon=8.0, bits=24)
+    channel = update_channel(config, int(model.mask.sum()))
+    manifest = make_manifest(config, model, terms={"noise_multiplier": 10.0}, channels=(channel,))
+    with pytest.raises(PolicyRefusal, match=r"above 2e\+05; use fewer --bits"):
+        check_grid(manifest, 1, 8.0)
+
+
+def test_the_range_has_room_for_the_noise(make_config) -> None:
+    config = make_config(dp_epsilon=0.5, clip=0.1)
+    assert update_channel(config, 100, noise=3.0).limit == pytest.approx(8 * 3.0 * 0.1)
+
+
 def test_update_channels_have_public_ranges(make_config) -> None:
     distributed = make_config(dp_epsilon=8.0, clip=0.5, update_limit=3.0, bits=20)
     assert vars(update_channel(distributed, 7)) == {"name": "update", "length": 7, "bits": 20, "limit": 2.0}

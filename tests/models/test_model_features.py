@@ -35,10 +35,21 @@ def test_a_network_without_features_gets_the_records_themselves() -> None:
     assert features_of("cnn-tanh", x) is x
 
 
-def test_features_of_a_record_depend_on_that_record_alone() -> None:
-    x = images(300, 1, 8, 8)
-    alone = np.concatenate([features_of("scatter", x[row : row + 1]) for row in (0, 7, 299)])
-    np.testing.assert_allclose(features_of("scatter", x)[[0, 7, 299]], alone, atol=1e-5)
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28)])
+def test_features_of_a_record_are_the_same_to_the_last_bit_whoever_is_beside_it(shape: tuple[int, ...]) -> None:
+    x = images(70, *shape)
+    features = features_of("scatter", x)
+    assert np.array_equal(features_of("scatter", np.delete(x, 3, axis=0)), np.delete(features, 3, axis=0))
+    assert np.array_equal(features_of("scatter", x[69:]), features[69:])
+
+
+def test_a_record_beyond_all_bounds_has_no_features_and_spoils_no_other() -> None:
+    x = images(3, 1, 8, 8)
+    features = features_of("scatter", x)
+    x[1, 0, 0, 0] = 1e37
+    spoiled = features_of("scatter", x)
+    assert not spoiled[1].any()
+    assert np.array_equal(spoiled[[0, 2]], features[[0, 2]])
 
 
 def test_groups_of_channels_are_normalised_within_a_record() -> None:

@@ -19,6 +19,7 @@ from autoflip_secure.sums.encoding import (
     dequantise,
     field_width,
     quantise,
+    recentre,
     unpack,
     unpack_sum,
     word_count,
@@ -294,3 +295,14 @@ def test_randomness_is_secret_or_reproducible():
 
     with pytest.raises(TypeError):
         pickle.dumps(one)
+
+
+@given(st.data(), specs, st.integers(2, 100))
+def test_a_sum_that_wrapped_round_is_whole_again_once_its_excess_is_gone(data, spec, silos):
+    """But for a step that a coordinate that wrapped carries into its neighbour in the word."""
+    half = 2 ** (field_width(spec.bits, silos) - 1)
+    kept = data.draw(npst.arrays(np.int64, spec.length, elements=st.integers(-half // 2, half // 2)))
+    excess = data.draw(npst.arrays(np.int64, spec.length, elements=st.integers(-half, half - 1)))
+    left = unpack(pack(kept + excess, spec, silos), spec, silos) - excess
+    recentre(left, spec, silos)
+    assert np.abs(left - kept).max() <= 1
