@@ -141,10 +141,12 @@ def _print_json(records: list[LedgerRecord], made: list[Any], *, lines: bool) ->
 
 
 def _print_tables(records: list[LedgerRecord], made: list[Any], *, lines: bool) -> None:
-    from autoflip_secure.privacy.ledger_tables import lines_table, spending_table, spending_words
+    from autoflip_secure.privacy.ledger_tables import adversary_words, lines_table, spending_table, spending_words
 
     for record, reports in zip(records, made, strict=True):
-        _print(*(part for r in reports for part in (spending_table(record.silo, r), spending_words(r), "")))
+        for report in reports:
+            apart = filter(None, map(adversary_words, report.adversaries))
+            _print(spending_table(record.silo, report), spending_words(report), *apart, "")
         if not reports:
             _print(f"Silo {record.silo}: no line yet; nothing is spent")
         elif lines:
@@ -152,7 +154,7 @@ def _print_tables(records: list[LedgerRecord], made: list[Any], *, lines: bool) 
 
 
 def _print_audits(audits: list[LedgerAudit]) -> None:
-    from autoflip_secure.privacy.ledger_tables import cap_text, epsilon_text, table
+    from autoflip_secure.privacy.ledger_tables import adversary_words, cap_text, epsilon_text, table
 
     columns = (
         "silo",
@@ -180,6 +182,9 @@ def _print_audits(audits: list[LedgerAudit]) -> None:
             )  # fmt: skip
     _print(made)
     for audit in audits:
+        for row in audit.datasets:
+            for words in filter(None, map(adversary_words, row.adversaries)):
+                _print(f"silo {audit.silo}, {row.dataset} records: {words}")
         for failure in audit.failures:
             _print(f"silo {audit.silo} ({audit.path}): {failure}")
         if not audit.failures and audit.head:

@@ -85,10 +85,10 @@ def runs_here() -> list[tuple[Cell, int]]:
     natural = [replace(usual, dataset=name, model=None, partition="natural", silos=None) for name in NATURAL]
     two = ("dense", "autoflip")
     take(3, over(raw, (8,), two))
+    take(1, [replace(usual, dataset=name, epsilon=3, method="dense") for name in ("mnist", "fashion-mnist")])
     for base in natural:
         take(3, over(base, (8, 3, 1, None), METHODS))
     take(2, over(usual, EPSILONS, METHODS))
-    take(1, [replace(usual, dataset=name, epsilon=3, method="dense") for name in ("mnist", "fashion-mnist")])
     take(2, over(raw, (1, 2, 3, None), two))
     take(1, [replace(raw, dataset="mnist", epsilon=3, method="dense")])
     for partition in PARTITIONS[1:]:

@@ -61,6 +61,16 @@ def spend_more_than_is_allowed(home: Path) -> None:
     database.close()
 
 
+def spend_for_more_colluders(home: Path) -> None:
+    """Three uses of another run, noised for three colluders."""
+    session = b"t" * 16
+    database = open_silo_database(home / "state.sqlite")
+    options = {"trust": "distributed", "colluders": 3}
+    ledger = Ledger(database, silo="1", session=session, budgets={"train": 8.0}, delta=1e-5, **options)
+    ledger.charge(LedgerLine(session, "train", 0, 0, "train", 1.0, 13.0, 0.1, 3, bytes(32)))
+    database.close()
+
+
 def test_help_answers_at_once() -> None:
     started = time.perf_counter()
     command = [sys.executable, "-X", "importtime", "-m", "autoflip_secure.cli", "ledger", "show", "--help"]
@@ -76,7 +86,7 @@ def test_show_says_what_was_spent_and_what_is_left(run: Run, home: Path) -> None
     spent = epsilon([Mechanism(1.0, 13.0, SPENT)], 1e-5)
     assert code == 0
     for words in (
-        "Silo 1, train records",
+        "Silo 1, train records: epsilon of a record",
         "delta 1e-05",
         "distributed",
         "73737373",
@@ -87,6 +97,20 @@ def test_show_says_what_was_spent_and_what_is_left(run: Run, home: Path) -> None
     assert "a secret" not in text
     assert "Silo 1: lines" not in text
     assert "Silo 1: lines" in run("show", home, "--lines")[1]
+
+
+def test_what_holds_against_fewer_colluders_is_told_apart(run: Run, home: Path) -> None:
+    spend_for_more_colluders(home)
+    words = f"{SPENT} uses hold against 0 colluders at most, and a run promises 3: against these the other 3 uses cost "
+    spent = epsilon([Mechanism(1.0, 13.0, 3)], 1e-5)
+    assert f"{words}epsilon {spent:.4g}" in run("show", home)[1]
+    code, text, _ = run("verify", home)
+    assert code == 0, "it is told, and is no failure"
+    assert f"silo 1, train records: {words}epsilon {spent:.4g}" in text
+    (ledger,) = json.loads(run("show", home, "--json")[1])["ledgers"]
+    (train,) = ledger["datasets"]
+    assert [(each["unit"], each["colluders"]) for each in train["sessions"]] == [("record", 0), ("record", 3)]
+    assert train["adversaries"][1] == {"colluders": 3, "epsilon": spent, "uses": 3, "uses_that_bear_fewer": SPENT}
 
 
 def test_show_as_json(run: Run, home: Path) -> None:

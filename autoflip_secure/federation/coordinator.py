@@ -165,7 +165,7 @@ class Coordinator:
         if "BudgetExhausted" in refused:
             raise BudgetExhausted(
                 "a silo's ledger does not cover this run; nothing was trained and nothing was spent; the silo's own "
-                "silo.log names the cap"
+                "silo.log says why"
             )
         if set(nodes) != set(self._folder.roster().silos):
             missing = sorted(set(self._folder.roster().silos) - set(nodes))

@@ -1,4 +1,4 @@
-"""Audits of ledgers: damage, recomputed epsilon, caps, the plan each session joined, and the figures a run claims."""
+"""Audits of ledgers: damage, recomputed epsilon, caps, units, the plan each session joined, and what a run claims."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 from autoflip_secure.errors import AutoflipSecureError
 from autoflip_secure.federation.join import Planned
 from autoflip_secure.federation.ledger_files import Claim, joined_plans, policy_limits
-from autoflip_secure.privacy.ledger_checks import Recomputed, cap_failures, differs, recompute
+from autoflip_secure.privacy.ledger_adversaries import Adversary, adversaries
+from autoflip_secure.privacy.ledger_checks import Recomputed, cap_failures, differs, recompute, unit_failures
 from autoflip_secure.privacy.ledger_reading import LedgerRecord, read_ledger
 from autoflip_secure.privacy.ledger_report import Limits, datasets, limits_of, mechanisms, sessions
 
@@ -19,7 +20,10 @@ __all__ = ["AuditedDataset", "LedgerAudit", "audit_ledger", "policy_of"]
 
 @dataclass(frozen=True)
 class AuditedDataset:
-    """One record set: its recomputed epsilon, beside what the run claims and what the caps allow in all."""
+    """One record set: its recomputed epsilon, beside what the run claims and what the caps allow in all.
+
+    `adversaries` tells apart against whom the lines hold.
+    """
 
     dataset: str
     lines: int
@@ -27,6 +31,7 @@ class AuditedDataset:
     recomputed: Recomputed
     claimed: float | None
     cap: float
+    adversaries: tuple[Adversary, ...]
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ def audit_ledger(
         row = _audited(record, dataset, policy, claims, delta)
         rows.append(row)
         found = [*row.recomputed.failures(), *cap_failures(record, dataset, policy, now)]
+        found += unit_failures(record, dataset)
         found += _plan_failures(record, dataset, plans) if plans is not None else []
         failures += [f"{dataset} records: {failure}" for failure in found]
     failures += _claim_failures(record, rows, claims)
@@ -101,6 +107,7 @@ def _audited(
         recompute(mechanisms(entries), limits.delta),
         claimed[0] if claimed else None,
         limits.epsilon,
+        adversaries(entries, limits.delta),
     )
 
 

@@ -111,6 +111,8 @@ class Silo:
         return Session(self.id, self._folder, request, self._policy, ledger, secure_sum, self._database)
 
     def _open_ledger(self, request: JoinRequest) -> Ledger:
+        from autoflip_secure.data.task import Task
+
         config = request.config
         return Ledger(
             self._database,
@@ -121,6 +123,8 @@ class Silo:
             per_run=self._policy.budget_per_run(config.trust, config.dp_epsilon),
             per_year=self._policy.budget_per_year(config.trust),
             trust=config.trust,
+            unit=Task.from_json(self._task).unit,
+            colluders=config.colluders if config.trust == "distributed" else 0,
         )
 
     def _secure_sum(self, request: JoinRequest) -> SiloSecureSum:

@@ -21,6 +21,8 @@ from autoflip_secure.privacy.ledger_reading import read_entries
 from autoflip_secure.privacy.ledger_schema import prepare_tables
 from autoflip_secure.privacy.ledger_store import append, last_line, reading, snapshot, transaction
 from autoflip_secure.privacy.ledger_terms import LedgerTerms
+from autoflip_secure.privacy.ledger_units import check_patient_lines
+from autoflip_secure.privacy.plan import UNITS
 from autoflip_secure.privacy.verified import Composition, verified
 
 __all__ = ["Ledger", "LedgerLine"]
@@ -50,13 +52,20 @@ class Ledger:
         Epsilon a data set may cost by this session alone, and within 365 days (`ledger_caps`).
     trust : str
         Trust mode of the session, for the record.
+    unit : str
+        Whose loss the session's lines bound: record or patient (`ledger_units`).
+    colluders : int
+        Silos the session's noise bears as colluders, for the record; why fewer in earlier lines refuse nothing is said
+        in `ledger_adversaries`.
 
     Raises
     ------
     StorageError
         The tables are damaged, of another version, or another silo's.
+    BudgetExhausted
+        The unit is the patient, and lines of a capped data set bound a record's loss only; nothing was written.
     ConfigError
-        A budget or delta is out of its range.
+        A budget, delta, the unit or the number of colluders is out of its range.
     """
 
     def __init__(
@@ -71,8 +80,12 @@ class Ledger:
         per_run: float = math.inf,
         per_year: float = math.inf,
         trust: str = "",
+        unit: str = "record",
+        colluders: int = 0,
     ) -> None:
         check_delta(delta)
+        if unit not in UNITS or colluders < 0:
+            raise ConfigError(f"no ledger has the unit {unit!r} with {colluders} colluders")
         limits = {**budgets, "a run": per_run, "a year": per_year}
         wrong = [f"{name}: {budget}" for name, budget in limits.items() if not budget > 0]
         if wrong:
@@ -84,9 +97,12 @@ class Ledger:
         self._delta = delta
         self._accountant: Accountant = accountant
         self._per_run, self._per_year, self._trust = per_run, per_year, trust
+        self._unit, self._colluders = unit, colluders
         with transaction(self._connection, self._silo):
             prepare_tables(connection, silo)
-        self.lines()
+            self.lines()
+            for dataset in self._budgets:
+                self._check_unit(dataset)
 
     def charge(self, line: LedgerLine) -> None:
         """Write a line, on disk when this returns, provided that it and the lines before it stay within every cap.
@@ -94,7 +110,8 @@ class Ledger:
         Raises
         ------
         BudgetExhausted
-            They do not; nothing was written, and nothing may be touched.
+            They do not, or lines that came since the opening bound less; nothing was written, and nothing may be
+            touched.
         ConfigError
             The line is another session's, or its data set has no budget.
         StorageError
@@ -104,6 +121,7 @@ class Ledger:
             raise ConfigError("a ledger line of another session cannot be charged here; open that session's ledger")
         caps = self._caps(line.dataset, line.time)
         with transaction(self._connection, self._silo):
+            self._check_unit(line.dataset)
             for cap in caps:
                 spent = self._composition(line.dataset, cap.condition, cap.values)
                 if not self._fits(spent, line.mechanism, cap.limit):
@@ -184,6 +202,11 @@ class Ledger:
             raise ConfigError(f"record set {dataset!r} of {self._silo} has no privacy budget; nothing was touched")
         return caps_of(self._session, now, self._budgets[dataset], self._per_run, self._per_year)
 
+    def _check_unit(self, dataset: str) -> None:
+        capped = min(self._budgets[dataset], self._per_year) < math.inf
+        if self._unit == "patient" and capped:
+            check_patient_lines(self._connection, self._silo, dataset)
+
     def _fits(self, spent: Composition, use: Mechanism, budget: float) -> bool:
         known = verified(budget, self._delta, self._accountant)
         if known.covers(spent + _composition([use])):
@@ -212,8 +235,9 @@ class Ledger:
         total = self._budgets[line.dataset]
         run, year = min(self._per_run, total), min(self._per_year, total)
         terms = LedgerTerms(
-            number, line.session, line.dataset, line.time, self._trust, self._delta, self._accountant, total, run, year
-        )
+            number, line.session, line.dataset, line.time, self._trust, self._unit, self._colluders, self._delta,
+            self._accountant, total, run, year,
+        )  # fmt: skip
         append(self._connection, line, terms)
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from autoflip_secure.privacy.accounting import COARSE_EPSILON, Mechanism, epsilon
 from autoflip_secure.privacy.ledger_reading import LedgerEntry, LedgerRecord
 from autoflip_secure.privacy.ledger_report import Limits, limits_of, mechanisms, sessions, within_year
+from autoflip_secure.privacy.ledger_units import bounds_patient
 
-__all__ = ["TOLERANCE", "Recomputed", "cap_failures", "differs", "recompute"]
+__all__ = ["TOLERANCE", "Recomputed", "cap_failures", "differs", "recompute", "unit_failures"]
 
 TOLERANCE = 0.01
 """Largest relative difference between two recomputations of one epsilon."""
@@ -93,6 +94,23 @@ def cap_failures(record: LedgerRecord, dataset: str, policy: Limits | None, now:
     if policy is not None:
         last = [entry for entry in entries if entry.line.session == entries[-1].line.session]
         failures += _over(record.entries, dataset, last, limits_of(record, dataset, policy), now)
+    return failures
+
+
+def unit_failures(record: LedgerRecord, dataset: str) -> list[str]:
+    """Sessions whose caps bound a patient's loss and count lines that bound a record's only."""
+    entries = record.of(dataset)
+    failures = []
+    for session in sessions(entries):
+        last = [entry for entry in entries if entry.line.session == session][-1]
+        if last.terms is None or not bounds_patient(last) or math.isinf(min(last.terms.epsilon, last.terms.per_year)):
+            continue
+        counted = [entry for entry in entries if entry.number <= last.number and not bounds_patient(entry)]
+        if counted:
+            failures.append(
+                f"session {session.hex()[:8]} caps what a patient lost, but {sum(e.line.count for e in counted)} uses "
+                f"counted in it bound a record's loss only (from line {counted[0].number} on)"
+            )
     return failures
 
 

@@ -3,7 +3,7 @@
 The hash of a line is SHA-256 of the msgpack array [hash before, session, phase, round, attempt, dataset, sampling rate,
 noise multiplier, sensitivity, count, manifest, seconds], with nothing before the first. Where terms were written with a
 line, the hash before it is SHA-256 of [hash of the line before, "terms", line, session, dataset, terms' seconds, trust,
-delta, accountant, epsilon, epsilon per run, epsilon per year].
+unit, colluders, delta, accountant, epsilon, epsilon per run, epsilon per year].
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ __all__ = ["FIELDS", "as_csv", "as_json_lines", "rows", "utc", "values_of"]
 FIELDS = (
     "silo", "line", "time", "time_seconds", "session", "trust", "phase", "round", "attempt", "dataset",
     "sampling_rate", "noise_multiplier", "sensitivity", "count", "manifest", "chain",
-    "delta", "accountant", "epsilon_cap", "epsilon_per_run_cap", "epsilon_per_year_cap", "terms_line", "terms_seconds",
+    "unit", "colluders", "delta", "accountant", "epsilon_cap", "epsilon_per_run_cap", "epsilon_per_year_cap",
+    "terms_line", "terms_seconds",
 )  # fmt: skip
-"""The last seven and `trust` are those of the terms in force; `terms_line` is the line they were written with."""
+"""The last nine and `trust` are those of the terms in force; `terms_line` is the line they were written with."""
 
 
 def rows(record: LedgerRecord) -> list[dict[str, Any]]:
@@ -63,8 +64,9 @@ def utc(seconds: float) -> str:
 
 def _row(silo: str, entry: LedgerEntry) -> dict[str, Any]:
     line, terms = entry.line, entry.terms
-    allowed = (None,) * 8 if terms is None else (
-        terms.trust, terms.delta, terms.accountant, terms.epsilon, terms.per_run, terms.per_year, terms.line, terms.time
+    allowed = (None,) * 10 if terms is None else (
+        terms.trust, terms.unit, terms.colluders, terms.delta, terms.accountant, terms.epsilon, terms.per_run,
+        terms.per_year, terms.line, terms.time,
     )  # fmt: skip
     values = (
         silo, entry.number, utc(line.time), line.time, line.session.hex(), allowed[0], line.phase, line.round,

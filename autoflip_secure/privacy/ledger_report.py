@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from autoflip_secure.errors import ConfigError
 from autoflip_secure.privacy.accounting import Mechanism, epsilon, merged
+from autoflip_secure.privacy.ledger_adversaries import Adversary, adversaries
 from autoflip_secure.privacy.ledger_caps import YEAR_SECONDS
 from autoflip_secure.privacy.ledger_reading import LedgerEntry, LedgerRecord
 from autoflip_secure.privacy.ledger_terms import LedgerTerms
+from autoflip_secure.privacy.ledger_units import unit_of
 
 __all__ = [
     "DatasetReport",
@@ -53,10 +55,15 @@ class Use:
 
 @dataclass(frozen=True)
 class SessionReport:
-    """One session's uses of a record set; `epsilon_after` is that of all lines up to its last, of every session."""
+    """One session's uses of a record set; `epsilon_after` is that of all lines up to its last, of every session.
+
+    Trust and unit are empty, and `colluders` None, where they are not recorded.
+    """
 
     session: bytes
     trust: str
+    unit: str
+    colluders: int | None
     uses: tuple[Use, ...]
     epsilon: float
     epsilon_after: float
@@ -65,14 +72,19 @@ class SessionReport:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """One record set; epsilons at `delta`, `epsilon_year` over the lines of the last 365 days."""
+    """One record set; epsilons at `delta`, `epsilon_year` over the lines of the last 365 days.
+
+    All bound the loss of one `unit`, each line against its own session's adversary (`adversaries` tells them apart).
+    """
 
     dataset: str
+    unit: str
     delta: float
     lines: int
     sessions: tuple[SessionReport, ...]
     epsilon: float
     epsilon_year: float
+    adversaries: tuple[Adversary, ...]
     limits: Limits
 
 
@@ -127,11 +139,13 @@ def _dataset_report(
     at = limits.delta if delta is None else delta
     return DatasetReport(
         dataset,
+        unit_of(entries),
         at,
         len(entries),
         tuple(_session_report(entries, session, at, limits) for session in sessions(entries)),
         epsilon(mechanisms(entries), at),
         epsilon(mechanisms(within_year(record.entries, dataset, now)), at),
+        adversaries(entries, at),
         limits,
     )
 
@@ -170,6 +184,8 @@ def _session_report(entries: Sequence[LedgerEntry], session: bytes, delta: float
     return SessionReport(
         session,
         terms.trust if terms else "",
+        terms.unit if terms else "",
+        terms.colluders if terms else None,
         _uses(own),
         epsilon(mechanisms(own), delta),
         epsilon(mechanisms(up_to), delta),

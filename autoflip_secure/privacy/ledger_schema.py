@@ -9,7 +9,10 @@ from autoflip_secure.errors import StorageError
 __all__ = ["COLUMNS", "TERMS_COLUMNS", "check_layout", "owner", "prepare_tables"]
 
 COLUMNS = "session, phase, round, attempt, dataset, sampling_rate, noise_multiplier, sensitivity, count, manifest, time"
-TERMS_COLUMNS = "line, session, dataset, time, trust, delta, accountant, epsilon, epsilon_per_run, epsilon_per_year"
+TERMS_COLUMNS = (
+    "line, session, dataset, time, trust, unit, colluders, delta, accountant, "
+    "epsilon, epsilon_per_run, epsilon_per_year"
+)
 
 # REPLACE deletes without firing delete triggers, hence the guard on inserts.
 FIRST_VERSION = {
@@ -48,6 +51,8 @@ TERMS = {
     dataset TEXT NOT NULL,
     time REAL NOT NULL,
     trust TEXT NOT NULL,
+    unit TEXT NOT NULL,
+    colluders INTEGER NOT NULL,
     delta REAL NOT NULL,
     accountant TEXT NOT NULL,
     epsilon REAL NOT NULL,

@@ -8,11 +8,21 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from autoflip_secure.privacy.ledger_adversaries import Adversary
 from autoflip_secure.privacy.ledger_export import utc
 from autoflip_secure.privacy.ledger_reading import LedgerRecord
 from autoflip_secure.privacy.ledger_report import DatasetReport, SessionReport
 
-__all__ = ["as_values", "cap_text", "epsilon_text", "lines_table", "spending_table", "spending_words", "table"]
+__all__ = [
+    "adversary_words",
+    "as_values",
+    "cap_text",
+    "epsilon_text",
+    "lines_table",
+    "spending_table",
+    "spending_words",
+    "table",
+]
 
 SECONDS = len("2026-01-31T12:00:00")
 CELLS = 8
@@ -36,20 +46,27 @@ def epsilon_text(value: float) -> str:
 def spending_table(silo: str, report: DatasetReport) -> Table:
     """One row for each phase and mechanism of each session."""
     made = table(
-        f"Silo {silo}, {report.dataset} records: epsilon at delta {report.delta:.6g}",
-        "session", "trust", "phase", "#rounds", "#uses", "#sampling rate", "#sigma", "#sensitivity", "#epsilon of run",
-        "#epsilon after", "first (UTC)", "last (UTC)",
+        f"Silo {silo}, {report.dataset} records: epsilon of a {report.unit} at delta {report.delta:.6g}",
+        "session", "trust", "unit", "#colluders", "phase", "#rounds", "#uses", "#sampling rate", "#sigma",
+        "#sensitivity", "#epsilon of run", "#epsilon after", "first (UTC)", "last (UTC)",
     )  # fmt: skip
     for session in report.sessions:
         for number, use in enumerate(session.uses):
             last = number == len(session.uses) - 1
             cells = (
-                session.session.hex()[:CELLS], session.trust or "?", use.phase, str(use.rounds), str(use.uses),
+                session.session.hex()[:CELLS], session.trust or "?", session.unit or "?", _colluders(session),
+                use.phase, str(use.rounds), str(use.uses),
                 f"{use.sampling_rate:.4g}", f"{use.noise_multiplier:.4g}", f"{use.sensitivity:.4g}",
                 *(_costs(session) if last else ("", "")), utc(use.first)[:SECONDS], utc(use.last)[:SECONDS],
             )  # fmt: skip
             made.add_row(*map(Text, cells))
     return made
+
+
+def _colluders(session: SessionReport) -> str:
+    if session.trust == "local":
+        return "all"
+    return "?" if session.colluders is None else str(session.colluders)
 
 
 def _costs(session: SessionReport) -> tuple[str, str]:
@@ -68,6 +85,19 @@ def spending_words(report: DatasetReport) -> str:
     return (
         f"spent {_of(report.epsilon, limits.epsilon)} over all runs, {_of(report.epsilon_year, limits.per_year)} "
         f"within 365 days; cap of one run: {cap_text(limits.per_run)} (caps: {limits.source})"
+    )
+
+
+def adversary_words(adversary: Adversary) -> str:
+    """What lines cost against an adversary that not all of them bear, in one line; empty where all do."""
+    if not adversary.weaker:
+        return ""
+    who = "all other silos" if math.isinf(adversary.colluders) else f"{adversary.colluders:g}"
+    bears = "1 colluder" if adversary.weaker_hold == 1 else f"{adversary.weaker_hold:g} colluders"
+    return (
+        f"{adversary.weaker} uses hold against {bears} at most, and a run promises {who}: "
+        f"against these the other {adversary.uses} uses cost epsilon {epsilon_text(adversary.epsilon)}, those "
+        f"{adversary.weaker} are not bounded"
     )
 
 
@@ -110,6 +140,7 @@ def _dataset_values(report: DatasetReport) -> dict[str, Any]:
     limits = report.limits
     return {
         "dataset": report.dataset,
+        "unit": report.unit,
         "delta": report.delta,
         "lines": report.lines,
         "epsilon": _finite(report.epsilon),
@@ -120,6 +151,7 @@ def _dataset_values(report: DatasetReport) -> dict[str, Any]:
         "epsilon_year_left": _left(report.epsilon_year, limits.per_year),
         "epsilon_per_run_cap": _finite(limits.per_run),
         "caps_from": limits.source,
+        "adversaries": [_adversary_values(adversary) for adversary in report.adversaries],
         "sessions": [_session_values(session) for session in report.sessions],
     }
 
@@ -128,10 +160,22 @@ def _session_values(session: SessionReport) -> dict[str, Any]:
     return {
         "session": session.session.hex(),
         "trust": session.trust,
+        "unit": session.unit,
+        "colluders": session.colluders,
         "epsilon": _finite(session.epsilon),
         "epsilon_after": _finite(session.epsilon_after),
         "epsilon_per_run_cap": _finite(session.per_run),
         "uses": [{**vars(use), "first": utc(use.first), "last": utc(use.last)} for use in session.uses],
+    }
+
+
+def _adversary_values(adversary: Adversary) -> dict[str, Any]:
+    """Null colluders stand for all other silos."""
+    return {
+        "colluders": _finite(adversary.colluders),
+        "epsilon": _finite(adversary.epsilon),
+        "uses": adversary.uses,
+        "uses_that_bear_fewer": adversary.weaker,
     }
 
 

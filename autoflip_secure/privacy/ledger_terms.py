@@ -11,6 +11,7 @@ from typing import Any
 import msgpack
 
 from autoflip_secure.errors import StorageError
+from autoflip_secure.privacy.plan import UNITS
 
 __all__ = ["LedgerTerms", "terms_hash"]
 
@@ -30,6 +31,10 @@ class LedgerTerms:
         Seconds since 1970.
     trust : str
         none, local or distributed; empty where whoever opened the ledger did not say.
+    unit : str
+        Whose loss the lines bound: record, or patient with all records at the silo.
+    colluders : int
+        Silos that may work with the coordinator without weakening the lines (trust distributed); else 0.
     delta : float
         Delta the accountant works at.
     accountant : str
@@ -43,6 +48,8 @@ class LedgerTerms:
     dataset: str
     time: float
     trust: str
+    unit: str
+    colluders: int
     delta: float
     accountant: str
     epsilon: float
@@ -68,7 +75,8 @@ class LedgerTerms:
         """
         terms = cls(*values)
         caps = (terms.epsilon, terms.per_run, terms.per_year)
-        if not (0 < terms.delta < 1 and math.isfinite(terms.time) and all(cap > 0 for cap in caps)):
+        numbers = 0 < terms.delta < 1 and math.isfinite(terms.time) and all(cap > 0 for cap in caps)
+        if not (numbers and terms.unit in UNITS and terms.colluders >= 0):
             raise StorageError(f"the terms of line {terms.line} of the privacy ledger are damaged")
         return terms
 

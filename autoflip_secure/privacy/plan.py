@@ -11,7 +11,7 @@ from autoflip_secure.errors import ConfigError
 from autoflip_secure.privacy.accounting import Accountant, Mechanism, check_delta, epsilon, solve_noise_multiplier
 from autoflip_secure.privacy.discrete_noise import discretisation_delta
 
-__all__ = ["DATASETS", "GRID_SHARE", "PrivacyPlan", "accounting_delta", "solve_plan"]
+__all__ = ["DATASETS", "GRID_SHARE", "UNITS", "PrivacyPlan", "accounting_delta", "solve_plan"]
 
 TRUST_MODES = ("none", "local", "distributed")
 DATASETS = ("train", "holdout")

@@ -111,6 +111,19 @@ def test_a_policy_that_was_tightened_below_what_is_spent_fails(charge: Charge) -
         assert any(words in failure and "policy.toml" in failure for failure in audit(state).failures)
 
 
+def test_lines_of_records_in_the_budget_of_patients_fail(charge: Charge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a silo whose own check is broken would leave them."""
+    state = charge(2)
+    monkeypatch.setattr("autoflip_secure.privacy.ledger.check_patient_lines", lambda *_: None)
+    database = open_silo_database(state)
+    options = {"budgets": {"train": 8.0}, "delta": 1e-5, "trust": "distributed", "unit": "patient"}
+    line = LedgerLine(SESSION, "train", 2, 0, "train", 1.0, 13.0, 0.1, 1, bytes(32), NOW + 2)
+    Ledger(database, silo="1", session=SESSION, **options).charge(line)
+    database.close()
+    (failure,) = audit(state).failures
+    assert failure.startswith("train records: session 73737373 caps what a patient lost, but 2 uses counted in it")
+
+
 def test_a_rewritten_past_is_found_by_a_hash_noted_before(charge: Charge) -> None:
     noted = audit(charge(5)).head
     state = charge(2)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from autoflip_secure.config import ResolvedConfig
+from autoflip_secure.data.silo_folder import read_silo, write_silo
+from autoflip_secure.data.task import Task
 from autoflip_secure.federation.client_app import silo_folder
 from autoflip_secure.federation.join import JOIN_STAGE, JoinRequest
 from autoflip_secure.federation.policy import SiloPolicy
@@ -51,6 +55,14 @@ class Month:
         finally:
             silo.close()
 
+    def name_patients(self) -> None:
+        """Provision anew with two records a patient, the state file kept."""
+        task = replace(Task.from_json(self.folder.task.read_text()), unit="patient")
+        for path in (self.folder.task, self.home / "task.json"):
+            path.write_text(task.to_json())
+        train = read_silo(self.home / "data").train
+        write_silo(self.home / "data", replace(train, group=np.arange(len(train.y), dtype=np.int64) // 2), None)
+
     def ledger(self) -> LedgerRecord:
         return read_ledger(self.home / "state.sqlite")
 
@@ -60,10 +72,10 @@ class Month:
 
 @pytest.fixture
 def month(make_config, make_federation, make_manifest, model) -> Iterator[Callable[..., Month]]:
-    """month(dp_epsilon=2, **caps of the policy) -> Month, nothing joined yet."""
+    """month(dp_epsilon=2, colluders=0, **caps of the policy) -> Month, nothing joined yet."""
 
-    def make(dp_epsilon: float = 2.0, **caps: float) -> Month:
-        config = make_config(dp_epsilon=dp_epsilon)
+    def make(dp_epsilon: float = 2.0, colluders: int = 0, **caps: float) -> Month:
+        config = make_config(dp_epsilon=dp_epsilon, colluders=colluders)
         folder = make_federation(config)
         policy = SiloPolicy.accepting(config).model_copy(update=caps)
         (silo_folder(folder.path, 1) / "policy.toml").write_text(policy.to_toml())
@@ -130,3 +142,42 @@ def test_a_cap_that_was_tightened_after_joining_stops_the_next_round(month) -> N
     (silo.home / "policy.toml").write_text(policy.model_copy(update={"epsilon_per_year": 1.0}).to_toml())
     assert refused(silo.round(ONE))
     assert silo.ledger().entries == ()
+
+
+def test_last_month_s_records_do_not_count_as_patients(month) -> None:
+    """Patients are named later: what one of them lost by several records in last month's run is not known."""
+    silo = month(epsilon=8.0)
+    assert silo.join(ONE).status == silo.round(ONE).status == "ok", silo.log()
+    silo.name_patients()
+    before, state = silo.ledger(), (silo.home / "state.sqlite").read_bytes()
+    assert [entry.terms.unit for entry in before.entries if entry.terms] == ["record"]
+    for session in (TWO, ONE):
+        assert refused(silo.join(session)), "another run, and the old one joined anew as one of patients"
+        assert "the unit of this run is the patient, but 1 uses of the train records of 1" in silo.log()
+        assert "begin an empty state file" in silo.log()
+    assert silo.ledger() == before
+    assert (silo.home / "state.sqlite").read_bytes() == state
+    (silo.home / "state.sqlite").unlink()
+    assert silo.join(TWO).status == silo.round(TWO).status == "ok", silo.log()
+    assert [entry.terms.unit for entry in silo.ledger().entries if entry.terms] == ["patient"]
+
+
+def test_last_month_s_patients_count_for_a_run_of_records(month) -> None:
+    silo = month(epsilon=8.0)
+    task, home = silo.folder.task.read_text(), silo.home
+    train = read_silo(home / "data").train
+    silo.name_patients()
+    assert silo.join(ONE).status == silo.round(ONE).status == "ok", silo.log()
+    for path in (silo.folder.task, home / "task.json"):
+        path.write_text(task)
+    write_silo(home / "data", train, None)
+    assert silo.join(TWO).status == silo.round(TWO).status == "ok", silo.log()
+    assert [entry.terms.unit for entry in silo.ledger().entries if entry.terms] == ["patient", "record"]
+
+
+def test_the_colluders_that_noise_bears_are_recorded(month) -> None:
+    silo = month(epsilon=8.0, colluders=1)
+    assert silo.join(ONE).status == silo.round(ONE).status == "ok", silo.log()
+    (entry,) = silo.ledger().entries
+    assert entry.terms is not None
+    assert (entry.terms.trust, entry.terms.colluders) == ("distributed", 1)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from autoflip_secure.privacy.ledger import Ledger, LedgerLine
+from autoflip_secure.privacy.ledger_lines import chain_hash
+from autoflip_secure.privacy.ledger_schema import COLUMNS, FIRST_VERSION
 from autoflip_secure.storage import open_silo_database
 
 SESSION = b"s" * 16
@@ -74,3 +76,20 @@ def line() -> Callable[..., LedgerLine]:
         return LedgerLine(**(values | changes))  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+def write_first_version() -> Callable[[sqlite3.Connection, list[LedgerLine]], None]:
+    """write_first_version(connection, lines) -> None: a ledger as it was before terms were recorded."""
+
+    def write(connection: sqlite3.Connection, lines: list[LedgerLine]) -> None:
+        for statement in FIRST_VERSION.values():
+            connection.execute(statement)
+        connection.execute("INSERT INTO privacy_ledger_owner VALUES (1, 'north')")
+        chain = b""
+        for each in lines:
+            chain = chain_hash(chain, each)
+            values = (*each.to_row(), chain)
+            connection.execute(f"INSERT INTO privacy_ledger ({COLUMNS}, chain) VALUES ({', '.join('?' * 12)})", values)
+
+    return write

@@ -28,10 +28,10 @@ def files_of(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def closed(open_ledger: Open, line: Line, connection: sqlite3.Connection, state_file: Path) -> Path:
     """A ledger of three lines that nobody has open."""
-    ledger = open_ledger(trust="local", per_year=6.0)
+    ledger = open_ledger(trust="local", per_year=6.0, unit="patient")
     for number in range(2):
         ledger.charge(line(round=number, count=3, manifest=bytes([number]) * 32, time=1.7e9 + number / 3))
-    open_ledger(session=b"n" * 16).charge(line(session=b"n" * 16, dataset="holdout"))
+    open_ledger(session=b"n" * 16, trust="distributed", colluders=2).charge(line(session=b"n" * 16, dataset="holdout"))
     connection.close()
     return state_file
 
@@ -112,6 +112,7 @@ def test_csv_and_json_lines_say_the_same(closed: Path) -> None:
     first = objects[0]
     assert first["time"] == "2023-11-14T22:13:20.000000Z"
     assert (first["session"], first["manifest"], first["trust"]) == ("73" * 16, "00" * 32, "local")
+    assert [(row["unit"], row["colluders"]) for row in objects] == [("patient", 0)] * 2 + [("record", 2)]
     assert (first["delta"], first["epsilon_cap"], first["epsilon_per_year_cap"]) == (1e-5, 8.0, 6.0)
 
 
@@ -123,8 +124,9 @@ def test_the_chain_can_be_recomputed_from_an_export(closed: Path) -> None:
         session = bytes.fromhex(row["session"])
         if row["terms_line"] == row["line"]:
             terms = [
-                row["line"], session, row["dataset"], row["terms_seconds"], row["trust"], row["delta"],
-                row["accountant"], row["epsilon_cap"], row["epsilon_per_run_cap"], row["epsilon_per_year_cap"],
+                row["line"], session, row["dataset"], row["terms_seconds"], row["trust"], row["unit"],
+                row["colluders"], row["delta"], row["accountant"], row["epsilon_cap"],
+                row["epsilon_per_run_cap"], row["epsilon_per_year_cap"],
             ]  # fmt: skip
             chain = hashlib.sha256(msgpack.packb([chain, "terms", *terms])).digest()
         line = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,13 @@ import pytest
 from autoflip_secure.errors import BudgetExhausted, StorageError
 from autoflip_secure.privacy import ledger_reading
 from autoflip_secure.privacy.ledger import Ledger, LedgerLine
-from autoflip_secure.privacy.ledger_lines import chain_hash
 from autoflip_secure.privacy.ledger_reading import LedgerEntry, read_entries, read_ledger
-from autoflip_secure.privacy.ledger_schema import COLUMNS, FIRST_VERSION
 from autoflip_secure.privacy.ledger_terms import LedgerTerms
 from autoflip_secure.storage import open_silo_database
 
 Open = Callable[..., Ledger]
 Line = Callable[..., LedgerLine]
+WriteFirst = Callable[[sqlite3.Connection, list[LedgerLine]], None]
 
 SESSION, NEXT = b"s" * 16, b"n" * 16
 
@@ -30,15 +30,15 @@ def entries_of(connection: sqlite3.Connection) -> tuple[LedgerEntry, ...]:
 def test_terms_are_written_once_with_the_first_line_they_allow(
     open_ledger: Open, line: Line, connection: sqlite3.Connection
 ) -> None:
-    ledger = open_ledger(per_run=3.0, per_year=5.0, trust="local")
+    ledger = open_ledger(per_run=3.0, per_year=5.0, trust="distributed", unit="patient", colluders=2)
     assert not connection.execute("SELECT * FROM privacy_ledger_terms").fetchall()
     for number in range(3):
         ledger.charge(line(round=number, time=100.0 + number))
     ledger.charge(line(dataset="holdout", noise_multiplier=9.0, time=200.0))
     terms = [entry.terms for entry in entries_of(connection)]
-    first = LedgerTerms(1, SESSION, "train", 100.0, "local", 1e-5, "prv", 8.0, 3.0, 5.0)
+    first = LedgerTerms(1, SESSION, "train", 100.0, "distributed", "patient", 2, 1e-5, "prv", 8.0, 3.0, 5.0)
     assert terms[:3] == [first] * 3
-    assert terms[3] == LedgerTerms(4, SESSION, "holdout", 200.0, "local", 1e-5, "prv", 8.0, 3.0, 5.0)
+    assert terms[3] == replace(first, line=4, dataset="holdout", time=200.0)
     assert connection.execute("SELECT COUNT(*) FROM privacy_ledger_terms").fetchone() == (2,)
 
 
@@ -50,8 +50,9 @@ def test_terms_that_changed_and_other_sessions_get_their_own(
     open_ledger(session=NEXT, per_run=1.0).charge(line(session=NEXT))
     open_ledger(epsilon=6.0).charge(line())
     open_ledger(epsilon=6.0).charge(line())
+    open_ledger(epsilon=6.0, colluders=1).charge(line())
     found = [(entry.terms.line, entry.terms.epsilon, entry.terms.per_run) for entry in entries_of(connection)]
-    assert found == [(1, 8.0, 8.0), (1, 8.0, 8.0), (3, 8.0, 1.0), (4, 6.0, 6.0), (4, 6.0, 6.0)]
+    assert found == [(1, 8.0, 8.0), (1, 8.0, 8.0), (3, 8.0, 1.0), (4, 6.0, 6.0), (4, 6.0, 6.0), (6, 6.0, 6.0)]
 
 
 def test_a_refused_charge_records_no_terms(open_ledger: Open, line: Line, connection: sqlite3.Connection) -> None:
@@ -80,14 +81,18 @@ def test_terms_are_append_only(open_ledger: Open, line: Line, connection: sqlite
         ("UPDATE privacy_ledger_terms SET epsilon = 99.0 WHERE line = 1", "damaged at the terms of line 1"),
         ("UPDATE privacy_ledger_terms SET delta = 0.5 WHERE line = 3", "damaged at the terms of line 3"),
         ("UPDATE privacy_ledger_terms SET delta = 2 WHERE line = 3", "terms of line 3 .* are damaged"),
+        ("UPDATE privacy_ledger_terms SET unit = 'patient' WHERE line = 1", "damaged at the terms of line 1"),
+        ("UPDATE privacy_ledger_terms SET colluders = 3 WHERE line = 3", "damaged at the terms of line 3"),
+        ("UPDATE privacy_ledger_terms SET unit = 'hospital' WHERE line = 3", "terms of line 3 .* are damaged"),
+        ("UPDATE privacy_ledger_terms SET colluders = -1 WHERE line = 3", "terms of line 3 .* are damaged"),
         ("UPDATE privacy_ledger_terms SET epsilon_per_year = -1 WHERE line = 3", "terms of line 3 .* are damaged"),
         ("DELETE FROM privacy_ledger_terms WHERE line = 1", "damaged at line 1"),
         ("DELETE FROM privacy_ledger_terms WHERE line = 3", "damaged at line 3"),
         ("UPDATE privacy_ledger_terms SET line = 2 WHERE line = 3", "damaged at the terms of line 2"),
         ("UPDATE privacy_ledger_terms SET line = 9 WHERE line = 3", "damaged at line 3"),
         (
-            "INSERT INTO privacy_ledger_terms SELECT 9, session, dataset, time, trust, delta, accountant, epsilon, "
-            "epsilon_per_run, epsilon_per_year, chain FROM privacy_ledger_terms WHERE line = 3",
+            "INSERT INTO privacy_ledger_terms SELECT 9, session, dataset, time, trust, unit, colluders, delta, "
+            "accountant, epsilon, epsilon_per_run, epsilon_per_year, chain FROM privacy_ledger_terms WHERE line = 3",
             "lost its last lines",
         ),
         ("DROP TABLE privacy_ledger_terms", "damaged at line 1"),
@@ -131,20 +136,8 @@ def test_a_line_that_another_process_adds_meanwhile_is_no_damage(
     assert len(ledger.lines()) == 2
 
 
-def write_first_version(connection: sqlite3.Connection, lines: list[LedgerLine]) -> None:
-    """A ledger as it was before terms were recorded."""
-    for statement in FIRST_VERSION.values():
-        connection.execute(statement)
-    connection.execute("INSERT INTO privacy_ledger_owner VALUES (1, 'north')")
-    chain = b""
-    for each in lines:
-        chain = chain_hash(chain, each)
-        values = (*each.to_row(), chain)
-        connection.execute(f"INSERT INTO privacy_ledger ({COLUMNS}, chain) VALUES ({', '.join('?' * 12)})", values)
-
-
 def test_a_file_of_the_first_version_is_read_counted_and_continued(
-    open_ledger: Open, line: Line, state_file: Path
+    open_ledger: Open, line: Line, state_file: Path, write_first_version: WriteFirst
 ) -> None:
     old = [line(round=number) for number in range(3)]
     connection = open_silo_database(state_file)
