@@ -88,9 +88,13 @@ def runs_here() -> list[tuple[Cell, int]]:
     take(1, [replace(usual, dataset=name, epsilon=3, method="dense") for name in ("mnist", "fashion-mnist")])
     for base in natural:
         take(3, over(base, (8, 3, 1, None), METHODS))
+    take(1, over(usual, (8, 2, 1), METHODS))
+    take(1, over(raw, (2, 1), two))
+    for partition in PARTITIONS[1:]:
+        take(1, [replace(base, partition=partition, method="dense") for base in (raw, usual)])
     take(2, over(usual, EPSILONS, METHODS))
-    take(2, over(raw, (1, 2, 3, None), two))
     take(1, [replace(raw, dataset="mnist", epsilon=3, method="dense")])
+    take(2, over(raw, (1, 2, 3, None), two))
     for partition in PARTITIONS[1:]:
         take(2, over(replace(usual, partition=partition), (8, 1), two))
         take(2, over(replace(raw, partition=partition), (8,), ("dense",)))
