@@ -30,7 +30,7 @@ from agreement_report import draw, report
 from agreement_runs import Plan, distributed, local, snapshots
 from agreement_simulation import SummedGradients
 from agreement_training import train
-from sim import machine
+from machine import machine
 
 RESULTS = Path(__file__).parent / "results"
 PARTITIONS = ("dirichlet:0.1", "pathological:2", "iid")
@@ -79,7 +79,7 @@ def run(
     name = "agreement-quick" if quick else "agreement"
     path = RESULTS / f"{name}.json"
     done: dict[str, Any] = {} if fresh or not path.exists() else json.loads(path.read_text())
-    results = {"machine": machine(), "jobs": done.get("jobs", []), "rows": done.get("rows", [])}
+    results = {"machine": machine("torch"), "jobs": done.get("jobs", []), "rows": done.get("rows", [])}
     results |= {key: done[key] for key in ("costs",) if key in done}
     finished = {(job["part"], job["epsilon"], job["seed"]) for job in results["jobs"]}
     missing = [] if tables else [job for job in jobs(quick, seeds) if job not in finished]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from agreement_reading import defaults, reading
-from scipy.stats import t as student
+from seed_interval import half_width
 
 Row = dict[str, Any]
 Get = Callable[[Row], float | None]
@@ -27,8 +27,7 @@ def interval(values: Iterable[float | None]) -> str:
         return "-"
     if numbers.size < LEAST_SEEDS:
         return f"{numbers.mean():.2f} ({numbers.size})"
-    half = student.ppf(0.975, numbers.size - 1) * numbers.std(ddof=1) / numbers.size**0.5
-    return f"{numbers.mean():.2f} ± {half:.2f}"
+    return f"{numbers.mean():.2f} ± {half_width(numbers):.2f}"
 
 
 def select(rows: list[Row], **wanted: Any) -> list[Row]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sim import machine
+from machine import machine
 
 from autoflip_secure.privacy.audit import audit
 from autoflip_secure.privacy.audit_settings import AuditSettings
@@ -111,15 +111,15 @@ def run(*, quick: bool = False, fresh: bool = False) -> dict[str, Any]:
             continue
         report = audit(wanted)
         rows.append({"name": title, **report.to_json()})
-        path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1))
+        path.write_text(json.dumps({"machine": machine("torch"), "rows": rows}, indent=1))
         print(f"{title}, {wanted.trust}, {wanted.epsilon:g}: {report.audited:.2f}", file=sys.stderr, flush=True)
-    found = {"machine": machine(), "rows": rows, "mutants": done.get("mutants") or mutant_rows(quick)}
+    found = {"machine": machine("torch"), "rows": rows, "mutants": done.get("mutants") or mutant_rows(quick)}
     path.write_text(json.dumps(found, indent=1))
     text = (
         f"{markdown(rows, found['mutants'])}\n\nLower bounds at 95 % confidence, delta 1e-5 (Steinke, Nasr and "
         "Jagielski 2023). The white-box adversary picks model, mask and all other data, sees every sum (under local "
         "trust every update) and asks until the ledger refuses. Made by `python benchmarks/audit.py`"
-        f"{' --quick' if quick else ''} on {json.dumps(machine())}.\n"
+        f"{' --quick' if quick else ''} on {json.dumps(machine('torch'))}.\n"
     )
     (RESULTS / f"{name}.md").write_text(text)
     return found

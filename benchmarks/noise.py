@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import machine
 
 from autoflip_secure.federation.sums import decode
 from autoflip_secure.federation.terms import GRADIENT_RANGE, noise_levels
@@ -223,19 +221,6 @@ def decoded(manifest: Manifest, opened: CohortSum) -> tuple[Aggregate, float]:
     return aggregate, time.process_time() - started
 
 
-def machine() -> dict[str, Any]:
-    """Where the table was made."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "python": platform.python_version(),
-        "cores": len(os.sched_getaffinity(0)),
-        "cpu": next(names, "?"),
-        **{name: version(name) for name in ("autoflip-secure", "numpy", "cryptography")},
-    }
-
-
 def table(rows: Iterable[Row]) -> str:
     """Markdown, one line a sum."""
     lines = [
@@ -303,7 +288,7 @@ def plot(rows: list[Row], path: Path) -> None:
 def write(rows: list[Row], name: str = "noise") -> str:
     """results/NAME.json, .md and .png; returns the page."""
     RESULTS.mkdir(exist_ok=True)
-    where = machine()
+    where = machine("autoflip-secure", "numpy", "cryptography")
     settings = {"seed": SEED, "length": LENGTH, "clip": CLIP, "noise_multiplier": NOISE_MULTIPLIER,
                 "colluders": COLLUDERS, "bits": CHANNEL.bits, "delta": 1e-5}  # fmt: skip
     results = {"machine": where, "settings": settings, "rows": [vars(row) for row in rows]}

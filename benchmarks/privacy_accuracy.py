@@ -26,10 +26,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from machine import machine
 from privacy_bounds import MEASURES, references
 from privacy_grid import EMBEDDED, SEEDS, Cell, all_cells, quick, runs_here
 from privacy_tables import markdown, plot
-from sim import machine
 
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -77,7 +77,7 @@ class Table:
     def add(self, kind: str, row: dict[str, Any]) -> None:
         with self._lock:
             getattr(self, kind).append(row)
-            content = {"machine": machine(), "rows": self.rows, "bounds": self.bounds}
+            content = {"machine": machine("torch"), "rows": self.rows, "bounds": self.bounds}
             self._path.with_suffix(".tmp").write_text(json.dumps(content, indent=1))
             self._path.with_suffix(".tmp").replace(self._path)
 
@@ -151,7 +151,7 @@ def main() -> None:
     deadline = time.monotonic() + 60 * arguments.minutes
     work_through(wanted_runs(runs, table), table, arguments.jobs, deadline)
     add_bounds(runs, table, deadline)
-    text = markdown(table.rows, table.bounds, machine(), missing=len(wanted_runs(runs, table)))
+    text = markdown(table.rows, table.bounds, machine("torch"), missing=len(wanted_runs(runs, table)))
     (RESULTS / f"{name}.md").write_text(text)
     plot(table.rows, table.bounds, RESULTS / f"{name}.png")
     print(text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 
 from privacy_bounds import MEASURES
 from privacy_grid import EPSILONS, IMAGES, NATURAL, all_cells
+from seed_interval import half_width
 
 __all__ = ["markdown", "plot"]
 
 Row = dict[str, Any]
-T_95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
-"""Quantile .975 of Student's t by degrees of freedom."""
 TOLERATED_GAP = 0.01
 
 
@@ -34,8 +32,7 @@ def interval(values: Iterable[float | None]) -> str:
     mean = f"{statistics.mean(numbers):.1f}"
     if len(numbers) == 1:
         return f"{mean} (1 seed)"
-    half = T_95.get(len(numbers) - 1, 2.0) * statistics.stdev(numbers) / math.sqrt(len(numbers))
-    return f"{mean} ± {half:.1f}" + (f" ({len(numbers)} seeds)" if len(numbers) < 5 else "")
+    return f"{mean} ± {half_width(numbers):.1f}" + (f" ({len(numbers)} seeds)" if len(numbers) < 5 else "")
 
 
 def by_epsilon(rows: list[Row], value: Callable[[Row], float | None]) -> str:

@@ -16,7 +16,6 @@ os.environ["AUTOFLIP_MASK_WORKERS"] = "1"
 os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 import json
-import platform
 import resource
 import shlex
 import subprocess
@@ -24,11 +23,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from machine import machine
 from secagg_peers import compare
 from secagg_report import draw, report
 from secagg_rows import Setting, full_settings, guess_seconds, measure_group, quick_settings
@@ -44,20 +43,6 @@ WORKER_COORDINATES = 3 * 10**7
 PEER_SECONDS, CHILD_SECONDS = 3.5e-5, 2e-7
 
 
-def machine() -> dict[str, Any]:
-    """Where the tables were made."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "python": platform.python_version(),
-        "cores": len(CORES),
-        "cpu": next(names, "?"),
-        "load_before": round(os.getloadavg()[0], 2),
-        **{name: version(name) for name in PACKAGES},
-    }
-
-
 def say(text: str) -> None:
     """Progress."""
     print(text, file=sys.stderr, flush=True)
@@ -69,7 +54,8 @@ class Run:
     def __init__(self, name: str, options: dict[str, Any], seed: int, folder: Path) -> None:
         self.path, self.folder, self._began = RESULTS / name, folder, time.perf_counter()
         self.results: dict[str, Any] = {
-            "machine": machine(), "options": options, "seed": seed, "setup": [], "rows": [], "peers": [], "memory": [],
+            "machine": {**machine(*PACKAGES), "cores": len(CORES), "load_before": round(os.getloadavg()[0], 2)},
+            "options": options, "seed": seed, "setup": [], "rows": [], "peers": [], "memory": [],
             "workers": {}, "targets": [], "seconds": 0.0,
         }  # fmt: skip
 

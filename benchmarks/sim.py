@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from exact_scores import exact_scores
+from machine import machine
 
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -42,19 +41,6 @@ REAL = {
 }
 QUICK = ("epsilon 8, pruned", "epsilon 8, dense", "no DP, pruned")
 FIGURES = ("flops_ratio", "params_ratio", "upload_ratio_total", "epsilon_spent", "seconds_total")
-
-
-def machine() -> dict[str, Any]:
-    """Where the table was made."""
-    import torch
-
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cores": len(__import__("os").sched_getaffinity(0)),
-        "cpu": next((x.split(":")[1].strip() for x in Path("/proc/cpuinfo").open() if x.startswith("model name")), "?"),
-    }
 
 
 def run(options: str, seed: int) -> dict[str, Any]:
@@ -149,10 +135,10 @@ def main() -> None:
             summary = run(full, seed)
             summary.pop("ledgers")
             rows.append({"name": setting, "options": options, "seed": seed, "summary": summary})
-            path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1))
+            path.write_text(json.dumps({"machine": machine("torch"), "rows": rows}, indent=1))
             print(f"{setting}, seed {seed}: {scores([summary], 'accuracy', 'c_index')}", file=sys.stderr, flush=True)
     text = f"{table(rows)}\n\nMean ± standard error over seeds. Made by `python benchmarks/{name.split('-')[0]}.py`"
-    text += f" on {json.dumps(machine())}.\n"
+    text += f" on {json.dumps(machine('torch'))}.\n"
     (RESULTS / f"{name}.md").write_text(text)
     plot([row for row in rows if row["summary"]["dataset"] == "mnist5k"], RESULTS / f"{name}.png")
     print(text)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sim import machine
+from machine import machine
 
 from autoflip_secure.data.registry import load
 from autoflip_secure.models.features import features_of
@@ -115,7 +115,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             values = asdict(setting).values()
             figures = " | ".join(value if isinstance(value, str) else f"{value:g}" for value in values)
             lines.append(f"| {figures} | {statistics.mean(found):.1f} ({each}) |")
-    return "\n".join([*lines, "", f"Made by `python benchmarks/tuning.py` on {json.dumps(machine())}."]) + "\n"
+    return "\n".join([*lines, "", f"Made by `python benchmarks/tuning.py` on {json.dumps(machine('torch'))}."]) + "\n"
 
 
 def main() -> None:
@@ -133,7 +133,7 @@ def main() -> None:
             if any((row["setting"], row["seed"]) == (asdict(setting), seed) for row in rows):
                 continue
             rows.append({"setting": asdict(setting), "seed": seed, "accuracy": accuracy(setting, seed)})
-            path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1))
+            path.write_text(json.dumps({"machine": machine("torch"), "rows": rows}, indent=1))
             print(f"{setting}, seed {seed}: {rows[-1]['accuracy']:.3f}", file=sys.stderr, flush=True)
     (RESULTS / "tuning.md").write_text(markdown(rows))
     print(markdown(rows))

@@ -91,7 +91,7 @@ def update_channel(
     """
     if config.trust != "distributed":
         return ChannelSpec("update", live, config.bits, config.update_limit)
-    finest = ((1 << (config.bits - 1)) - 1) / (LEAST_FINENESS * math.sqrt(live))
+    finest = ChannelSpec("update", live, config.bits, 1.0).levels / (LEAST_FINENESS * math.sqrt(live))
     clips = max(GRADIENT_RANGE, min(BATCH_SHARE * expected_batch, finest), NOISE_DEVIATIONS * noise)
     return ChannelSpec("update", live, config.bits, clips * (clip or config.clip))
 

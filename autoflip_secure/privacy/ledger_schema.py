@@ -14,7 +14,19 @@ TERMS_COLUMNS = (
     "epsilon, epsilon_per_run, epsilon_per_year"
 )
 
+
 # REPLACE deletes without firing delete triggers, hence the guard on inserts.
+def _append_only(table: str) -> dict[str, str]:
+    """Triggers that abort whatever would change a line: a delete, an update, an insert in a line's place."""
+    abort = "BEGIN SELECT RAISE(ABORT, 'the privacy ledger is append-only'); END"
+    return {
+        f"{table}_keep": f"CREATE TRIGGER {table}_keep BEFORE DELETE ON {table}\n{abort}",
+        f"{table}_fixed": f"CREATE TRIGGER {table}_fixed BEFORE UPDATE ON {table}\n{abort}",
+        f"{table}_once": f"CREATE TRIGGER {table}_once BEFORE INSERT ON {table}\n"
+        f"WHEN EXISTS (SELECT 1 FROM {table} WHERE line = NEW.line)\n{abort}",
+    }
+
+
 FIRST_VERSION = {
     "privacy_ledger": """CREATE TABLE privacy_ledger (
     line INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -35,13 +47,7 @@ FIRST_VERSION = {
     one INTEGER PRIMARY KEY CHECK (one = 1),
     silo TEXT NOT NULL
 ) STRICT""",
-    "privacy_ledger_keep": """CREATE TRIGGER privacy_ledger_keep BEFORE DELETE ON privacy_ledger
-BEGIN SELECT RAISE(ABORT, 'the privacy ledger is append-only'); END""",
-    "privacy_ledger_fixed": """CREATE TRIGGER privacy_ledger_fixed BEFORE UPDATE ON privacy_ledger
-BEGIN SELECT RAISE(ABORT, 'the privacy ledger is append-only'); END""",
-    "privacy_ledger_once": """CREATE TRIGGER privacy_ledger_once BEFORE INSERT ON privacy_ledger
-WHEN EXISTS (SELECT 1 FROM privacy_ledger WHERE line = NEW.line)
-BEGIN SELECT RAISE(ABORT, 'the privacy ledger is append-only'); END""",
+    **_append_only("privacy_ledger"),
 }
 
 TERMS = {
@@ -60,13 +66,7 @@ TERMS = {
     epsilon_per_year REAL NOT NULL,
     chain BLOB NOT NULL
 ) STRICT""",
-    "privacy_ledger_terms_keep": """CREATE TRIGGER privacy_ledger_terms_keep BEFORE DELETE ON privacy_ledger_terms
-BEGIN SELECT RAISE(ABORT, 'the privacy ledger is append-only'); END""",
-    "privacy_ledger_terms_fixed": """CREATE TRIGGER privacy_ledger_terms_fixed BEFORE UPDATE ON privacy_ledger_terms
-BEGIN SELECT RAISE(ABORT, 'the privacy ledger is append-only'); END""",
-    "privacy_ledger_terms_once": """CREATE TRIGGER privacy_ledger_terms_once BEFORE INSERT ON privacy_ledger_terms
-WHEN EXISTS (SELECT 1 FROM privacy_ledger_terms WHERE line = NEW.line)
-BEGIN SELECT RAISE(ABORT, 'the privacy ledger is append-only'); END""",
+    **_append_only("privacy_ledger_terms"),
 }
 """Added in the second version; files of the first get them when a silo next opens them."""
 

@@ -11,9 +11,16 @@ from torch import Tensor, nn
 from autoflip_secure.privacy.ledger import Ledger, LedgerLine
 from autoflip_secure.privacy.ledger_lines import chain_hash
 from autoflip_secure.privacy.ledger_schema import COLUMNS, FIRST_VERSION
+from autoflip_secure.privacy.verified import verified
 from autoflip_secure.storage import open_silo_database
 
 SESSION = b"s" * 16
+
+
+@pytest.fixture(autouse=True)
+def _forget_verified() -> None:
+    """What one test's ledger found within its budget is no evidence in another."""
+    verified.cache_clear()
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from autoflip_secure.errors import BudgetExhausted, ConfigError, StorageError
 from autoflip_secure.privacy import ledger as ledger_module
 from autoflip_secure.privacy.accounting import Mechanism, epsilon
 from autoflip_secure.privacy.ledger import Ledger, LedgerLine
-from autoflip_secure.privacy.verified import verified
 from autoflip_secure.storage import open_silo_database
 from autoflip_secure.sums.channels import ChannelSpec
 from autoflip_secure.sums.manifest import Manifest, PrivacyTerms
@@ -21,11 +20,6 @@ from autoflip_secure.sums.manifest import Manifest, PrivacyTerms
 SESSION, NEXT = b"s" * 16, b"n" * 16
 Open = Callable[..., Ledger]
 Line = Callable[..., LedgerLine]
-
-
-@pytest.fixture(autouse=True)
-def _forget_verified() -> None:
-    verified.cache_clear()
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from autoflip_secure.privacy.ledger import Ledger, LedgerLine
 from autoflip_secure.privacy.ledger_caps import YEAR_SECONDS, caps_of, composition
 from autoflip_secure.privacy.ledger_reading import read_entries
 from autoflip_secure.privacy.ledger_report import mechanisms, within_year
-from autoflip_secure.privacy.verified import verified
 from autoflip_secure.storage import open_silo_database
 
 Open = Callable[..., Ledger]
@@ -29,11 +28,6 @@ Line = Callable[..., LedgerLine]
 SESSION, NEXT = b"s" * 16, b"n" * 16
 DAY = 86400.0
 NOW = 1.8e9
-
-
-@pytest.fixture(autouse=True)
-def _forget_verified() -> None:
-    verified.cache_clear()
 
 
 def cost(uses: int) -> float:

@@ -15,7 +15,6 @@ from autoflip_secure.privacy.ledger import Ledger, LedgerLine
 from autoflip_secure.privacy.ledger_checks import Recomputed, cap_failures, differs, recompute
 from autoflip_secure.privacy.ledger_reading import read_ledger
 from autoflip_secure.privacy.ledger_report import Limits, dataset_reports
-from autoflip_secure.privacy.verified import verified
 
 Open = Callable[..., Ledger]
 Line = Callable[..., LedgerLine]
@@ -23,11 +22,6 @@ Line = Callable[..., LedgerLine]
 SESSION, NEXT = b"s" * 16, b"n" * 16
 DAY = 86400.0
 NOW = 1.8e9
-
-
-@pytest.fixture(autouse=True)
-def _forget_verified() -> None:
-    verified.cache_clear()
 
 
 @pytest.fixture
