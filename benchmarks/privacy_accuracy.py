@@ -1,6 +1,6 @@
 """`make bench-privacy`: accuracy at a price in privacy, each figure a run of the command line itself.
 
-    python benchmarks/privacy_accuracy.py [--quick] [--minutes M] [--jobs J] [--all] [--fresh]
+    python benchmarks/privacy_accuracy.py [--quick] [--minutes M] [--jobs J] [--all] [--fresh] [--only TEXT]
 
 The grid is epsilon x trust mode x method x partition x silos x data set (`privacy_grid.py`). Two cores run the part of
 it that tells most, up to five seeds; --all runs everything on a larger machine. Rows already in
@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="take up no new run after so long")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time")
     parser.add_argument("--fresh", action="store_true", help="forget the rows already there")
+    parser.add_argument("--only", default="", metavar="TEXT", help="settings whose command line contains TEXT")
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     name = "privacy-quick" if arguments.quick else "privacy"
@@ -149,8 +150,9 @@ def main() -> None:
     everything = [(cell, seed) for seed in range(SEEDS) for cell in all_cells()]
     runs = quick() if arguments.quick else everything if arguments.all else runs_here()
     deadline = time.monotonic() + 60 * arguments.minutes
-    work_through(wanted_runs(runs, table), table, arguments.jobs, deadline)
-    add_bounds(runs, table, deadline)
+    taken = [(cell, seed) for cell, seed in runs if arguments.only in cell.options()]
+    work_through(wanted_runs(taken, table), table, arguments.jobs, deadline)
+    add_bounds(taken, table, deadline)
     text = markdown(table.rows, table.bounds, machine("torch"), missing=len(wanted_runs(runs, table)))
     (RESULTS / f"{name}.md").write_text(text)
     plot(table.rows, table.bounds, RESULTS / f"{name}.png")
