@@ -28,7 +28,7 @@ from typing import Any
 
 from machine import machine
 from privacy_bounds import MEASURES, references
-from privacy_grid import EMBEDDED, SEEDS, Cell, all_cells, quick, runs_here
+from privacy_grid import EMBEDDED, PARTITIONS, SEEDS, SILOS, Cell, all_cells, quick, runs_here
 from privacy_tables import markdown, plot
 
 RESULTS = Path(__file__).parent / "results"
@@ -115,10 +115,11 @@ def measure(cell: Cell, figures: dict[str, Any]) -> float | None:
 
 
 def add_bounds(runs: list[tuple[Cell, int]], table: Table, deadline: float) -> None:
-    """Pooled and local-only references of every (data set, model, epsilon, partition, silos) with a run."""
+    """Pooled and local-only references of every (data set, model, epsilon) with a run of the usual silos."""
     settings: dict[tuple[Any, ...], int] = {}
     for cell, seed in runs:
-        if table.has(cell.options(), seed) and cell.method == "dense":
+        usual = cell.partition in (PARTITIONS[0], "natural") and cell.silos in (SILOS[0], None)
+        if usual and table.has(cell.options(), seed) and cell.method == "dense":
             key = (cell.dataset, cell.model, cell.epsilon, cell.partition, cell.silos)
             settings[key] = min(2, max(seed + 1, settings.get(key, 0)))
     for (dataset, model, epsilon, partition, silos), seeds in settings.items():
