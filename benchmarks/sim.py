@@ -58,7 +58,7 @@ def mean(values: list[float | None], percent: bool) -> str:
     """Mean and standard error, or a dash."""
     numbers = [100 * v if percent else v for v in values if v is not None]
     if not numbers:
-        return "–"
+        return "-"
     error = statistics.stdev(numbers) / len(numbers) ** 0.5 if len(numbers) > 1 else None
     return f"{statistics.mean(numbers):.1f}" + (f" ± {error:.1f}" if error is not None else "")
 
