@@ -134,7 +134,7 @@ class RunConfig(BaseModel):
     eta: float = Field(0.1, ge=0, le=1, description="rate at which guidance follows the model")
     prune_steps: int | None = Field(None, ge=1, le=100, description="mask decisions on the way to the target")
     warm_start: bool | None = Field(
-        None, description="go on from the explored model instead of the common start [distributed: yes]"
+        None, description="go on from the explored model instead of the common start [with DP: yes]"
     )
 
     # Where and how it runs

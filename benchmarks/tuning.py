@@ -61,8 +61,11 @@ def settings() -> list[Setting]:
         replace(pixels, clip=1.0, learning_rate=0.4),
         *(at_3, replace(at_3, learning_rate=4.0)),
         *(at_1, replace(at_1, rounds=200), replace(at_1, rounds=70), replace(at_1, learning_rate=1.5)),
-        *(scattered, replace(scattered, learning_rate=2.0)),
-        *(replace(at_1, model="scatter"), replace(at_1, model="scatter", rounds=200)),
+        scattered,
+        *(replace(scattered, learning_rate=rate) for rate in (2.0, 8.0, 16.0)),
+        *(replace(at_3, model="scatter", learning_rate=rate) for rate in (2.0, 4.0, 8.0)),
+        *(replace(at_1, model="scatter", learning_rate=rate) for rate in (0.93, 2.0, 4.0)),
+        replace(at_1, model="scatter", rounds=200),
     ]
 
 

@@ -84,16 +84,27 @@ def _ratio(numerator: Values, denominator: Values) -> Values:
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
 
 
-def moments(aggregate: Aggregate, units: UnitMap) -> Agreement:
+def moments(
+    aggregate: Aggregate, units: UnitMap, live: NDArray[np.bool_] | None = None, silo_variance: float = 0.0
+) -> Agreement:
     """rho_u = (||S_u||^2 - Q_u) / ((n - 1) Q_u) with S the sum of updates, Q_u the sum of the silos' ||D_k,u||^2.
 
     ||S_u||^2 - Q_u is the sum of the inner products of all ordered pairs of different silos, and (n - 1) Q_u what that
     would be were all updates equal. Independent zero-mean updates give 0 in expectation, identical ones 1.
 
+    Where silos noised their own updates (trust local), each of a unit's d_u live coordinates carries a known variance v
+    a silo. It cancels in the numerator; n d_u v is taken off the denominator, whose floor is 3 sqrt(2 n d_u) v, as in
+    `cross_cohort`. Variance of rho_u to first order: noise alone gives the numerator 2 n d_u v^2 / (n - 1) and the
+    denominator 2 n d_u v^2; noise times signal gives either 4 v Q_u, exact where all silos agree.
+
     Parameters
     ----------
     aggregate : Aggregate
         Channels update (size,), masked coordinates 0, and unit_energy (units,).
+    live : bool (size,), optional
+        Live coordinates, the only ones that carry noise; default all.
+    silo_variance : float
+        v; 0 without DP.
 
     Raises
     ------
@@ -107,10 +118,12 @@ def moments(aggregate: Aggregate, units: UnitMap) -> Agreement:
             "the sum carries distributed noise, which does not protect squares; use the agreement between cohorts"
         )
     total = channel_sum(aggregate, "update", units.size)
-    energy = np.maximum(channel_sum(aggregate, "unit_energy", units.count), 0.0)
-    shared = (units.unit_sum(total**2) - energy) / (aggregate.silos - 1)
-    silent = np.zeros(units.count)
-    return _agreement(shared, energy, (silent, silent, 0.0), units)
+    noisy = units.unit_sum(np.ones(units.size) if live is None else live)
+    squares = np.maximum(channel_sum(aggregate, "unit_energy", units.count), 0.0)
+    shared = (units.unit_sum(total**2) - squares) / (aggregate.silos - 1)
+    spread = 2 * aggregate.silos * noisy * silo_variance**2
+    noise = (spread / (aggregate.silos - 1), spread, 4 * silo_variance)
+    return _agreement(shared, squares - aggregate.silos * noisy * silo_variance, noise, units)
 
 
 def cross_cohort(aggregates: Sequence[Aggregate], units: UnitMap, live: NDArray[np.bool_] | None = None) -> Agreement:

@@ -158,7 +158,7 @@ class Contributor:
                 learning_rate=config.learning_rate,
                 momentum=0.0,
                 live=live,
-                nominal_records=max(1, model.records // config.silos),
+                nominal_records=model.nominal_records(config.silos),
                 sampling=self._randomness(manifest, "sampling"),
                 noise=self._randomness(manifest, "noise"),
                 loss=self._task.loss,

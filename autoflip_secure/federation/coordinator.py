@@ -34,6 +34,7 @@ from autoflip_secure.federation.sums import SumRunner, reserve_attempts, scatter
 from autoflip_secure.federation.terms import count_channel, deviation_channel, energy_channel, update_channel
 from autoflip_secure.models.layout import flatten_parameters
 from autoflip_secure.models.spec import build, dense_spec
+from autoflip_secure.privacy.local_sgd import update_noise_variance
 from autoflip_secure.secagg.coordinator import SecAggCoordinator
 from autoflip_secure.seeds import torch_stream
 from autoflip_secure.storage import write_atomically
@@ -202,7 +203,7 @@ class Coordinator:
         ]
         self._step(aggregates)
         if self._schedule.explores:
-            self._pruning.observe(aggregates, live)
+            self._pruning.observe(aggregates, live, self._silo_variance(terms))
             if self._pruning.is_decision(number):
                 self._prune(number)
         self._clip.follow(aggregates, self._expected_batch(sum(a.silos for a in aggregates)))
@@ -219,6 +220,18 @@ class Coordinator:
     def _expected_batch(self, silos: int) -> float:
         """Patients expected of so many silos. Silos that are away take their share of a round's batch with them."""
         return self._config.sampling_rate * self.state.model.records * silos / len(self._exchange.nodes)
+
+    def _silo_variance(self, terms: PrivacyTerms) -> float:
+        """What a silo's own noise adds to each live coordinate of its update; 0 where silos do not noise them."""
+        if terms.trust != "local":
+            return 0.0
+        return update_noise_variance(
+            steps=terms.steps,
+            expected_batch=terms.sampling_rate * self.state.model.nominal_records(self._config.silos),
+            clip=terms.clip,
+            noise_multiplier=terms.noise_multiplier,
+            learning_rate=self._config.learning_rate,
+        )
 
     def _noise_a_silo(self, number: int) -> float:
         """Standard deviation of the noise of a round's sum as it is drawn, over its silos, in clipping norms."""

@@ -12,7 +12,7 @@ from typing import Any
 from autoflip_secure.config import ResolvedConfig, RunConfig
 from autoflip_secure.data.task import Task
 from autoflip_secure.errors import ConfigError
-from autoflip_secure.federation.schedule import cohort_minimum, default_colluders
+from autoflip_secure.federation.schedule import bears_two_moments, cohort_minimum, default_colluders, round_half_up
 from autoflip_secure.secagg.graph import MAX_COMPLETE
 
 __all__ = ["resolve"]
@@ -112,7 +112,7 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> Reso
         "cohorts": _cohorts(config, silos, colluders),
         "agreement_every": 20,
         "prune_steps": 1 if trust == "distributed" else 3,
-        "warm_start": trust == "distributed",
+        "warm_start": _goes_on_from_exploration(config, silos, colluders),
         "evaluations": training.evaluations,
     }
     given = config.model_dump()
@@ -155,6 +155,13 @@ def _rounds_factor(epsilon: float | None) -> float:
 def _clip_factor(config: RunConfig, usual: float) -> float:
     """With an adaptive clip steps are in units of the first one, which may be far off: the rate makes up for it."""
     return 1.0 if config.adaptive_clip is None or config.clip is None else usual / config.clip
+
+
+def _goes_on_from_exploration(config: RunConfig, silos: int, colluders: int) -> bool:
+    """With DP exploration is training that was paid for; its sum beside its squares needs a silo more."""
+    if config.trust != "local":
+        return config.trust == "distributed"
+    return bears_two_moments(round_half_up(config.participation * silos), silos, colluders, config.min_cohort)
 
 
 def _silos(config: RunConfig, partition: str, natural_silos: int | None) -> int:

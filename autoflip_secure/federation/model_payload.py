@@ -39,6 +39,10 @@ class ModelPayload:
     mask: NDArray[np.bool_]
     records: int
 
+    def nominal_records(self, silos: int) -> int:
+        """What a silo's own training is normalised by: its share of `records`, at least 1; the true one is private."""
+        return max(1, self.records // silos)
+
     def to_bytes(self) -> bytes:
         """Safetensors file: `weights` holds live values only, `mask` is bit-packed."""
         tensors: dict[str, NDArray[Any]] = {

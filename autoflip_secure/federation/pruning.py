@@ -32,8 +32,8 @@ UNINFORMED = 0.5
 class PruningController:
     """Guidance, accumulated energy and agreement of one run.
 
-    Without distributed noise the score is guidance x agreement; under it, weight x shared energy x (1 + agreement) / 2,
-    since squares of single silos are not released there, with energy and agreement as far as noise leaves them.
+    Without DP the score is guidance x agreement; with it, weight x shared energy x (1 + agreement) / 2, with energy and
+    agreement as far as noise leaves them: squares of deviations, which guidance is made of, are mostly noise then.
     """
 
     def __init__(self, config: ResolvedConfig, schedule: Schedule, spec: ModelSpec) -> None:
@@ -42,7 +42,7 @@ class PruningController:
         self._guidance = Guidance.start(np.full(self._units.size, UNINFORMED), self._units)
         self._energy = EnergyAccumulator.empty(self._units.size)
         self.agreement: Agreement | None = None
-        self._distributed = config.trust == "distributed"
+        self._noised = config.trust != "none"
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """State for the checkpoint."""
@@ -85,25 +85,30 @@ class PruningController:
         """Averaged raw agreement of the whole model; None before it was measured."""
         return self._guidance.overall_average if self._guidance.rounds else None
 
-    def observe(self, aggregates: Sequence[Aggregate], live: NDArray[np.bool_]) -> None:
-        """Learn from one round's sums (full layout, masked coordinates 0)."""
+    def observe(self, aggregates: Sequence[Aggregate], live: NDArray[np.bool_], silo_variance: float = 0.0) -> None:
+        """Learn from one round's sums (full layout, masked coordinates 0).
+
+        `silo_variance` is what noise adds to each live coordinate of every silo's own update (trust local).
+        """
         self.agreement = None
         if "deviation" in aggregates[0].channels:
             self._guidance = Guidance.start(explored_guidance(aggregates, self._units.layout), self._units)
         if "update" not in aggregates[0].channels:
             return
-        self._energy = self._energy.add(aggregates, live)
-        if self._distributed and len(aggregates) > 1:
+        if "unit_energy" in aggregates[0].channels:
+            self.agreement = moments(aggregates[0], self._units, live, silo_variance)
+        elif len(aggregates) > 1:
             self.agreement = cross_cohort(aggregates, self._units, live)
-        elif "unit_energy" in aggregates[0].channels:
-            self.agreement = moments(aggregates[0], self._units)
+        if silo_variance:
+            aggregates = [replace(a, noise_std={"update": (a.silos * silo_variance) ** 0.5}) for a in aggregates]
+        self._energy = self._energy.add(aggregates, live)
         if self.agreement is not None:
             self._guidance = self._guidance.update(
                 aggregates,
                 self.agreement,
                 self._units,
                 rate=self._config.eta,
-                level="unit" if self._distributed else "parameter",
+                level="unit" if self._noised else "parameter",
                 live=live,
             )
 
@@ -164,7 +169,7 @@ class PruningController:
         return rows
 
     def _scores(self, model: ModelPayload) -> KeepScores:
-        if not self._distributed:
+        if not self._noised:
             return guidance_scores(self._guidance, self._units)
         # Half a vote, since a zero would condemn a unit on agreement alone, and only as far as it stands out of the
         # noise: what is measured of a single unit is mostly noise (benchmarks/results/agreement.md).

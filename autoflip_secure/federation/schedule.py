@@ -47,6 +47,11 @@ def cohort_minimum(size: int, silos: int, colluders: int, min_cohort: float, mom
     return max(least, share_threshold(silos)) if size == silos else least
 
 
+def bears_two_moments(size: int, silos: int, colluders: int, min_cohort: float) -> bool:
+    """Whether a cohort of so many silos may release a sum and squares of the same coordinates."""
+    return cohort_minimum(size, silos, colluders, min_cohort, 2) <= size
+
+
 class Schedule:
     """The plan of a resolved configuration.
 
@@ -96,8 +101,7 @@ class Schedule:
             return False
         if self._config.warm_start:
             return True  # its exploration releases two moments anyway
-        size = len(self._participants(0))
-        return cohort_minimum(size, self._silos, self._colluders, self._config.min_cohort, 2) <= size
+        return bears_two_moments(len(self._participants(0)), self._silos, self._colluders, self._config.min_cohort)
 
     def is_exploration(self, round: int) -> bool:
         """Whether `round` belongs to the first phase."""

@@ -20,7 +20,7 @@ from autoflip_secure.privacy.per_record import Loss, PerRecordGradients, Private
 from autoflip_secure.privacy.sampling import poisson_rows
 from autoflip_secure.sums.randomness import Randomness
 
-__all__ = ["SecretNoiseOptimizer", "dp_sgd"]
+__all__ = ["SecretNoiseOptimizer", "dp_sgd", "update_noise_variance"]
 
 
 class SecretNoiseOptimizer(DPOptimizer):
@@ -121,6 +121,16 @@ def dp_sgd(
             with torch.no_grad():
                 for p, master in zip(gradients.parameters, masters, strict=True):
                     p.copy_(master)
+
+
+def update_noise_variance(
+    *, steps: int, expected_batch: float, clip: float, noise_multiplier: float, learning_rate: float
+) -> float:
+    """Variance that the noise of `dp_sgd` without momentum gives each live parameter: steps (rate z C / batch)^2.
+
+    A public figure. Later steps start from models that carry the noise of earlier ones, which is not counted.
+    """
+    return steps * (learning_rate * noise_multiplier * clip / expected_batch) ** 2
 
 
 def _step(

@@ -137,6 +137,46 @@ def test_the_stated_variance_is_that_of_the_estimate(scale: float, least: float,
     assert not silent.variance.any()
 
 
+def silos_with_own_noise(seed: int, signal: np.ndarray, units: UnitMap, std: float) -> Aggregate:
+    """Five silos that all move by `signal`, each with noise of its own (trust local)."""
+    updates = signal + np.random.default_rng(seed).normal(0, std, (5, signal.size))
+    energy = np.sum([units.unit_sum(row**2) for row in updates], axis=0)
+    return Aggregate(0, 0, 5, {"update": updates.sum(axis=0), "unit_energy": energy})
+
+
+def test_the_silos_own_noise_does_not_hide_full_agreement() -> None:
+    signal = np.random.default_rng(0).normal(size=SMALL.size)
+    sums = [silos_with_own_noise(seed, signal, SMALL, 1.0) for seed in range(400)]
+    assert abs(np.mean([moments(a, SMALL, silo_variance=1.0).overall for a in sums]) - 1) < 0.05
+    assert np.mean([moments(a, SMALL).overall for a in sums]) < 0.6
+    nothing = [silos_with_own_noise(seed, 0 * signal, SMALL, 2.0) for seed in range(1500)]
+    assert z_score([moments(a, SMALL, silo_variance=4.0).rho for a in nothing]) < 4.2
+
+
+@pytest.mark.parametrize("scale", [0.0, 4.0])
+def test_the_stated_variance_counts_the_silos_own_noise(scale: float) -> None:
+    units = UnitMap.of(ModelSpec("mlp", (60,), 2, (10, 8)))
+    signal = scale * np.random.default_rng(1).normal(size=units.size)
+    sums = [silos_with_own_noise(seed, signal, units, 2.0) for seed in range(1000)]
+    results = [moments(a, units, silo_variance=4.0) for a in sums]
+    wide = units.layer == 0
+    seen = np.var([result.rho[wide] for result in results], axis=0).mean()
+    stated = np.mean([result.variance[wide] for result in results])
+    assert 0.8 * seen < stated < 1.45 * seen
+
+
+def test_masked_coordinates_carry_no_noise_of_silos() -> None:
+    live = np.random.default_rng(2).random(SMALL.size) < 0.5
+    signal = np.random.default_rng(0).normal(size=SMALL.size)
+    updates = (signal + np.random.default_rng(3).normal(0, 1.0, (300, 5, signal.size))) * live
+    overall = []
+    for five in updates:
+        energy = np.sum([SMALL.unit_sum(row**2) for row in five], axis=0)
+        sums = Aggregate(0, 0, 5, {"update": five.sum(axis=0), "unit_energy": energy})
+        overall.append(moments(sums, SMALL, live, 1.0).overall)
+    assert abs(np.mean(overall) - 1) < 0.1
+
+
 def slow_cross_cohort(cohorts: list[Aggregate], live: np.ndarray) -> list[float]:
     m = len(cohorts)
     rho = []

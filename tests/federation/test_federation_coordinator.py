@@ -206,7 +206,7 @@ def test_pruning_takes_the_momentum_along(make: Build, monkeypatch: pytest.Monke
     [
         ({}, {"deviation"}, {"update", "unit_energy"}),
         ({"warm_start": True}, {"deviation", "update"}, {"update", "unit_energy"}),
-        ({"dp_epsilon": 8.0, "dp_trust": "local"}, {"deviation"}, {"update", "unit_energy"}),
+        ({"dp_epsilon": 8.0, "dp_trust": "local"}, {"deviation", "update"}, {"update", "unit_energy"}),
         ({"dp_epsilon": 8.0}, {"update"}, {"update"}),
         ({"prune": "none"}, {"update"}, {"update"}),
         ({"silos": 4, "colluders": 1}, {"deviation"}, {"update"}),

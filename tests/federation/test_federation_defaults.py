@@ -81,7 +81,7 @@ def test_trust_decides_exploration_and_cohorts() -> None:
         for trust, options in TRUSTS.items():
             config = resolve(RunConfig.create(**options), TASKS[kind], natural_silos=None)
             distributed = trust == "distributed"
-            assert config.warm_start == distributed
+            assert config.warm_start == (trust != "none")
             assert config.cohorts == (2 if distributed else 1)
             assert (config.explore_rounds > 1) == distributed
             if distributed:

@@ -190,7 +190,7 @@ def test_agreement_is_measured_where_the_sums_allow_it(make: Make, dense: ModelP
 
 
 def test_noised_sums_move_guidance_by_unit_and_plain_ones_by_parameter(make: Make, dense: ModelPayload) -> None:
-    """Under distributed noise a single coordinate says nothing: parameters of a unit in one tensor move together."""
+    """Under noise a single coordinate says nothing: parameters of a unit in one tensor move together."""
     for trust, rounds in (("distributed", 1), ("none", 2)):
         controller, config = make(**TRUSTS[trust])
         for round in range(rounds):
@@ -200,6 +200,26 @@ def test_noised_sums_move_guidance_by_unit_and_plain_ones_by_parameter(make: Mak
         spread = [np.ptp(values[weights][owner[weights] == unit]) for unit in range(64)]
         assert (max(spread) == 0) == (trust == "distributed")
         assert np.ptp(values[weights]) > 0
+
+
+def test_the_silos_own_noise_is_taken_off_energy_and_agreement(make: Make, dense: ModelPayload) -> None:
+    """Trust local: noise alone leaves no energy and no agreement, and the score is size times energy."""
+    controller, _ = make(**TRUSTS["local"])
+    blind, _ = make(**TRUSTS["local"])
+    units, noise = controller._units, 3.0
+    for round in range(1, 30):
+        updates = stream(3, "own noise", round).normal(0, noise, (8, units.size))
+        energy = np.sum([units.unit_sum(row**2) for row in updates], axis=0)
+        sums = [Aggregate(round, 0, 8, {"update": updates.sum(axis=0), "unit_energy": energy})]
+        controller.observe(sums, dense.mask, noise**2)
+        blind.observe(sums, dense.mask)
+    mean_noise = 29 * noise**2 / 8
+    assert abs(controller.arrays()["energy"].mean()) < 0.05 * mean_noise
+    assert abs(blind.arrays()["energy"].mean() - mean_noise) < 0.05 * mean_noise
+    assert controller.arrays()["agreement_variance"].min() > 0
+    assert not blind.arrays()["agreement_variance"].any()
+    larger = replace(dense, weights=dense.weights * np.where(units.owner == 0, 10, 1).astype(np.float32))
+    assert controller._scores(larger).units[0] > 3 * controller._scores(dense).units[0]
 
 
 def test_layers_are_reported_with_units_live_and_agreement(make: Make, dense: ModelPayload) -> None:

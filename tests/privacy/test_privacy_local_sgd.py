@@ -16,7 +16,7 @@ from autoflip_secure.errors import ConfigError
 from autoflip_secure.models.layout import flatten_parameters, load_flat_parameters
 from autoflip_secure.privacy import local_sgd, per_record
 from autoflip_secure.privacy.continuous_noise import secure_gaussian
-from autoflip_secure.privacy.local_sgd import dp_sgd
+from autoflip_secure.privacy.local_sgd import dp_sgd, update_noise_variance
 from autoflip_secure.sums.randomness import ReproducibleRandomness, SecretRandomness
 
 Batch = Callable[[int], tuple[Tensor, Tensor]]
@@ -153,6 +153,24 @@ def test_an_empty_batch_is_noise_alone(mlp: nn.Module, batch: Batch) -> None:
     x, y = batch(1)
     moved = train(mlp, x[:0], y[:0], nominal_records=10, noise_multiplier=1.0, clip=0.1)
     assert (moved * 10).std() == pytest.approx(0.1, rel=0.2)
+
+
+def test_the_known_noise_of_an_update_is_what_empty_steps_add(mlp: nn.Module, batch: Batch) -> None:
+    x, y = batch(10)
+    moved = train(
+        mlp,
+        x[:0],
+        y[:0],
+        nominal_records=1,
+        steps=4,
+        sampling_rate=0.5,
+        noise_multiplier=1.5,
+        clip=0.2,
+        learning_rate=0.3,
+    )
+    variance = update_noise_variance(steps=4, expected_batch=0.5, clip=0.2, noise_multiplier=1.5, learning_rate=0.3)
+    low, high = stats.chi2.ppf([1e-6, 1 - 1e-6], moved.size) / moved.size
+    assert low < (moved / variance**0.5).var() < high
 
 
 def test_the_module_is_an_ordinary_one_afterwards(cnn: nn.Module, batch: Batch) -> None:
