@@ -59,7 +59,7 @@ def explored(grouping: Grouping, seed: int, start: Values, multiplier: float) ->
 
 
 class LocalObserver:
-    """What the coordinator learns from the silos' own noised updates; the known noise taken out, beside the default."""
+    """What the coordinator learns from the silos' own noised updates: taken as they are, and the known noise taken out."""
 
     def __init__(self, grouping: Grouping) -> None:
         self.grouping, self.units = grouping, unit_map()
@@ -102,7 +102,7 @@ class LocalObserver:
         }
 
     def scores(self, weights: Values) -> dict[str, KeepScores]:
-        """The run's own score, and the product of size and shrunk energy."""
+        """Guidance times agreement, the score without DP, and the run's own: size times shrunk energy."""
         arrays, facts = self._controller.arrays(), self._controller.facts()
         average = facts["overall_average"], facts["guidance_rounds"]
         guidance = guidance_scores(Guidance(arrays["guidance"], arrays["agreement"], *average), self.units)

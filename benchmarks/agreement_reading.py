@@ -152,8 +152,8 @@ def _about_local(f: Figures) -> str:
 
     exact = f.local(lambda row: row["overall"]["exact"]["ema"], 8)
     return (
-        f"**Trust local hides it altogether.** Silos' own noise fills the denominator: at epsilon 8 (iid) the whole "
-        f"model reads {f.local(lambda row: row['overall']['noised']['ema'], 8)} for {exact}, and "
+        "**Trust local hides it altogether.** Unless it is taken off, silos' own noise fills the denominator: at "
+        f"epsilon 8 (iid) the whole model reads {f.local(lambda row: row['overall']['noised']['ema'], 8)} for {exact}, and "
         f"{f.local(lambda row: row['overall']['noised']['noise taken out'], 8)} with the known noise taken out. "
         "Guidance "
         f"times an agreement that is noise around 0 keeps units that overlap {kept('guidance')} with the noise-free "
@@ -178,8 +178,8 @@ def defaults(rows: list[Row], costs: list[Row]) -> str:
         f"{f.score(SHRUNK, 8, cohorts=1, rounds=40)} after 40.",
         f"**eta: 0.1, as it is.** Guidance does not enter the score under distributed trust, and a rank correlation of "
         f"{f.score('guidance', 8)} at epsilon 8 is no reason to put it there.",
-        "**Trust local: size x shrunk energy as well**, with the known noise of the silos' updates, instead of "
-        "guidance times agreement. Not in the code: the controller would have to be told the noise multiplier.",
+        "**Trust local: size x shrunk energy as well**, with the known noise of the silos' updates taken off, instead "
+        "of guidance times agreement, which stays where there is no DP. In the code.",
     ]
     return "\n".join(_item(point) for point in points) + "\n"
 
