@@ -153,8 +153,8 @@ def _about_local(f: Figures) -> str:
     exact = f.local(lambda row: row["overall"]["exact"]["ema"], 8)
     return (
         "**Trust local hides it altogether.** Unless it is taken off, silos' own noise fills the denominator: at "
-        f"epsilon 8 (iid) the whole model reads {f.local(lambda row: row['overall']['noised']['ema'], 8)} for {exact}, and "
-        f"{f.local(lambda row: row['overall']['noised']['noise taken out'], 8)} with the known noise taken out. "
+        f"epsilon 8 (iid) the whole model reads {f.local(lambda row: row['overall']['noised']['ema'], 8)} for {exact}, "
+        f"and {f.local(lambda row: row['overall']['noised']['noise taken out'], 8)} with the known noise taken out. "
         "Guidance "
         f"times an agreement that is noise around 0 keeps units that overlap {kept('guidance')} with the noise-free "
         f"choice, random ones {kept('random')}; size times shrunk energy, with the silos' noise taken as known, "
