@@ -59,7 +59,7 @@ def explored(grouping: Grouping, seed: int, start: Values, multiplier: float) ->
 
 
 class LocalObserver:
-    """What the coordinator learns from silos that noise their own updates: as they are, and the known noise taken out."""
+    """What the coordinator learns from silos that noise their own updates: as they are, and with that taken out."""
 
     def __init__(self, grouping: Grouping) -> None:
         self.grouping, self.units = grouping, unit_map()
