@@ -8,6 +8,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,10 @@ from autoflip_secure.errors import DataError
 
 __all__ = ["existing_file", "existing_folder", "read_idx", "read_npz"]
 
-IDX_UNSIGNED_BYTE = 0x08
+IDX_TYPES: dict[int, tuple[str, np.dtype[Any]]] = {
+    0x08: ("unsigned bytes", np.dtype(np.uint8)),
+    0x0C: ("32-bit integers", np.dtype(">i4")),
+}
 MAX_IDX_BYTES = 1 << 30
 DAMAGED_ARCHIVE = (
     ValueError, OSError, EOFError, KeyError, NotImplementedError, MemoryError, zipfile.BadZipFile, zlib.error,
@@ -74,15 +78,16 @@ def read_npz(path: Path, names: tuple[str, ...], optional: tuple[str, ...] = ())
         raise DataError(f"{path}: damaged, or holds Python objects; write plain arrays with numpy.savez") from error
 
 
-def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """Unsigned bytes of a gzipped idx file.
+def read_idx(path: Path, dimensions: int, *, integers: bool = False) -> NDArray[Any]:
+    """Unsigned bytes, or 32-bit integers, of a gzipped idx file.
 
-    Layout: two zero bytes, the type 0x08, the number of dimensions, each dimension as a big-endian 32-bit integer,
-    then exactly their product in bytes (LeCun, Cortes, Burges, "The MNIST database of handwritten digits").
+    Layout: two zero bytes, the type (0x08, for integers 0x0C), the number of dimensions, each dimension as a big-endian
+    32-bit integer, then exactly their product of values, big-endian too (LeCun, Cortes, Burges, "The MNIST database of
+    handwritten digits").
 
     Returns
     -------
-    uint8 array with `dimensions` dimensions.
+    uint8 array, or int32 array, with `dimensions` dimensions.
 
     Raises
     ------
@@ -90,29 +95,32 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
         Anything else in the file; the message gives the byte offset (in the decompressed stream).
     """
     existing_file(path, "fetch the data set again, or correct --data-dir")
+    code = 0x0C if integers else 0x08
+    dtype = IDX_TYPES[code][1]
     try:
         with gzip.open(path, "rb") as file:
             header = file.read(4 + 4 * dimensions)
-            shape = _idx_shape(path, header, dimensions)
-            size = math.prod(shape)
+            shape = _idx_shape(path, header, dimensions, code)
+            size = math.prod(shape) * dtype.itemsize
             body = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a whole gzip file; fetch it again") from error
     if len(body) != size:
         end = "has more bytes" if len(body) > size else f"ends after {len(body)} bytes"
         raise DataError(f"{path}: byte {len(header)}: {end}; shape {shape} needs {size}; fetch it again")
-    return np.frombuffer(body, np.uint8).reshape(shape)
+    return np.frombuffer(body, dtype).astype(dtype.newbyteorder("="), copy=False).reshape(shape)
 
 
-def _idx_shape(path: Path, header: bytes, dimensions: int) -> tuple[int, ...]:
+def _idx_shape(path: Path, header: bytes, dimensions: int, code: int) -> tuple[int, ...]:
     if len(header) != 4 + 4 * dimensions:
         raise DataError(f"{path}: byte {len(header)}: ends inside its header; fetch it again")
-    if header[:4] != bytes([0, 0, IDX_UNSIGNED_BYTE, dimensions]):
+    values, dtype = IDX_TYPES[code]
+    if header[:4] != bytes([0, 0, code, dimensions]):
         raise DataError(
             f"{path}: byte 0: starts with 0x{header[:4].hex()}; "
-            f"an idx file of unsigned bytes in {dimensions} dimensions starts with 0x000008{dimensions:02x}"
+            f"an idx file of {values} in {dimensions} dimensions starts with 0x0000{code:02x}{dimensions:02x}"
         )
     shape: tuple[int, ...] = struct.unpack(f">{dimensions}I", header[4:])
-    if not 0 < math.prod(shape) <= MAX_IDX_BYTES:
+    if not 0 < math.prod(shape) * dtype.itemsize <= MAX_IDX_BYTES:
         raise DataError(f"{path}: byte 4: shape {shape} is empty or larger than {MAX_IDX_BYTES} bytes; fetch it again")
     return shape

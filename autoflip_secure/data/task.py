@@ -16,8 +16,8 @@ from autoflip_secure.errors import ConfigError, DataError
 __all__ = ["DEFAULT_MODELS", "KINDS", "Task"]
 
 KINDS = ("multiclass", "binary", "survival")
-DEFAULT_MODELS = ("cnn-tanh", "cnn6", "mlp")
-IMAGE_MODELS = ("cnn-tanh", "cnn6")
+DEFAULT_MODELS = ("cnn-tanh", "cnn6", "femnist-cnn", "mlp", "char-lstm")
+IMAGE_MODELS = ("cnn-tanh", "cnn6", "femnist-cnn")
 UNITS = ("record", "patient")
 
 
@@ -35,7 +35,8 @@ class Task:
     kind : str
         multiclass, binary or survival.
     input_shape : tuple of int
-        Shape of one record: (channels, height, width) or (features,).
+        Shape of one record: (channels, height, width), (features,), or (characters,) where records are text, whose
+        characters are numbered from 0.
     classes : int
         Number of classes.
     class_names : tuple of str

@@ -8,8 +8,9 @@ import pytest
 
 from autoflip_secure.data.heart import FEATURE_NAMES, load_heart
 from autoflip_secure.data.images import load_mnist, load_pneumonia_mnist
+from autoflip_secure.data.names import DATASETS
 from autoflip_secure.data.registry import load
-from autoflip_secure.errors import ConfigError, DataError, NotAvailable
+from autoflip_secure.errors import ConfigError, DataError
 
 HEART_LINE = "63.0,1.0,1.0,145.0,233.0,1.0,2.0,150.0,0.0,2.3,3.0,0.0,6.0,0\n"
 
@@ -93,23 +94,29 @@ def test_pneumonia_mnist(shared_data):
     assert data.task.kind == "binary"
 
 
-@pytest.mark.parametrize("name", ["mnist-writers", "cifar10", "femnist", "shakespeare"])
-def test_known_but_not_in_this_version(name, tmp_path):
-    with pytest.raises(NotAvailable, match=f"--dataset {name}: not available in this version"):
-        load(name, tmp_path, seed=0)
-
-
 def test_names_that_do_not_load(tmp_path):
     with pytest.raises(ConfigError, match=r"--dataset minst: unknown; use one of mnist5k, digits"):
         load("minst", None, seed=0)
-    with pytest.raises(ConfigError, match="--data-dir PATH"):
+    with pytest.raises(ConfigError, match=r"--data-dir PATH, with its files in PATH/heart-4-hospitals$"):
         load("heart", None, seed=0)
+    with pytest.raises(ConfigError, match=r"in PATH/mnist and PATH/qmnist-writers$"):
+        load("mnist-writers", None, seed=0)
+    with pytest.raises(ConfigError, match=r"in PATH/shakespeare or PATH/tiny-shakespeare$"):
+        load("shakespeare", None, seed=0)
     with pytest.raises(ConfigError, match="needs a path"):
         load("folder:", None, seed=0)
     with pytest.raises(DataError, match="no such folder"):
         load("heart", tmp_path / "absent", seed=0)
     with pytest.raises(DataError, match=r"heart-4-hospitals: no such folder; it must hold"):
         load("heart", tmp_path, seed=0)
+
+
+@pytest.mark.parametrize("name", [name for name, info in DATASETS.items() if info.subfolders])
+def test_absent_folders_are_named(name, tmp_path):
+    with pytest.raises(DataError) as caught:
+        load(name, tmp_path, seed=0)
+    assert DATASETS[name].subfolders[0] in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ def test_task_json_round_trip(name, classes, shape, records, note):
         {"class_names": [1, 2]},
         {"default_model": "resnet"},
         {"default_model": "cnn6"},
+        {"default_model": "femnist-cnn"},
         {"nominal_records": 0},
         {"nominal_records": "12"},
         {"note": None},
@@ -85,5 +86,4 @@ def test_names_cost_nothing():
 
 def test_names_and_loaders_agree():
     assert set(dataset_names()) == set(PACKAGED) | set(ON_DISK)
-    assert set(dataset_names(available_only=False)) == set(DATASETS)
-    assert {name for name, info in DATASETS.items() if info.available and info.subfolder} == set(ON_DISK)
+    assert {name for name, info in DATASETS.items() if info.subfolders} == set(ON_DISK)
