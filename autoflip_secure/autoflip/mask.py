@@ -146,8 +146,15 @@ def _below(units: UnitMap, keys: Values, removed: Flags, settings: PruneSettings
     spec = units.spec
     dense = int(UnitMap.of(dense_spec(spec.name, spec.input_shape, spec.outputs)).prunable.sum())
     dying = round(settings.threshold * dense) - (dense - weights.size)
-    order = np.lexsort((weights, current[weights], np.where(removed, -1.0, keys)[weights]))
-    below[weights[order[: max(dying, 0)]]] = True
+    if dying <= 0:
+        return below
+    # Sorting ten million scores takes seconds; only those level with the last to die need an order.
+    scores = np.where(removed, -1.0, keys)[weights]
+    last = np.partition(scores, dying - 1)[dying - 1]
+    level = np.flatnonzero(scores == last)
+    level = level[np.argsort(current[weights[level]], kind="stable")]
+    below[weights[scores < last]] = True
+    below[weights[level[: dying - np.count_nonzero(scores < last)]]] = True
     return below
 
 

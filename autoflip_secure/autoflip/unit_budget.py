@@ -96,7 +96,7 @@ def budget_ranking(units: UnitMap, scores: Values, gone: Flags, budgets: Sequenc
     lost = units.parameters_of(gone)
     shares = np.sum([budget.cost / budget.dense for budget in budgets], axis=0)
     shares[lost] = 0.0
-    cost = units.unit_sum(shares) + np.array([shares[outgoing].sum() for outgoing in units.outgoing])
+    cost = units.unit_sum(shares) + np.array([shares[units.read_elsewhere(u)].sum() for u in range(units.count)])
     ranking = layer_normalised(units, scores, gone)
     return np.divide(ranking, cost**COST_EXPONENT, out=ranking, where=cost > 0)
 
@@ -113,7 +113,7 @@ def cut_units(units: UnitMap, scores: Values, forced: Flags, protected: Flags, b
     ConfigError
         The protected units alone exceed a budget.
     """
-    removals = [np.concatenate(pair) for pair in zip(units.incoming, units.outgoing, strict=True)]
+    removals = [np.concatenate([units.incoming[u], units.read_elsewhere(u)]) for u in range(units.count)]
     dead = forced.copy()
     # How many dead units take each parameter: a weight between two dead units lives again only with both.
     takers = np.zeros(units.size, np.int64)

@@ -12,11 +12,14 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from autoflip_secure.autoflip.dependencies import IndexedNetwork
+from autoflip_secure.autoflip.recurrent import RecurrentNetwork
 from autoflip_secure.errors import ConfigError, EncodingError
 from autoflip_secure.models.layout import ParameterLayout
-from autoflip_secure.models.spec import ModelSpec, build, input_shape_of, layout_of, unit_layers
+from autoflip_secure.models.networks.recurrent import CharLSTM
+from autoflip_secure.models.spec import ModelSpec, input_shape_of, layout_of, skeleton, unit_layers
 
 __all__ = ["UnitMap"]
 
@@ -38,9 +41,11 @@ class UnitMap:
     incoming, outgoing : tuple of int64 arrays
         By unit, ascending flat indices: weights, bias and normalisation that produce it; weights that read it.
     owner : int64 (size,)
-        Unit that each parameter is incoming to; `count + k` for parameters of output neuron k.
+        Unit that each parameter is incoming to; `count + k` for parameters of output neuron k, and, where symbols go
+        in and out, for the embedding of symbol k.
     prunable : bool (size,)
-        Weights of convolutions and linear layers. Biases and normalisation follow their unit.
+        Weights of convolutions, linear and recurrent layers. Biases and normalisation follow their unit; embeddings
+        stay.
     """
 
     spec: ModelSpec
@@ -101,6 +106,11 @@ class UnitMap:
         """Give every parameter its unit's value and those of the output layer `outputs`, shape (size,)."""
         return np.concatenate([unit_values, np.full(self.spec.outputs, outputs)])[self.owner]
 
+    def read_elsewhere(self, unit: int) -> Indices:
+        """Outgoing parameters of a unit that are not incoming to it too, as those of a residual sum may be."""
+        outgoing = self.outgoing[unit]
+        return outgoing[self.owner[outgoing] != unit]
+
     def parameters_of(self, units: Flags) -> Flags:
         """Parameters that go when the given units go, incoming and outgoing, shape (size,)."""
         if units.shape != (self.count,):
@@ -116,23 +126,33 @@ def _add_up(slot: Indices, values: NDArray[np.generic], slots: int) -> Values:
     return np.bincount(slot, weights=values.astype(np.float64), minlength=slots).astype(np.float64, copy=False)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=8)  # one of ten million parameters takes 300 MB
 def _unit_map(spec: ModelSpec) -> UnitMap:
     layout = layout_of(spec)
-    network = IndexedNetwork(build(spec), input_shape_of(spec))
-    pairs = [list(network.units_of(layer)) for layer in unit_layers(spec)]
-    incoming = tuple(pair[0] for layer in pairs for pair in layer)
-    outgoing = tuple(pair[1] for layer in pairs for pair in layer)
-    layer = np.repeat(np.arange(len(pairs)), [len(units) for units in pairs])
+    net = skeleton(spec)
+    network = RecurrentNetwork(net) if isinstance(net, CharLSTM) else IndexedNetwork(net, input_shape_of(spec))
+    pairs = [network.units_of(layer) for layer in unit_layers(spec)]
+    incoming = tuple(indices for produced, _ in pairs for indices in produced)
+    outgoing = tuple(indices for _, read in pairs for indices in read)
+    layer = np.repeat(np.arange(len(pairs)), [layer.units for layer in unit_layers(spec)])
     owner = _owners(spec, layout, incoming)
-    prunable = np.concatenate([np.full(s.stop - s.start, len(shape) > 1) for _, s, shape in layout.slices()])
+    weights = _weights(net)
+    prunable = np.concatenate([np.full(s.stop - s.start, name in weights) for name, s, _ in layout.slices()])
     for array in (layer, owner, prunable, *incoming, *outgoing):
         array.setflags(write=False)
     return UnitMap(spec, layout, layer, incoming, outgoing, owner, prunable)
 
 
+def _weights(net: nn.Module) -> set[str]:
+    """Names of the weights of convolutions and linear layers, of which recurrent layers consist too."""
+    return {f"{name}.weight" for name, module in net.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+
+
 def _owners(spec: ModelSpec, layout: ParameterLayout, incoming: tuple[Indices, ...]) -> Indices:
-    """Owner of each parameter; what no unit owns must be the output layer, whose rows are the output neurons."""
+    """Owner of each parameter; what no unit owns must have a row an output, as the output layer has.
+
+    So has the embedding of a network whose outputs are the symbols that go in: a symbol's go with its output neuron.
+    """
     owner = np.full(layout.size, -1, np.int64)
     for unit, indices in enumerate(incoming):
         owner[indices] = unit

@@ -6,7 +6,6 @@ A spec is all it takes to rebuild a network, dense or compacted, on any machine.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -17,6 +16,7 @@ from torch import nn
 from autoflip_secure.errors import ConfigError, DataError
 from autoflip_secure.models.architectures import MODELS, UnitLayer
 from autoflip_secure.models.features import feature_shape
+from autoflip_secure.models.initial import initialise
 from autoflip_secure.models.layout import ParameterLayout
 
 __all__ = ["ModelSpec", "UnitLayer", "build", "dense_spec", "input_shape_of", "layout_of", "skeleton", "unit_layers"]
@@ -151,21 +151,10 @@ def build(spec: ModelSpec, generator: torch.Generator | None = None) -> nn.Modul
         following `load_flat_parameters`. Torch's global random state is read in neither case.
     """
     net = skeleton(spec).to_empty(device="cpu")
+    if generator is not None:
+        initialise(net, generator)
+        return net
     with torch.no_grad():
-        for module in net.modules():
-            if generator is not None and isinstance(module, nn.Conv2d | nn.Linear):
-                _initialise_affine(module, generator)
-            elif generator is not None and isinstance(module, nn.GroupNorm):
-                module.reset_parameters()
-            else:
-                for parameter in module.parameters(recurse=False):
-                    parameter.zero_()
+        for parameter in net.parameters():
+            parameter.zero_()
     return net
-
-
-def _initialise_affine(module: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
-    """Torch's default: weights and biases uniform on +-1/sqrt(fan in), which is kaiming_uniform with a = sqrt(5)."""
-    bound = 1 / math.sqrt(module.weight[0].numel())
-    module.weight.uniform_(-bound, bound, generator=generator)
-    if module.bias is not None:
-        module.bias.uniform_(-bound, bound, generator=generator)

@@ -20,16 +20,22 @@ from autoflip_secure.models.spec import ModelSpec, UnitLayer, build, input_shape
 READERS = {
     "cnn-tanh": {"conv1": "conv2", "conv2": "fc1", "fc1": "fc2"},
     "cnn6": {"conv1": "conv2", "conv2": "conv3", "conv3": "conv4", "conv4": "fc1", "fc1": "fc2"},
+    "femnist-cnn": {"conv1": "conv2", "conv2": "fc1", "fc1": "fc2"},
     "scatter": {"conv1": "fc1"},
     "mlp": {"fc1": "fc2", "fc2": "fc3"},
 }
+
+
+CHAINS = ["cnn-tanh", "cnn-tanh-small", "cnn6", "femnist-cnn", "scatter", "mlp"]
 
 
 def indexed_tensors(spec: ModelSpec) -> dict[str, NDArray[np.int64]]:
     return {name: np.arange(where.start, where.stop).reshape(shape) for name, where, shape in layout_of(spec).slices()}
 
 
-def test_incoming_and_outgoing_by_hand(spec: ModelSpec) -> None:
+@pytest.mark.parametrize("name", CHAINS)
+def test_incoming_and_outgoing_by_hand(name: str, specs: dict[str, ModelSpec]) -> None:
+    spec = specs[name]
     tensors = indexed_tensors(spec)
     expected_in, expected_out = [], []
     for layer in unit_layers(spec):
@@ -51,7 +57,9 @@ def test_incoming_and_outgoing_by_hand(spec: ModelSpec) -> None:
         np.testing.assert_array_equal(units.outgoing[unit], expected_out[unit])
 
 
-def test_owner_layer_and_prunable(spec: ModelSpec) -> None:
+@pytest.mark.parametrize("name", CHAINS)
+def test_owner_layer_and_prunable(name: str, specs: dict[str, ModelSpec]) -> None:
+    spec = specs[name]
     units = UnitMap.of(spec)
     tensors = indexed_tensors(spec)
     for unit, incoming in enumerate(units.incoming):
@@ -99,7 +107,55 @@ def test_parameters_of_is_the_union(spec: ModelSpec) -> None:
     assert set(np.flatnonzero(units.parameters_of(chosen)).tolist()) == slow
 
 
-@pytest.mark.parametrize("name", ["cnn-tanh-small", "cnn6", "scatter", "mlp"])
+def test_units_partition_what_is_not_the_outputs(spec: ModelSpec) -> None:
+    units = UnitMap.of(spec)
+    members = np.concatenate(units.incoming)
+    assert np.unique(members).size == members.size
+    np.testing.assert_array_equal(np.sort(members), np.flatnonzero(units.owner < units.count))
+    assert (np.bincount(units.owner, minlength=units.groups) > 0).all()
+    for unit, incoming in enumerate(units.incoming):
+        assert (units.owner[incoming] == unit).all()
+        assert units.outgoing[unit].size, "somebody reads it"
+        elsewhere = np.setdiff1d(units.outgoing[unit], incoming)
+        np.testing.assert_array_equal(units.read_elsewhere(unit), elsewhere)
+
+
+def test_hidden_units_of_an_lstm_by_hand(specs: dict[str, ModelSpec]) -> None:
+    spec = specs["char-lstm"]
+    tensors = indexed_tensors(spec)
+    units = UnitMap.of(spec)
+    first, second = spec.widths
+    for unit in range(units.count):
+        layer, width, hidden = ("lstm1", first, unit) if unit < first else ("lstm2", second, unit - first)
+        rows = [gate * width + hidden for gate in range(4)]
+        own = [tensors[f"{layer}.{side}.{kind}"][rows] for side in ("ih", "hh") for kind in ("weight", "bias")]
+        np.testing.assert_array_equal(units.incoming[unit], np.sort(np.concatenate([part.ravel() for part in own])))
+        reader = tensors["lstm2.ih.weight" if layer == "lstm1" else "fc.weight"]
+        read = np.concatenate([tensors[f"{layer}.hh.weight"][:, hidden], reader[:, hidden]])
+        np.testing.assert_array_equal(units.outgoing[unit], np.sort(read))
+    for symbol in range(spec.outputs):
+        own = [tensors[name][symbol].ravel() for name in ("embedding.weight", "fc.weight", "fc.bias")]
+        np.testing.assert_array_equal(np.flatnonzero(units.owner == units.count + symbol), np.concatenate(own))
+    for name, where, shape in layout_of(spec).slices():
+        assert (units.prunable[where] == (len(shape) == 2 and name != "embedding.weight")).all()
+
+
+def test_a_stage_of_the_residual_network_is_one_layer_by_hand(specs: dict[str, ModelSpec]) -> None:
+    spec = specs["resnet-small"]
+    tensors = indexed_tensors(spec)
+    units = UnitMap.of(spec)
+    unit = int(np.flatnonzero(units.layer == 3)[1])  # the second unit of stage2.conv2: channels 4 to 7
+    own = slice(4, 8)
+    weights = ["stage2.conv2.weight", "stage2.norm2.weight", "stage2.norm2.bias"]
+    weights += ["stage2.shortcut.conv.weight", "stage2.shortcut.norm.weight", "stage2.shortcut.norm.bias"]
+    produced = np.concatenate([tensors[name][own].ravel() for name in weights])
+    np.testing.assert_array_equal(units.incoming[unit], np.sort(produced))
+    readers = ["stage3.conv1.weight", "stage3.shortcut.conv.weight"]
+    read = np.concatenate([tensors[name][:, own].ravel() for name in readers])
+    np.testing.assert_array_equal(units.outgoing[unit], np.sort(read))
+
+
+@pytest.mark.parametrize("name", ["cnn-tanh-small", "cnn6", "femnist-cnn", "resnet-small", "scatter", "mlp"])
 def test_pruning_one_unit_for_real_takes_the_same_parameters(name: str, specs: dict[str, ModelSpec]) -> None:
     spec = specs[name]
     units = UnitMap.of(spec)
@@ -139,7 +195,7 @@ class Residual(nn.Module):
 def test_a_residual_sum_couples_its_branches() -> None:
     net = Residual()
     where = {name: np.arange(s.start, s.stop).reshape(shape) for name, s, shape in ParameterLayout.of(net).slices()}
-    pairs = list(IndexedNetwork(net, (1, 4, 4)).units_of(UnitLayer("a", 4, 2)))
+    pairs = list(zip(*IndexedNetwork(net, (1, 4, 4)).units_of(UnitLayer("a", 4, 2)), strict=True))
     assert len(pairs) == 2
     for unit, (incoming, outgoing) in enumerate(pairs):
         own = slice(2 * unit, 2 * unit + 2)

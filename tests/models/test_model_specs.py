@@ -76,6 +76,16 @@ def test_what_is_not_a_spec_is_a_data_error_in_one_line(text: str) -> None:
         ("mlp", (-13,), 2, (64, 32)),
         ("cnn6", (3, 32, 32), 10, (32, 30, 64, 64, 128)),
         ("cnn6", (3, 32, 7), 10, (32, 32, 64, 64, 128)),
+        ("resnet-small", (3, 32, 32), 10, (16, 16, 32, 30, 64, 64)),
+        ("resnet-small", (3, 32, 32), 10, (16, 16, 32, 32, 64)),
+        ("resnet-small", (80,), 10, (16, 16, 32, 32, 64, 64)),
+        ("femnist-cnn", (1, 28, 28), 10, (32, 64, 2049)),
+        ("femnist-cnn", (1, 28, 7), 10, (32, 64, 2048)),
+        ("char-lstm", (80,), 10, (256, 257)),
+        ("char-lstm", (80,), 10, (0, 256)),
+        ("char-lstm", (1, 28, 28), 10, (256, 256)),
+        ("char-lstm", (), 10, (256, 256)),
+        ("resnet18", (3, 32), 10, (64,) * 12),
         ("cnn-tanh", (28, 28), 10, (16, 32, 32)),
         ("cnn-tanh", (1, 7, 28), 10, (16, 32, 32)),
     ],
@@ -87,7 +97,7 @@ def test_impossible_networks_are_refused(fields: tuple[str, tuple[int, ...], int
 
 
 def test_refusals_name_what_would_be_right() -> None:
-    with pytest.raises(ConfigError, match=r"--model: unknown network 'resnet'.*cnn-tanh, cnn6, scatter, mlp"):
+    with pytest.raises(ConfigError, match=r"--model: unknown network 'resnet'.*cnn-tanh, cnn6, .*char-lstm, mlp"):
         dense_spec("resnet", (1, 28, 28), 10)
     with pytest.raises(ConfigError, match=r"records are 13.*--model mlp"):
         dense_spec("cnn-tanh", (13,), 2)
