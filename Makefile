@@ -32,7 +32,10 @@ bench-privacy: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/noise.py $(filter --quick,$(ARGS))
 	$(BIN)/python benchmarks/agreement_privacy.py $(filter --quick --fresh,$(ARGS))
 
-bench-pruning bench-ckks bench-threats: $(VENV)/.installed-test
+bench-pruning: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/pruning.py $(ARGS)
+
+bench-ckks bench-threats: $(VENV)/.installed-test
 	@echo "$@: not available in this version" >&2; exit 2
 
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -21,7 +21,7 @@ __all__ = ["LOCAL_ONLY_FIELDS", "ResolvedConfig", "RunConfig", "flag_of", "load_
 
 ARRIVES_LATER = {
     "aggregation": {"ckks"},
-    "prune": {"magnitude", "snip", "prunefl", "feddst"},
+    "prune": {"feddst"},
 }
 """Known values whose part is not in this version; they are refused, never ignored."""
 
@@ -49,13 +49,23 @@ class RunConfig(BaseModel):
     dataset: str = Field("mnist5k", description="data set by name, or folder:PATH for your own")
     data_dir: Path | None = Field(None, description="folder that holds the data sets that are not embedded")
     model: str | None = Field(None, description="network (default: by data set)")
-    silos: int | None = Field(None, ge=3, le=2000, description="number of silos [10; natural: as many as there are]")
+    silos: int | None = Field(
+        None,
+        ge=3,
+        le=2000,
+        description="number of silos [10; natural: as many as there are; with fewer, whole ones are put together]",
+    )
     partition: str | None = Field(
-        None, description="iid | dirichlet:ALPHA | pathological:CLASSES | natural [dirichlet:0.5]"
+        None,
+        description="iid | dirichlet:ALPHA | pathological:CLASSES | natural [natural where the data have silos, "
+        "else dirichlet:0.5]",
     )
     rounds: int | None = Field(None, ge=1, le=100_000, description="rounds of the run, exploration included")
     local_steps: int | None = Field(
         None, ge=1, le=10_000, description="gradient steps a silo takes in a round [distributed: 1]"
+    )
+    local_epochs: int | None = Field(
+        None, ge=1, le=1000, description="in place of --local-steps: passes over a silo's nominal share of the records"
     )
     participation: float = Field(1.0, gt=0, le=1, description="fraction of the silos drawn for each round")
     batch_size: int | None = Field(None, ge=1, description="records a local step uses without DP")
@@ -63,6 +73,15 @@ class RunConfig(BaseModel):
     momentum: float | None = Field(
         None, ge=0, lt=1, description="momentum (under DP the server's, else the silos' own)"
     )
+    lr_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate from each round to the next")
+    optimizer: Literal["sgd", "adam"] = Field("sgd", description="sgd | adam: how silos train without DP")
+    prox_mu: float = Field(
+        0.0, ge=0, description="weight of FedProx' pull towards the round's model, without DP (Li et al. 2020)"
+    )
+    server_optimizer: Literal["average", "adam"] = Field(
+        "average", description="average | adam (FedAdam, Reddi et al. 2021): how the mean update moves the model"
+    )
+    server_learning_rate: float = Field(0.01, gt=0, description="step of --server-optimizer adam")
     target_accuracy: float | None = Field(
         None, gt=0, le=1, description="report the rounds and bytes needed to reach this accuracy"
     )
@@ -109,8 +128,13 @@ class RunConfig(BaseModel):
     )
 
     # Pruning
-    prune: Annotated[Literal["autoflip", "random", "none"], _not_in_this_version("prune")] = Field(
+    prune: Annotated[
+        Literal["autoflip", "random", "none", "magnitude", "snip", "prunefl"], _not_in_this_version("prune")
+    ] = Field(
         "autoflip", description="autoflip | random (units drawn at first) | none | magnitude | snip | prunefl | feddst"
+    )
+    score: Literal["usual", "guidance", "guidance-agreement", "energy", "product", "product-agreement"] = Field(
+        "usual", description="what autoflip keeps by [guidance-agreement; with DP product-agreement]"
     )
     prune_threshold: float | None = Field(
         None, ge=0, lt=1, description="parameters scoring in the lowest part of this size die [0.3; distributed: 0.6]"
@@ -121,10 +145,23 @@ class RunConfig(BaseModel):
         le=1,
         description="largest fraction of the dense FLOPs to keep [0.5]",
     )
+    prune_threshold_kind: Literal["quantile", "absolute"] = Field(
+        "quantile", description="quantile | absolute: what --prune-threshold is of the scores"
+    )
+    prune_hysteresis: float = Field(
+        0.1, ge=0, lt=1, description="half-width of the band around the threshold in which a parameter keeps its state"
+    )
+    prune_floor: float = Field(0.1, ge=0, le=1, description="least fraction of a layer's units that lives")
     explore_rounds: int | None = Field(
         None, ge=1, description="rounds of exploration before the first mask [distributed: 20, else 1]"
     )
     explore_steps: int | None = Field(None, ge=1, description="local steps of an exploring silo")
+    explore_participation: float | None = Field(
+        None, gt=0, le=1, description="fraction of the silos that explore [--participation]"
+    )
+    explore_every: int = Field(
+        0, ge=0, description="explore anew every so many rounds, without distributed noise (0: once)"
+    )
     cohorts: int | None = Field(
         None, ge=1, le=16, description="cohorts summed apart in rounds that measure agreement [epsilon above 2: 2]"
     )
@@ -154,6 +191,10 @@ class RunConfig(BaseModel):
     def trust(self) -> str:
         """none, local or distributed: what the privacy terms of a manifest say."""
         return self.dp_trust if self.dp_epsilon is not None else "none"
+
+    def rate(self, round: int) -> float:
+        """Learning rate of a round: --learning-rate decayed once a round; 0 while it is not set."""
+        return (self.learning_rate or 0.0) * self.lr_decay**round
 
     def digest(self) -> bytes:
         """SHA-256 of what the run computes, for the manifest."""

@@ -13,6 +13,7 @@ import typer
 
 from autoflip_secure.config import RunConfig, flag_of, load_config_file
 from autoflip_secure.errors import AutoflipSecureError, InputError, Interrupted
+from autoflip_secure.presets import preset_options
 
 __all__ = ["config_from", "run_command", "with_config_options"]
 
@@ -56,16 +57,22 @@ def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def config_from(options: dict[str, Any], file: Path | None) -> RunConfig:
-    """Validated configuration: the command line wins over the file, the file over defaults.
+def config_from(options: dict[str, Any], file: Path | None, preset: str | None = None) -> RunConfig:
+    """Validated configuration: the command line wins over the file, the file over the preset, that over defaults.
+
+    Local steps and local epochs are two ways to say one thing, so that either replaces a preset's other.
 
     Raises
     ------
     ConfigError
         Names the option.
     """
-    base = load_config_file(file) if file is not None else {}
-    return RunConfig.create(**{**base, **options})
+    chosen = {**(load_config_file(file) if file is not None else {}), **options}
+    base = preset_options(preset)
+    for one, other in (("local_steps", "local_epochs"), ("local_epochs", "local_steps")):
+        if one in chosen:
+            base.pop(other, None)
+    return RunConfig.create(**{**base, **chosen})
 
 
 def run_command(app: typer.Typer, arguments: list[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autoflip_secure.config import ResolvedConfig, RunConfig, load_config_file
+from autoflip_secure.config import ResolvedConfig, RunConfig, flag_of, load_config_file
 from autoflip_secure.errors import CannotContinue, ConfigError, Interrupted
 from autoflip_secure.options import config_from, run_command, with_config_options
 
@@ -23,6 +23,7 @@ __all__ = ["app", "main", "simulate"]
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 Resume = Annotated[Path | None, typer.Option("--resume", help="go on with an interrupted run")]
+Preset = Annotated[str | None, typer.Option("--preset", help="named settings: paper-mnist, quick-mnist, ... (README)")]
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file with any of these options")]
 Summary = Annotated[str | None, typer.Option("--summary", help="json: print summary.json as the last line of stdout")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress on stderr")]
@@ -35,6 +36,7 @@ def simulate(
     *,
     resume: Resume = None,
     config: Config = None,
+    preset: Preset = None,
     summary: Summary = None,
     quiet: Quiet = False,
 ) -> None:
@@ -42,14 +44,16 @@ def simulate(
     if summary not in (None, "json"):
         raise ConfigError(f"--summary {summary}: the only form is json")
     if resume is not None:
-        if options or config is not None:
-            given = "--config" if config is not None else "--" + next(iter(options)).replace("_", "-")
+        if options or config is not None or preset is not None:
+            named = {"--config": config, "--preset": preset}
+            given = next((flag for flag, value in named.items() if value is not None), None)
+            given = given or flag_of(next(iter(options)))
             raise ConfigError(f"{given}: a resumed run keeps its own configuration; give --resume alone")
         folder, resolved = _reopen(resume)
     else:
-        if "dp_trust" in options and "dp_epsilon" not in options and config is None:
+        if "dp_trust" in options and "dp_epsilon" not in options and config is None and preset is None:
             raise ConfigError("--dp-trust: promises nothing without --dp-epsilon; give both or neither")
-        folder, resolved = _prepare(config_from(options, config))
+        folder, resolved = _prepare(config_from(options, config, preset))
     _run(folder, resolved, quiet=quiet, summary=summary)
 
 
@@ -60,11 +64,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _prepare(config: RunConfig) -> tuple[RunFolder, ResolvedConfig]:
     """Load the data, fill in the options and create the federation on disk."""
-    from autoflip_secure.autoflip.settings import PruneSettings
     from autoflip_secure.autoflip.unit_budget import check_reachable
     from autoflip_secure.data.registry import load
     from autoflip_secure.federation.defaults import resolve
     from autoflip_secure.federation.provisioning import RunFolder, provision
+    from autoflip_secure.federation.pruning import prune_settings
     from autoflip_secure.federation.schedule import Schedule
     from autoflip_secure.models.spec import dense_spec
     from autoflip_secure.training.device import pick_device
@@ -75,7 +79,7 @@ def _prepare(config: RunConfig) -> tuple[RunFolder, ResolvedConfig]:
     Schedule(resolved)
     dense = dense_spec(resolved.model, data.task.input_shape, data.task.outputs)
     if resolved.prune != "none":
-        check_reachable(dense, PruneSettings(resolved.prune_threshold, flops_kept=resolved.prune_flops))
+        check_reachable(dense, prune_settings(resolved, resolved.prune_flops))
     folder = RunFolder(_new_directory(resolved))
     provision(folder, resolved, data)
     return folder, resolved

@@ -27,7 +27,7 @@ from autoflip_secure.privacy.local_sgd import dp_sgd
 from autoflip_secure.seeds import torch_stream
 from autoflip_secure.sums.randomness import SecretRandomness
 from autoflip_secure.training.evaluation import evaluate
-from autoflip_secure.training.local import local_sgd
+from autoflip_secure.training.local import train_locally
 
 __all__ = ["MEASURES", "references"]
 
@@ -64,7 +64,7 @@ def _score(config: ResolvedConfig, data: LoadedData, train: Records, test: Recor
     network = build(dense_spec(config.model, task.input_shape, task.outputs), torch_stream(config.seed, "init"))
     x, y = torch.from_numpy(train.x), torch.from_numpy(np.asarray(task.targets(train)))
     if config.dp_epsilon is None:
-        local_sgd(
+        train_locally(
             network, x, y,
             steps=config.rounds * config.local_steps, batch_size=min(len(train), 8 * config.batch_size),
             learning_rate=config.learning_rate * rate, momentum=config.momentum, loss=task.loss,

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from autoflip_secure.data.names import DATASETS
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (
     "README.md",
@@ -41,6 +43,14 @@ def test_the_table_in_the_readme_is_the_one_the_benchmark_wrote() -> None:
     assert len(table) > 5
     readme = (ROOT / "README.md").read_text()
     assert "\n".join(table) in readme
+
+
+def test_the_readme_names_every_data_set_and_its_folders() -> None:
+    section = (ROOT / "README.md").read_text().split("## Data sets\n")[1].split("\n## ")[0]
+    for name, info in DATASETS.items():
+        assert f"`{name}`" in section
+        places = [re.search(rf"\b{re.escape(folder)}/", section) for folder in info.subfolders]
+        assert any(places) if info.either else all(places), f"the folders of {name}"
 
 
 def test_make_targets_that_are_named_exist() -> None:

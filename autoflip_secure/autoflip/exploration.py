@@ -25,10 +25,13 @@ def deviation(start: NDArray[np.floating], end: NDArray[np.floating]) -> NDArray
     return (end.astype(np.float64) - start.astype(np.float64)) ** 2
 
 
-def explored_guidance(aggregates: Sequence[Aggregate], layout: ParameterLayout) -> NDArray[np.float32]:
+def explored_guidance(
+    aggregates: Sequence[Aggregate], layout: ParameterLayout, live: NDArray[np.bool_] | None = None
+) -> NDArray[np.float32]:
     """Initial guidance: the mean deviation over all silos of all cohorts, scaled to [0, 1] per tensor, shape (size,).
 
-    Scaling per tensor makes layers comparable, whose deviations differ by orders of magnitude.
+    Scaling per tensor makes layers comparable, whose deviations differ by orders of magnitude. Masked parameters (not
+    `live`) were not explored and have guidance 0.
     """
     mean, _ = pooled_mean(aggregates, "deviation", layout.size)
-    return min_max(mean, layout).astype(np.float32)
+    return min_max(mean, layout, live).astype(np.float32)

@@ -32,7 +32,7 @@ from autoflip_secure.sums.noise_chain import LINK_BYTES, fresh_root
 from autoflip_secure.sums.randomness import Randomness, ReproducibleRandomness, SecretRandomness, dither
 from autoflip_secure.sums.words import FloatChannel
 from autoflip_secure.training.evaluation import MetricForm, metric_vector, predict
-from autoflip_secure.training.local import local_sgd
+from autoflip_secure.training.local import train_locally
 
 __all__ = ["Contributor"]
 
@@ -155,7 +155,7 @@ class Contributor:
                 sampling_rate=manifest.privacy.sampling_rate,
                 clip=manifest.privacy.clip,
                 noise_multiplier=manifest.privacy.noise_multiplier,
-                learning_rate=config.learning_rate,
+                learning_rate=config.rate(manifest.round),
                 momentum=0.0,
                 live=live,
                 nominal_records=model.nominal_records(config.silos),
@@ -165,17 +165,19 @@ class Contributor:
                 patient=self._patient,
             )
             return
-        local_sgd(
+        train_locally(
             network,
             x,
             y,
             steps=steps,
             batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
+            learning_rate=config.rate(manifest.round),
             momentum=config.momentum,
             generator=torch_stream(config.seed, "batches", manifest.round, self._silo),
             live=live,
             loss=self._task.loss,
+            optimizer=config.optimizer,
+            prox_mu=config.prox_mu,
         )
 
     def _load(self, model: ModelPayload) -> torch.nn.Module:

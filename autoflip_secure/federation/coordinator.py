@@ -28,6 +28,7 @@ from autoflip_secure.federation.pruning import PruningController
 from autoflip_secure.federation.run_state import RunState, has_checkpoint, load_checkpoint, save_checkpoint
 from autoflip_secure.federation.schedule import RoundPlan, Schedule
 from autoflip_secure.federation.scoring import Scorer
+from autoflip_secure.federation.server_step import FedAdam, ServerMoments
 from autoflip_secure.federation.server_view import ServerView
 from autoflip_secure.federation.spending import spent_after
 from autoflip_secure.federation.sums import SumRunner, reserve_attempts, scatter
@@ -62,8 +63,8 @@ class Coordinator:
         self.plan = session_plan(config, self._task, self._schedule, public_test=folder.public_test.exists())
         dense = dense_spec(config.model, self._task.input_shape, self._task.outputs)
         self._dense_flops = flops(dense)
-        self._pruning = PruningController(config, self._schedule, dense)
         self._start = flatten_parameters(build(dense, torch_stream(config.seed, "init"))).numpy()
+        self._pruning = PruningController(config, self._schedule, dense, self._start)
         self._dense_size = self._start.size
         self.state = self._restore() if has_checkpoint(folder.checkpoint) else self._fresh_state(dense)
         self._clip = AdaptiveClip(config.clip, config.adaptive_clip, self.state.facts.get("clip", config.clip))
@@ -117,7 +118,7 @@ class Coordinator:
         model = ModelPayload(dense, self._start.copy(), np.ones(self._start.size, bool), records)
         if self._config.prune == "random":
             model = self._pruning.draw(model)
-        return RunState(0, model, np.zeros(model.weights.size), facts=dict.fromkeys(TIMES, 0.0))
+        return RunState(0, model, ServerMoments.zeros(model.weights.size), facts=dict.fromkeys(TIMES, 0.0))
 
     def _restore(self) -> RunState:
         state = load_checkpoint(self._folder.checkpoint)
@@ -201,9 +202,10 @@ class Coordinator:
             self._clip.in_first_units(scatter(a, state.model))
             for a in self._sums.run(state, plan.phase, plan, self._channels(number), terms)
         ]
-        self._step(aggregates)
-        if self._schedule.explores:
-            self._pruning.observe(aggregates, live, self._silo_variance(terms))
+        self._step(number, aggregates)
+        if self._schedule.prunes:
+            self._pruning.observe(number, aggregates, live, self._silo_variance(terms))
+            self._report_exploration(number)
             if self._pruning.is_decision(number):
                 self._prune(number)
         self._clip.follow(aggregates, self._expected_batch(sum(a.silos for a in aggregates)))
@@ -230,7 +232,7 @@ class Coordinator:
             expected_batch=terms.sampling_rate * self.state.model.nominal_records(self._config.silos),
             clip=terms.clip,
             noise_multiplier=terms.noise_multiplier,
-            learning_rate=self._config.learning_rate,
+            learning_rate=self._config.rate(self.state.round),
         )
 
     def _noise_a_silo(self, number: int) -> float:
@@ -248,39 +250,52 @@ class Coordinator:
         config, model = self._config, self.state.model
         live = int(model.mask.sum())
         if config.trust != "distributed" and self._schedule.is_exploration(number):
-            channels = [deviation_channel(live)]
-            return [*channels, update_channel(config, live)] if config.warm_start else channels
+            channels = [deviation_channel(live)] if config.prune == "autoflip" else []
+            moves = not channels or not self._schedule.leaves_the_model(number)
+            return [*channels, update_channel(config, live)] if moves else channels
         channels = [update_channel(config, live, self._clip.value, self._expected_batch(1), self._noise_a_silo(number))]
         if self._schedule.sends_energy:
             channels.append(energy_channel(self._pruning.units))
         cohort = min(len(silos) for silos in self._schedule.plan(number).cohorts)
         return channels + self._clip.channels(self._expected_batch(cohort), self.plan.privacy.noise_multiplier)
 
-    def _step(self, aggregates: Sequence[Aggregate]) -> None:
-        """Move the model by the sum: momentum SGD on the noised gradient sum, or the mean of the silos' updates.
+    def _step(self, number: int, aggregates: Sequence[Aggregate]) -> None:
+        """Move the model by the sum: momentum SGD on the noised gradient sum, or the mean of the silos' updates; or
+        FedAdam on either.
 
         Under DP the momentum is the server's: it smooths noise over rounds, and as post-processing it costs nothing.
         Without DP it is the silos' own.
         """
         state, config = self.state, self._config
-        if "update" not in aggregates[0].channels:
-            return  # cold start: exploration maps the landscape and leaves the model where it was
+        if self._schedule.leaves_the_model(number):
+            return
         total = np.sum([a.sum("update") for a in aggregates], axis=0)
         present = sum(a.silos for a in aggregates)
         if config.trust == "distributed":
-            step = config.learning_rate * total / self._expected_batch(present)
+            step = config.rate(number) * total / self._expected_batch(present)
         else:
             step = total / present
-        momentum = 0.0 if config.trust == "none" else config.momentum
-        state.velocity = np.where(state.model.mask, momentum * state.velocity + step, 0.0)
-        weights = (state.model.weights + state.velocity).astype(np.float32)
-        state.model = replace(state.model, weights=np.where(state.model.mask, weights, np.float32(0)))
+        if config.server_optimizer == "adam":
+            adam = FedAdam(config.server_learning_rate * config.lr_decay**number)
+            weights, state.server = adam.move(state.model.weights.astype(np.float64), step, state.server)
+        else:
+            momentum = 0.0 if config.trust == "none" else config.momentum
+            velocity = np.where(state.model.mask, momentum * state.server.velocity + step, 0.0)
+            state.server = replace(state.server, velocity=velocity, steps=state.server.steps + 1)
+            weights = state.model.weights.astype(np.float64) + velocity
+        live = np.where(state.model.mask, weights.astype(np.float32), np.float32(0))
+        state.model = replace(state.model, weights=live)
+
+    def _report_exploration(self, number: int) -> None:
+        """How like the first map this one is: whether exploring once is enough."""
+        if self._pruning.likeness is not None:
+            self._event("explored", round=number, cosine_to_first=round(self._pruning.likeness, 4))
 
     def _prune(self, number: int) -> None:
         state = self.state
         before = int(state.model.mask.sum())
         state.model, kept = self._pruning.decide(number, state.model)
-        state.velocity = np.where(state.model.mask, state.velocity[kept], 0.0)
+        state.server = state.server.compact(kept, state.model.mask)
         self._event(
             "pruned",
             round=number,
@@ -321,7 +336,7 @@ class Coordinator:
             "params_dense": self._dense_size,
             "flops": flops(state.model.spec),
             "flops_dense": self._dense_flops,
-            "layers": self._pruning.layer_report(state.model) if self._schedule.explores else [],
+            "layers": self._pruning.layer_report(state.model) if self._schedule.prunes else [],
             "upload_bytes_per_silo": state.traffic.upload_contributions / len(self._exchange.nodes),
             "upload_bytes_total_per_silo": state.traffic.upload_total / len(self._exchange.nodes),
             "upload_bytes_dense_fp32": BYTES_FP32 * self._dense_size * state.round,

@@ -115,7 +115,7 @@ def provision(folder: RunFolder, config: ResolvedConfig, data: LoadedData) -> No
         The disk refused.
     """
     silos = silo_records(config, data)
-    task = _training_task(data).to_json()
+    task = _training_task(data, config.partition).to_json()
     try:
         (folder.path / "federation").mkdir(parents=True)
         coordinator = Identity.create(folder.path / "federation" / "coordinator.key")
@@ -142,10 +142,11 @@ def provision(folder: RunFolder, config: ResolvedConfig, data: LoadedData) -> No
         raise StorageError(f"cannot create the run directory {folder.path}: {error.strerror}") from error
 
 
-def _training_task(data: LoadedData) -> Task:
+def _training_task(data: LoadedData, partition: str) -> Task:
     """The task with the public number of records that are trained on: less a fifth where silos hold one back."""
     task = data.task
-    brings_holdout = bool(data.natural) and all(silo.holdout is not None for silo in data.natural or ())
+    natural = data.natural if partition == "natural" and data.natural else ()
+    brings_holdout = bool(natural) and all(silo.holdout is not None for silo in natural)
     if task.nominal_records is None or data.public_test is not None or brings_holdout:
         return task
     return replace(task, nominal_records=max(1, round(task.nominal_records * (1 - HELD_BACK))))

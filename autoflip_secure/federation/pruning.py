@@ -14,7 +14,9 @@ from autoflip_secure.autoflip.compaction import compact
 from autoflip_secure.autoflip.exploration import explored_guidance
 from autoflip_secure.autoflip.guidance import Guidance
 from autoflip_secure.autoflip.mask import PruneSettings, choose_mask
-from autoflip_secure.autoflip.scores import EnergyAccumulator, KeepScores, guidance_scores, product_scores
+from autoflip_secure.autoflip.pooling import pooled_mean
+from autoflip_secure.autoflip.score_rules import Evidence, keep_scores
+from autoflip_secure.autoflip.scores import EnergyAccumulator, KeepScores
 from autoflip_secure.autoflip.units import UnitMap
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.federation.model_payload import ModelPayload
@@ -23,25 +25,54 @@ from autoflip_secure.models.spec import ModelSpec, unit_layers
 from autoflip_secure.seeds import stream
 from autoflip_secure.sums.channels import Aggregate
 
-__all__ = ["PruningController"]
+__all__ = ["PruningController", "prune_settings"]
+
+
+def prune_settings(config: ResolvedConfig, flops_kept: float) -> PruneSettings:
+    """What the configuration asks of a mask that keeps this share of the FLOPs."""
+    return PruneSettings(
+        threshold=config.prune_threshold,
+        threshold_kind=config.prune_threshold_kind,
+        flops_kept=flops_kept,
+        layer_floor=config.prune_floor,
+        hysteresis=config.prune_hysteresis,
+    )
+
 
 UNINFORMED = 0.5
 """Guidance before anything was observed: every parameter the same."""
 
 
 class PruningController:
-    """Guidance, accumulated energy and agreement of one run.
+    """Guidance, accumulated energy and agreement of one run, and the mask by one of `score_rules.RULES`.
 
-    Without DP the score is guidance x agreement; with it, weight x shared energy x (1 + agreement) / 2, with energy and
-    agreement as far as noise leaves them: squares of deviations, which guidance is made of, are mostly noise then.
+    AutoFLIP's usual rule without DP is guidance x agreement; with it, weight x shared energy x (1 + agreement) / 2,
+    with energy and agreement as far as noise leaves them: squares of deviations, which guidance is made of, are mostly
+    noise then.
+
+    Attributes
+    ----------
+    agreement : Agreement or None
+        Of the round last observed, if it measured any.
+    likeness : float or None
+        Cosine between the map that the round last observed explored and the first one; None where there is none.
     """
 
-    def __init__(self, config: ResolvedConfig, schedule: Schedule, spec: ModelSpec) -> None:
+    def __init__(
+        self, config: ResolvedConfig, schedule: Schedule, spec: ModelSpec, start: NDArray[np.floating]
+    ) -> None:
         self._config, self._schedule = config, schedule
         self._units = UnitMap.of(spec)
         self._guidance = Guidance.start(np.full(self._units.size, UNINFORMED), self._units)
         self._energy = EnergyAccumulator.empty(self._units.size)
+        self._start = start
+        self._explored, self._first_map = np.zeros(self._units.size), np.zeros(0, np.float32)
         self.agreement: Agreement | None = None
+        self.likeness: float | None = None
+        self._rule: str = config.prune
+        if config.prune == "autoflip":
+            usual = "guidance-agreement" if config.trust == "none" else "product-agreement"
+            self._rule = usual if config.score == "usual" else config.score
         self._noised = config.trust != "none"
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -52,6 +83,9 @@ class PruningController:
             "agreement_variance": self._guidance.known_variance,
             "energy": self._energy.energy,
             "energy_variance": self._energy.variance,
+            "start": self._start,
+            "explored": self._explored,
+            "first_map": self._first_map,
         }
 
     def facts(self) -> dict[str, Any]:
@@ -74,6 +108,7 @@ class PruningController:
             arrays["agreement_variance"],
         )
         self._energy = EnergyAccumulator(arrays["energy"], arrays["energy_variance"], facts["energy_rounds"])
+        self._start, self._explored, self._first_map = (arrays[n] for n in ("start", "explored", "first_map"))
 
     @property
     def units(self) -> int:
@@ -85,16 +120,20 @@ class PruningController:
         """Averaged raw agreement of the whole model; None before it was measured."""
         return self._guidance.overall_average if self._guidance.rounds else None
 
-    def observe(self, aggregates: Sequence[Aggregate], live: NDArray[np.bool_], silo_variance: float = 0.0) -> None:
+    def observe(
+        self, round: int, aggregates: Sequence[Aggregate], live: NDArray[np.bool_], silo_variance: float = 0.0
+    ) -> None:
         """Learn from one round's sums (full layout, masked coordinates 0).
 
         `silo_variance` is what noise adds to each live coordinate of every silo's own update (trust local).
         """
-        self.agreement = None
+        self.agreement = self.likeness = None
         if "deviation" in aggregates[0].channels:
-            self._guidance = Guidance.start(explored_guidance(aggregates, self._units.layout), self._units)
+            self._explore(explored_guidance(aggregates, self._units.layout, live))
         if "update" not in aggregates[0].channels:
             return
+        if self._schedule.is_exploration(round):
+            self._explored = self._explored + pooled_mean(aggregates, "update", self._units.size)[0]
         if "unit_energy" in aggregates[0].channels:
             self.agreement = moments(aggregates[0], self._units, live, silo_variance)
         elif len(aggregates) > 1:
@@ -112,13 +151,23 @@ class PruningController:
                 live=live,
             )
 
+    def _explore(self, found: NDArray[np.float32]) -> None:
+        """Take a map as guidance. What agreement said so far stays."""
+        if self._first_map.size:
+            norms = float(np.linalg.norm(found) * np.linalg.norm(self._first_map))
+            self.likeness = float(found @ self._first_map) / norms if norms else 0.0
+            self._guidance = replace(self._guidance, values=found)
+        else:
+            self._first_map = found
+            self._guidance = Guidance.start(found, self._units)
+
     def draw(self, model: ModelPayload) -> ModelPayload:
         """A network of the FLOP target whose units were drawn from the run's seed before anything was learnt.
 
         The baseline that every score has to beat: it costs nothing, and all rounds train the small network.
         """
         generator = stream(self._config.seed, "random units")
-        settings = PruneSettings(threshold=0.0, flops_kept=self._config.prune_flops)
+        settings = replace(prune_settings(self._config, self._config.prune_flops), threshold=0.0)
         scores = KeepScores(generator.random(self._units.size), generator.random(self._units.count))
         return self._pruned(model, scores, settings)[0]
 
@@ -135,8 +184,7 @@ class PruningController:
         """
         target = self._target_after(round)
         assert target is not None, "ask is_decision first"
-        settings = PruneSettings(threshold=self._config.prune_threshold, flops_kept=target)
-        return self._pruned(model, self._scores(model), settings)
+        return self._pruned(model, self._scores(round, model), prune_settings(self._config, target))
 
     def _pruned(
         self, model: ModelPayload, scores: KeepScores, settings: PruneSettings
@@ -148,6 +196,8 @@ class PruningController:
         self._units = UnitMap.of(compaction.spec)
         self._guidance = self._guidance.compact(compaction)
         self._energy = self._energy.compact(compaction)
+        self._start, self._explored = self._start[compaction.kept], self._explored[compaction.kept]
+        self._first_map = self._first_map[compaction.kept] if self._first_map.size else self._first_map
         return replace(model, spec=compaction.spec, weights=weights, mask=mask), compaction.kept
 
     def layer_report(self, model: ModelPayload) -> list[dict[str, Any]]:
@@ -168,13 +218,12 @@ class PruningController:
             )
         return rows
 
-    def _scores(self, model: ModelPayload) -> KeepScores:
-        if not self._noised:
-            return guidance_scores(self._guidance, self._units)
-        # Half a vote, since a zero would condemn a unit on agreement alone, and only as far as it stands out of the
-        # noise: what is measured of a single unit is mostly noise (benchmarks/results/agreement.md).
-        agreement = (1 + self._guidance.believed_agreement(self._units)) / 2 if self._guidance.rounds else None
-        return product_scores(model.weights, self._energy, self._units, agreement)
+    def _scores(self, round: int, model: ModelPayload) -> KeepScores:
+        # After a cold-started exploration the model is still the start: what exploration led to is judged.
+        cold = self._schedule.leaves_the_model(round)
+        weights = model.weights + self._explored if cold else model.weights
+        evidence = Evidence(weights, self._start, self._explored, self._guidance, self._energy)
+        return keep_scores(self._rule, evidence, self._units)
 
     def _target_after(self, round: int) -> float | None:
         """Share of the dense FLOPs to keep after `round`; None where no decision is due.

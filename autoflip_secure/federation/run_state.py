@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save
 from autoflip_secure.errors import StorageError
 from autoflip_secure.federation.exchange import Traffic
 from autoflip_secure.federation.model_payload import ModelPayload
+from autoflip_secure.federation.server_step import ServerMoments
 from autoflip_secure.storage import storing, write_atomically
 
 __all__ = ["RunState", "has_checkpoint", "load_checkpoint", "save_checkpoint"]
@@ -31,8 +32,8 @@ class RunState:
     round : int
         Next round to run; equal to the number of rounds done.
     model : ModelPayload
-    velocity : float64 array, shape (parameters,)
-        Momentum buffer in the model's layout.
+    server : ServerMoments
+        What the server remembers of past updates, in the model's layout.
     pruning : dict of str to array
         Arrays of the pruning controller (guidance, energies, agreement).
     facts : dict
@@ -43,7 +44,7 @@ class RunState:
 
     round: int
     model: ModelPayload
-    velocity: NDArray[np.float64]
+    server: ServerMoments
     pruning: dict[str, NDArray[Any]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
@@ -72,7 +73,8 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         write_atomically(fresh / MODEL_FILE, state.model.to_bytes())
-        arrays = {"velocity": state.velocity, **{f"pruning.{name}": a for name, a in state.pruning.items()}}
+        server = {"server.velocity": state.server.velocity, "server.square": state.server.square}
+        arrays = {**server, **{f"pruning.{name}": a for name, a in state.pruning.items()}}
         write_atomically(fresh / ARRAYS_FILE, save({name: np.ascontiguousarray(a) for name, a in arrays.items()}))
         facts = {
             "round": state.round,
@@ -80,6 +82,7 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
             "attempts_aborted": state.attempts_aborted,
             "spare_attempts_used": state.spare_attempts_used,
             "spare_steps": state.spare_steps,
+            "server_steps": state.server.steps,
             "traffic": state.traffic.to_json(),
             "facts": state.facts,
         }
@@ -110,10 +113,11 @@ def load_checkpoint(folder: Path) -> RunState:
     try:
         facts = json.loads((source / STATE_FILE).read_text())
         arrays = load_file(source / ARRAYS_FILE)
+        velocity, square = (arrays.pop(f"server.{name}") for name in ("velocity", "square"))
         return RunState(
             round=facts["round"],
             model=ModelPayload.from_bytes((source / MODEL_FILE).read_bytes()),
-            velocity=arrays.pop("velocity"),
+            server=ServerMoments(velocity, square, facts["server_steps"]),
             pruning={name.removeprefix("pruning."): array for name, array in arrays.items()},
             facts=facts["facts"],
             traffic=Traffic.from_json(facts["traffic"]),

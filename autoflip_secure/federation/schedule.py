@@ -72,19 +72,22 @@ class Schedule:
             )
         if self._cohorts > 1 and self._silos > MAX_COMPLETE:
             raise ConfigError(f"--cohorts {self._cohorts}: above {MAX_COMPLETE} silos a sum is over one cohort, give 1")
-        if self.explores and config.explore_rounds >= self.rounds:
+        if self.prunes and config.explore_rounds >= self.rounds:
             raise ConfigError(f"--explore-rounds {config.explore_rounds}: must be below --rounds {self.rounds}")
         order = stream(config.seed, "cohorts").permutation(self._silos) + 1
         self._groups = [sorted(int(silo) for silo in order[i :: self._cohorts]) for i in range(self._cohorts)]
         # Cohorts have the same sizes in all rounds that measure agreement, and in all that do not.
-        kinds = {self._measures_agreement(round): round for round in range(min(self.rounds, 2 + 2 * self._period()))}
+        kinds = {
+            (self._measures_agreement(round), self.is_exploration(round)): round
+            for round in range(min(self.rounds, 2 + 2 * self._period()))
+        }
         for round in kinds.values():
             self.plan(round)
 
     @property
-    def explores(self) -> bool:
-        """Whether the run has an exploration phase."""
-        return self._config.prune == "autoflip"
+    def prunes(self) -> bool:
+        """Whether the run explores, and prunes by what the sums say."""
+        return self._config.prune not in ("none", "random")
 
     @property
     def moments(self) -> int:
@@ -97,15 +100,25 @@ class Schedule:
 
         Not where the silos are too few for two moments of one coordinate: pruning then rests on the exploration alone.
         """
-        if not self.explores or self._config.trust == "distributed":
+        if self._config.prune != "autoflip" or self._config.trust == "distributed":
             return False
         if self._config.warm_start:
             return True  # its exploration releases two moments anyway
-        return bears_two_moments(len(self._participants(0)), self._silos, self._colluders, self._config.min_cohort)
+        size = sum(_drawn(self._config.participation, len(group)) for group in self._groups)
+        return bears_two_moments(size, self._silos, self._colluders, self._config.min_cohort)
 
     def is_exploration(self, round: int) -> bool:
-        """Whether `round` belongs to the first phase."""
-        return self.explores and round < self._config.explore_rounds
+        """Whether `round` belongs to the first phase, or maps the landscape anew."""
+        if not self.prunes:
+            return False
+        every = self._config.explore_every
+        return round < self._config.explore_rounds or (every > 0 and round % every == 0)
+
+    def leaves_the_model(self, round: int) -> bool:
+        """Whether `round` only maps the landscape: exploration with a cold start, and every later one."""
+        if self._config.trust == "distributed" or not self.is_exploration(round):
+            return False
+        return not self._config.warm_start or round >= self._config.explore_rounds
 
     def plan(self, round: int) -> RoundPlan:
         """Plan of one round."""
@@ -121,23 +134,26 @@ class Schedule:
         return RoundPlan("evaluate", (everybody,), (self._minimum(len(everybody)),))
 
     def _measures_agreement(self, round: int) -> bool:
-        if not self.explores or self._cohorts == 1:
+        if self._config.prune != "autoflip" or self._cohorts == 1:
             return False
         every = self._config.agreement_every
         return every > 0 and round % every == 0
 
     def _period(self) -> int:
-        return max(self._config.explore_rounds, self._config.agreement_every)
+        return max(self._config.explore_rounds, self._config.agreement_every, self._config.explore_every)
 
     def _participants(self, round: int) -> frozenset[int]:
         """The same share of each cohort, drawn anew each round."""
-        if self._config.participation == 1:
+        config = self._config
+        share = config.participation
+        if self.is_exploration(round) and config.explore_participation is not None:
+            share = config.explore_participation
+        if share == 1:
             return frozenset(range(1, self._silos + 1))
         generator = stream(self._config.seed, "participation", round)
         present: list[int] = []
         for group in self._groups:
-            count = max(1, round_half_up(self._config.participation * len(group)))
-            present += [group[i] for i in generator.permutation(len(group))[:count]]
+            present += [group[i] for i in generator.permutation(len(group))[: _drawn(share, len(group))]]
         return frozenset(present)
 
     def _minimum(self, size: int) -> int:
@@ -148,6 +164,10 @@ class Schedule:
                 "use more silos, fewer --cohorts, fewer --colluders or a larger --participation"
             )
         return least
+
+
+def _drawn(share: float, silos: int) -> int:
+    return max(1, round_half_up(share * silos))
 
 
 def round_half_up(value: float) -> int:

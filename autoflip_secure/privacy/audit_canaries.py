@@ -36,6 +36,7 @@ from autoflip_secure.federation.plan import session_plan
 from autoflip_secure.federation.provisioning import RunFolder, load_task, provision
 from autoflip_secure.federation.run_state import RunState
 from autoflip_secure.federation.schedule import Schedule
+from autoflip_secure.federation.server_step import ServerMoments
 from autoflip_secure.federation.silo import Silo
 from autoflip_secure.federation.sums import SumRunner
 from autoflip_secure.federation.terms import update_channel
@@ -199,7 +200,7 @@ class CanaryFederation:
             The silo fails for another reason than its budget.
         """
         model = self._attack.model
-        state = RunState(0, model, np.zeros(model.mask.size), facts={})
+        state = RunState(0, model, ServerMoments.zeros(model.mask.size), facts={})
         channels = [update_channel(self.config, int(model.mask.sum()))]
         for number in range(PATIENCE * self.planned):
             state.round = number

@@ -1,4 +1,4 @@
-"""Plain local training (no privacy noise): a fixed number of SGD steps on seeded batches, under a pruning mask."""
+"""Plain local training (no privacy noise): a fixed number of steps on seeded batches, under a pruning mask."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from autoflip_secure.errors import ConfigError, DataError
 from autoflip_secure.models.layout import ParameterLayout
 from autoflip_secure.models.losses import LOSSES
 
-__all__ = ["batches", "local_sgd"]
+__all__ = ["batches", "train_locally"]
 
 
 def batches(records: int, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -32,7 +32,7 @@ def batches(records: int, batch_size: int, steps: int, generator: torch.Generato
         left = left[batch_size:]
 
 
-def local_sgd(
+def train_locally(
     module: nn.Module,
     x: Tensor,
     y: Tensor,
@@ -46,8 +46,10 @@ def local_sgd(
     weight_decay: float = 0.0,
     clip_norm: float | None = None,
     loss: str = "cross_entropy",
+    optimizer: str = "sgd",
+    prox_mu: float = 0.0,
 ) -> None:
-    """Minimise the mean loss by SGD with momentum, in place. The number of steps never depends on the data.
+    """Minimise the mean loss in place. The number of steps never depends on the data.
 
     Parameters
     ----------
@@ -66,6 +68,11 @@ def local_sgd(
         Largest L2 norm of a batch's gradient, taken after masking. It bounds a step, not a record's influence.
     loss : str
         A name of `models.losses.LOSSES`.
+    optimizer : sgd or adam
+        SGD with `momentum`, or Adam with torch's betas; its averages start anew with each call.
+    prox_mu : float
+        FedProx (Li et al. 2020, arXiv 1812.06127): mu/2 ||w - w_0||^2 is added to the loss, w_0 the parameters as they
+        came.
 
     Raises
     ------
@@ -77,18 +84,30 @@ def local_sgd(
     if loss not in LOSSES:
         raise ConfigError(f"unknown loss {loss!r}; there are {', '.join(sorted(LOSSES))}")
     _check_options(steps, batch_size, learning_rate, momentum, weight_decay, clip_norm)
+    if optimizer not in ("sgd", "adam") or not (math.isfinite(prox_mu) and prox_mu >= 0):
+        raise ConfigError(
+            f"optimizer {optimizer!r} with a proximal weight of {prox_mu}: use sgd or adam, and 0 or more"
+        )
     if not len(x) or len(y) != len(x):
         raise DataError(f"features of shape {tuple(x.shape)} and labels of shape {tuple(y.shape)} do not match")
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     dead = _dead_masks(module, live)
-    optimiser = torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
+    optimiser: torch.optim.Optimizer
+    if optimizer == "adam":
+        optimiser = torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay)
+    else:
+        optimiser = torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
     was_training = module.training
     module.train()
     _zero(parameters, dead)
+    start = [parameter.detach().clone() for parameter in parameters] if prox_mu else []
     for indices in batches(len(x), batch_size, steps, generator):
         chosen = indices.to(x.device)
         optimiser.zero_grad()
         torch.autograd.backward(LOSSES[loss](module(x[chosen]), y[chosen]) / len(chosen))
+        for parameter, origin in zip(parameters, start, strict=bool(start)):
+            assert parameter.grad is not None
+            parameter.grad.add_(parameter.detach() - origin, alpha=prox_mu)
         _zero([parameter.grad for parameter in parameters], dead)
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, clip_norm)

@@ -16,6 +16,9 @@ SPECS = {
     "cnn-tanh": dense_spec("cnn-tanh", (1, 28, 28), 10),
     "cnn-tanh-small": ModelSpec("cnn-tanh", (2, 8, 9), 3, (5, 6, 7)),
     "cnn6": ModelSpec("cnn6", (3, 12, 8), 4, (8, 16, 12, 24, 9)),
+    "femnist-cnn": ModelSpec("femnist-cnn", (1, 9, 8), 3, (4, 6, 11)),
+    "resnet-small": ModelSpec("resnet-small", (3, 9, 8), 3, (12, 8, 16, 20, 24, 8)),
+    "char-lstm": ModelSpec("char-lstm", (5,), 6, (7, 9)),
     "scatter": ModelSpec("scatter", (1, 9, 8), 3, (10,)),
     "mlp": dense_spec("mlp", (13,), 2),
 }

@@ -21,12 +21,16 @@ from autoflip_secure.autoflip.units import UnitMap
 from autoflip_secure.errors import ConfigError, EncodingError
 from autoflip_secure.models.layout import load_flat_parameters
 from autoflip_secure.models.spec import ModelSpec, build, dense_spec, input_shape_of, layout_of, unit_layers
+from autoflip_secure.privacy.gradient_sum import ClippedGradientSum
 
 PROPERTY_SPECS = [
     dense_spec("cnn-tanh", (1, 28, 28), 10),
     dense_spec("cnn-tanh", (3, 8, 11), 3),
     dense_spec("cnn6", (1, 9, 8), 2),
     ModelSpec("cnn6", (3, 17, 12), 5, (8, 32, 12, 16, 40)),
+    ModelSpec("femnist-cnn", (1, 8, 9), 3, (6, 8, 20)),
+    dense_spec("resnet-small", (3, 8, 9), 3),
+    ModelSpec("char-lstm", (7,), 5, (20, 12)),
     dense_spec("scatter", (1, 8, 11), 3),
     dense_spec("mlp", (30,), 2),
 ]
@@ -36,6 +40,13 @@ def loaded(spec: ModelSpec, vector: Tensor) -> nn.Module:
     net = build(spec)
     load_flat_parameters(net, vector)
     return net
+
+
+def some_records(spec: ModelSpec, count: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if spec.name == "char-lstm":
+        return torch.randint(spec.outputs, (count, *spec.input_shape), generator=generator).float()
+    return torch.randn(count, *input_shape_of(spec), generator=generator)
 
 
 def masked_pair(spec: ModelSpec, dead: NDArray[np.bool_], seed: int) -> tuple[nn.Module, nn.Module, NDArray[np.int64]]:
@@ -58,7 +69,7 @@ def test_outputs_equal_the_masked_networks(spec: ModelSpec, share: float, seed: 
     for layer in range(len(spec.widths)):
         dead[generator.choice(np.flatnonzero(units.layer == layer))] = False
     masked, small, _ = masked_pair(spec, dead, seed)
-    x = torch.randn(4, *input_shape_of(spec), generator=torch.Generator().manual_seed(seed))
+    x = some_records(spec, 4, seed)
     with torch.no_grad():
         torch.testing.assert_close(small(x), masked(x), rtol=1e-5, atol=1e-5)
 
@@ -68,7 +79,7 @@ def test_per_sample_gradients_agree_on_what_survives(
     spec: ModelSpec, some_dead: Callable[[UnitMap, int, float], NDArray[np.bool_]]
 ) -> None:
     masked, small, kept = masked_pair(spec, some_dead(UnitMap.of(spec), 3, 0.5), 3)
-    x = torch.randn(5, *input_shape_of(spec), generator=torch.Generator().manual_seed(1))
+    x = some_records(spec, 5, 1)
     y = torch.arange(5) % spec.outputs
 
     def gradients(net: nn.Module) -> Tensor:
@@ -79,7 +90,29 @@ def test_per_sample_gradients_agree_on_what_survives(
     torch.testing.assert_close(gradients(small), gradients(masked)[:, kept], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["cnn-tanh-small", "cnn6", "scatter", "mlp"])
+def test_gradients_and_clipped_sums_agree_on_what_lives(
+    spec: ModelSpec, some_dead: Callable[[UnitMap, int, float], NDArray[np.bool_]]
+) -> None:
+    """The very sum a silo sends: the masked network's, its dead parameters not live, and the compacted network's."""
+    units = UnitMap.of(spec)
+    dead = some_dead(units, 4, 0.5)
+    masked, small, kept = masked_pair(spec, dead, 4)
+    live = torch.from_numpy(~units.parameters_of(dead))
+    x, y = some_records(spec, 6, 2), torch.arange(6) % spec.outputs
+
+    def gradient(net: nn.Module) -> Tensor:
+        loss = F.cross_entropy(net(x), y)
+        return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(net.parameters()))])
+
+    torch.testing.assert_close(gradient(small), gradient(masked)[kept], rtol=1e-4, atol=1e-5)
+    with ClippedGradientSum(masked) as dense, ClippedGradientSum(small) as sparse:
+        theirs, ours = dense(x, y, 0.3, live=live), sparse(x, y, 0.3)
+    assert np.linalg.norm(ours) > 0.01
+    np.testing.assert_allclose(ours, theirs[kept], rtol=1e-3, atol=1e-6)
+    assert not np.delete(theirs, kept).any()
+
+
+@pytest.mark.parametrize("name", ["cnn-tanh-small", "cnn6", "femnist-cnn", "resnet-small", "scatter", "mlp"])
 def test_torch_pruning_keeps_the_same_parameters_in_the_same_order(
     name: str, specs: dict[str, ModelSpec], some_dead: Callable[[UnitMap, int, float], NDArray[np.bool_]]
 ) -> None:

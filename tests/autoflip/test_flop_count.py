@@ -29,6 +29,13 @@ def test_other_networks_by_hand() -> None:
     assert flops(dense_spec("cnn6", (3, 32, 32), 10)) == 2 * (convolutions + 1024 * 128 + 128 * 10)
 
 
+def test_recurrent_and_residual_networks_by_hand() -> None:
+    step = 4 * 256 * (8 + 256) + 4 * 256 * (256 + 256)
+    assert flops(dense_spec("char-lstm", (6,), 80)) == 2 * (6 * step + 256 * 80)
+    stages = 32 * 32 * 9 * 16 * (3 + 16 + 16) + 16 * 16 * (9 * 32 * (16 + 32) + 16 * 32) + 64 * (9 * 64 * 96 + 32 * 64)
+    assert flops(dense_spec("resnet-small", (3, 32, 32), 10)) == 2 * (stages + 4 * 64 * 10)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_shares_of_the_kept_add_up_to_the_compacted_cost(
     spec: ModelSpec, seed: int, some_dead: Callable[[UnitMap, int, float], NDArray[np.bool_]]

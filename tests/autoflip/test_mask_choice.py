@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from autoflip_secure.autoflip.compaction import compact
-from autoflip_secure.autoflip.flops import flops, parameters
+from autoflip_secure.autoflip.flops import flops, parameter_flops, parameters
 from autoflip_secure.autoflip.mask import MaskDecision, PruneSettings, choose_mask
 from autoflip_secure.autoflip.unit_budget import (
+    Budget,
     budget_ranking,
     budgets_of,
     check_reachable,
     cut_units,
-    floor_units,
     layer_normalised,
 )
 from autoflip_secure.autoflip.units import UnitMap
@@ -28,7 +28,8 @@ from autoflip_secure.models.spec import ModelSpec, dense_spec, unit_layers
 TANH = dense_spec("cnn-tanh", (1, 28, 28), 10)
 CNN6 = dense_spec("cnn6", (1, 12, 12), 4)
 MLP = dense_spec("mlp", (13,), 2)
-SPEC = st.sampled_from([TANH, CNN6, MLP])
+RESNET = dense_spec("resnet-small", (1, 8, 8), 3)
+SPEC = st.sampled_from([TANH, CNN6, RESNET, MLP])
 
 Scores = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -117,6 +118,19 @@ def test_quantile_kills_exactly_its_share_of_the_weights() -> None:
     assert not decision.dead_units.any()
     assert (~decision.mask).sum() == round(0.3 * weights)
     assert scores[0][~decision.mask].max() < scores[0][decision.mask & units.prunable].min()
+
+
+def test_of_weights_level_with_the_threshold_the_masked_die_first_then_the_lowest_numbers() -> None:
+    units = UnitMap.of(TANH)
+    generator = np.random.default_rng(0)
+    level = generator.integers(1, 3, units.size)
+    low = units.prunable & (level == 1)
+    current = ~(low & (generator.random(units.size) < 0.1))
+    prune = PruneSettings(threshold=0.3, hysteresis=0.0)
+    decision = choose(TANH, (level.astype(float), np.ones(units.count)), prune, current)
+    dying = round(0.3 * int(units.prunable.sum()))
+    first = np.concatenate([np.flatnonzero(~current), np.flatnonzero(low & current)])[:dying]
+    np.testing.assert_array_equal(np.flatnonzero(~decision.mask), np.sort(first))
 
 
 def test_absolute_kills_what_scores_below_and_only_that() -> None:
@@ -256,12 +270,23 @@ def test_the_ranking_divides_by_the_fourth_root_of_what_a_unit_costs() -> None:
         assert np.isclose(ranking[unit], scores[unit] / mean / (2 * costs[layer] / flops(TANH)) ** 0.25)
 
 
-def test_cut_units_against_recounting_from_scratch() -> None:
-    units = UnitMap.of(MLP)
+LSTM = ModelSpec("char-lstm", (2,), 5, (12, 9))
+"""A unit reads itself: some of its parameters are incoming and outgoing."""
+
+
+@pytest.mark.parametrize("spec", [MLP, LSTM], ids=["mlp", "char-lstm"])
+def test_cut_units_against_recounting_from_scratch(spec: ModelSpec) -> None:
+    units = UnitMap.of(spec)
     scores = np.random.default_rng(0).random(units.count)
     forced = scores > 0.9
-    protected = floor_units(units, scores, forced, 0.1)
-    budgets = budgets_of(MLP, PruneSettings(flops_kept=0.4, params_kept=0.45))
+    protected = np.zeros(units.count, np.bool_)
+    protected[[int(np.flatnonzero(units.layer == layer)[0]) for layer in range(len(spec.widths))]] = True
+    protected &= ~forced
+    cost = parameter_flops(spec)
+    budgets = [
+        Budget("--prune-flops", cost, 0.4 * cost.sum(), cost.sum()),
+        Budget("params_kept", np.ones(units.size), 0.45 * units.size, units.size),
+    ]
     dead = cut_units(units, scores, forced, protected, budgets)
     assert dead[forced].all()
     assert not dead[protected].any()

@@ -222,9 +222,9 @@ def test_a_resumed_run_goes_on_with_its_clip(make_config, make_federation) -> No
     noise: list[float] = []
     step = Coordinator._step
 
-    def listening(self: Coordinator, aggregates: list[Aggregate]) -> None:
+    def listening(self: Coordinator, number: int, aggregates: list[Aggregate]) -> None:
         noise.append(aggregates[0].noise_std["update"])
-        step(self, aggregates)
+        step(self, number, aggregates)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Coordinator, "_step", listening)

@@ -37,7 +37,7 @@ from autoflip_secure.sums.encoding import unpack_sum
 from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.randomness import ReproducibleRandomness, SecretRandomness
 from autoflip_secure.sums.words import ContributionWords, all_words
-from autoflip_secure.training.local import local_sgd
+from autoflip_secure.training.local import train_locally
 
 SILOS = 4
 
@@ -69,7 +69,7 @@ def network(model: ModelPayload) -> torch.nn.Module:
 def plain_update(config: ResolvedConfig, model: ModelPayload, data: Records, silo: int, round: int, steps: int):
     """FedAvg's local update, computed apart: SGD from the model under the mask, end minus start."""
     module = network(model)
-    local_sgd(
+    train_locally(
         module,
         torch.from_numpy(data.x),
         torch.from_numpy(data.y),
@@ -302,7 +302,7 @@ def test_a_silo_takes_as_many_steps_as_its_ledger_was_charged(
 ) -> None:
     taken: list[dict[str, Any]] = []
     monkeypatch.setattr(contribution_module, "dp_sgd", lambda *_, **options: taken.append(options))
-    monkeypatch.setattr(contribution_module, "local_sgd", lambda *_, **options: taken.append(options))
+    monkeypatch.setattr(contribution_module, "train_locally", lambda *_, **options: taken.append(options))
     config, manifest = local_manifest(make_config, make_manifest, model, steps=7, noise_multiplier=1.5)
     for phase in ("train", "explore"):
         contributor(config, 1).contribute(replace(manifest, phase=phase), model)

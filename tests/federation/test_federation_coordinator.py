@@ -32,6 +32,7 @@ from autoflip_secure.federation.provisioning import RunFolder
 from autoflip_secure.federation.run_state import load_checkpoint
 from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.federation.scoring import Scorer
+from autoflip_secure.federation.server_step import ServerMoments
 from autoflip_secure.federation.terms import update_channel
 from autoflip_secure.federation.wire import Reply, read_request, reply_message
 from autoflip_secure.models.layout import flatten_parameters, load_flat_parameters
@@ -39,7 +40,7 @@ from autoflip_secure.models.spec import build, dense_spec
 from autoflip_secure.privacy.plan import PrivacyPlan
 from autoflip_secure.seeds import stream, torch_stream
 from autoflip_secure.sums.channels import Aggregate
-from autoflip_secure.training.local import local_sgd
+from autoflip_secure.training.local import train_locally
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +110,7 @@ def test_rounds_are_federated_averaging(make_config, make_federation) -> None:
             data = read_silo(silo_folder(folder.path, silo) / "data").train
             network = build(spec)
             load_flat_parameters(network, weights)
-            local_sgd(
+            train_locally(
                 network, torch.from_numpy(data.x), torch.from_numpy(data.y), steps=4, batch_size=8, learning_rate=0.2,
                 momentum=0.5, generator=torch_stream(config.seed, "batches", round, silo),
             )  # fmt: skip
@@ -164,10 +165,10 @@ def test_the_distributed_step_is_momentum_sgd_on_the_expected_batch(make: Build)
         batch = 0.2 * 80 * sum(silos) / 8
         velocity = 0.75 * velocity + 0.5 * total / batch
         expected = expected + velocity
-        coordinator._step(sums)
+        coordinator._step(3, sums)
     np.testing.assert_allclose(state.model.weights, expected, atol=1e-5)
     assert not state.model.weights[~mask].any()
-    assert not state.velocity[~mask].any()
+    assert not state.server.velocity[~mask].any()
 
 
 @pytest.mark.parametrize(("options", "momentum"), [({}, 0.0), ({"dp_epsilon": 8.0, "dp_trust": "local"}, 0.75)])
@@ -182,20 +183,60 @@ def test_other_steps_are_the_mean_update_and_server_momentum_under_dp(
         mean = np.sum([a.sum("update") for a in sums], axis=0) / sum(silos)
         velocity = momentum * velocity + mean
         expected = expected + velocity
-        coordinator._step(sums)
+        coordinator._step(3, sums)
     np.testing.assert_allclose(state.model.weights, expected, atol=1e-5)
+
+
+def test_fedadam_is_adam_on_the_mean_update(make: Build) -> None:
+    coordinator = make(silos=8, server_optimizer="adam", server_learning_rate=0.3, lr_decay=0.5, prune="none")
+    state = coordinator.state
+    expected, size = state.model.weights.astype(np.float64), state.model.mask.size
+    m, v = np.zeros(size), np.zeros(size)
+    for step, silos in enumerate(((4, 3), (8,)), start=1):
+        sums = aggregates_of(size, *silos)
+        mean = np.sum([a.sum("update") for a in sums], axis=0) / sum(silos)
+        m, v = 0.9 * m + 0.1 * mean, 0.99 * v + 0.01 * mean**2
+        rate = 0.3 * 0.5 ** (step + 1)
+        expected = expected + rate * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.99**step)) + 1e-3)
+        coordinator._step(step + 1, sums)
+    np.testing.assert_allclose(state.model.weights, expected, atol=1e-5)
+    assert state.server.steps == 2
+
+
+def test_fedadam_does_not_move_masked_parameters(make: Build) -> None:
+    coordinator = make(silos=8, server_optimizer="adam", prune="none")
+    state = coordinator.state
+    mask = stream(0, "m").random(state.model.mask.size) < 0.8
+    state.model = replace(state.model, mask=mask, weights=np.where(mask, state.model.weights, 0).astype(np.float32))
+    sums = [Aggregate(0, 0, 8, {"update": np.where(mask, stream(2, "u").normal(size=mask.size), 0.0)})]
+    coordinator._step(0, sums)
+    assert not state.model.weights[~mask].any()
+    assert state.model.weights[mask].all()
+
+
+def test_the_learning_rate_decays_round_by_round(make: Build) -> None:
+    coordinator = make(silos=8, dp_epsilon=8.0, lr_decay=0.5, momentum=0.0, prune="none")
+    moved = []
+    for round in (0, 2):
+        before = coordinator.state.model.weights.astype(np.float64)
+        coordinator._step(round, aggregates_of(before.size, 8))
+        moved.append(coordinator.state.model.weights - before)
+    np.testing.assert_allclose(moved[1], moved[0] / 4, atol=1e-6)
 
 
 def test_pruning_takes_the_momentum_along(make: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     coordinator = make(silos=8, dp_epsilon=8.0, prune="autoflip")
     state = coordinator.state
-    state.velocity = np.arange(1.0, state.model.mask.size + 1)
+    past = np.arange(1.0, state.model.mask.size + 1)
+    state.server = ServerMoments(past, 2 * past, 7)
     kept = np.arange(0, state.model.mask.size, 3)
     mask = stream(0, "p").random(kept.size) < 0.5
     smaller = replace(state.model, weights=np.zeros(kept.size, np.float32), mask=mask)
     monkeypatch.setattr(coordinator._pruning, "decide", lambda number, model: (smaller, kept))
     coordinator._prune(3)
-    np.testing.assert_array_equal(state.velocity, np.where(mask, kept + 1.0, 0.0))
+    np.testing.assert_array_equal(state.server.velocity, np.where(mask, kept + 1.0, 0.0))
+    np.testing.assert_array_equal(state.server.square, np.where(mask, 2 * (kept + 1.0), 0.0))
+    assert state.server.steps == 7
     (event,) = read_json_lines(coordinator._folder.events)
     assert (event["event"], event["round"]) == ("pruned", 3)
     assert (event["live_before"], event["live_after"]) == (2627, int(mask.sum()))
@@ -210,6 +251,10 @@ def test_pruning_takes_the_momentum_along(make: Build, monkeypatch: pytest.Monke
         ({"dp_epsilon": 8.0}, {"update"}, {"update"}),
         ({"prune": "none"}, {"update"}, {"update"}),
         ({"silos": 4, "colluders": 1}, {"deviation"}, {"update"}),
+        ({"prune": "magnitude"}, {"update"}, {"update"}),
+        ({"prune": "snip", "warm_start": True}, {"update"}, {"update"}),
+        ({"explore_every": 3}, {"deviation"}, {"deviation"}),
+        ({"explore_every": 3, "warm_start": True}, {"deviation", "update"}, {"deviation"}),
     ],
 )
 def test_a_round_asks_for_what_its_phase_needs(

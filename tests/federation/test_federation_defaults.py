@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -72,6 +73,8 @@ def test_natural_silos_are_taken_as_they_are() -> None:
     config = resolve(RunConfig(), TASKS["table"], natural_silos=5)
     assert (config.partition, config.silos) == ("natural", 5)
     assert resolve(RunConfig(silos=5), TASKS["table"], natural_silos=5) == config
+    assert resolve(RunConfig(silos=4), TASKS["table"], natural_silos=5).silos == 4
+    assert resolve(RunConfig(), TASKS["table"], natural_silos=539).silos == 539
     other = resolve(RunConfig(partition="iid", silos=7), TASKS["table"], natural_silos=5)
     assert (other.partition, other.silos) == ("iid", 7)
 
@@ -114,14 +117,29 @@ def test_exploration_takes_a_quarter_of_a_short_run(rounds: int, explored: int) 
         ({"dp_epsilon": 3, "warm_start": False}, None, "--no-warm-start"),
         ({"explore_rounds": 2}, None, "--explore-rounds 2"),
         ({"explore_rounds": 2, "dp_epsilon": 3, "dp_trust": "local"}, None, "--explore-rounds 2"),
+        ({"dp_epsilon": 3, "optimizer": "adam"}, None, "--optimizer adam"),
+        ({"dp_epsilon": 3, "dp_trust": "local", "prox_mu": 0.1}, None, "--prox-mu"),
+        ({"dp_epsilon": 3, "explore_every": 5}, None, "--explore-every 5"),
+        ({"dp_epsilon": 3, "local_epochs": 2}, None, "--local-epochs 2"),
+        ({"local_steps": 3, "local_epochs": 2}, None, "--local-epochs 2"),
+        ({"prune": "snip", "score": "energy"}, None, "--score energy"),
         ({"partition": "natural"}, None, "--partition natural"),
-        ({"silos": 4}, 5, "--silos 4"),
+        ({"silos": 6}, 5, "--silos 6"),
+        ({"dataset": "femnist"}, 3550, "--dataset femnist"),
         ({"dataset": "digits"}, 2, "--dataset digits"),
     ],
 )
 def test_contradictions_name_the_flag(options: dict[str, Any], natural: int | None, named: str) -> None:
     with pytest.raises(ConfigError, match=f"^{named}:?"):
         resolve(RunConfig.create(**options), TASKS["table"], natural_silos=natural)
+
+
+def test_epochs_are_of_a_silo_s_nominal_share() -> None:
+    task = replace(TASKS["image"], nominal_records=4000)
+    config = resolve(RunConfig.create(local_epochs=5, silos=20, batch_size=32), task, natural_silos=None)
+    assert config.local_steps == math.ceil(5 * 200 / 32)
+    with pytest.raises(ConfigError, match=r"^--local-epochs 5: the number of records"):
+        resolve(RunConfig.create(local_epochs=5), replace(task, nominal_records=None), natural_silos=None)
 
 
 def test_low_budgets_get_fewer_rounds_and_smaller_steps() -> None:
@@ -147,3 +165,11 @@ def test_agreement_is_not_measured_where_noise_drowns_it() -> None:
         resolve(RunConfig.create(dp_epsilon=e), TASKS["image"], natural_silos=None).cohorts for e in (8, 3, 2, 1)
     ]
     assert cohorts == [2, 2, 1, 1]
+
+
+def test_the_text_network_is_for_texts() -> None:
+    with pytest.raises(ConfigError, match="--model char-lstm: it reads text and t is none"):
+        resolve(RunConfig.create(model="char-lstm"), TASKS["table"], natural_silos=None)
+    text = Task("plays", "multiclass", (80,), 5, tuple("abcde"), "char-lstm", 1000)
+    assert resolve(RunConfig.create(model="char-lstm"), text, natural_silos=None).model == "char-lstm"
+    assert resolve(RunConfig.create(model="mlp"), text, natural_silos=None).model == "mlp"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,24 @@ def test_without_public_records_each_silo_holds_some_back(options, make_config, 
     together = [bytes(x) for part in parts for r in (part.train, part.holdout) if r is not None for x in r.x]
     assert sorted(together) == sorted(map(bytes, records.x)), "a record is in both parts, or in none"
     assert load_task(folder).nominal_records == 64, "the step is scaled by the records that are trained on"
+
+
+@pytest.mark.parametrize(("partition", "silos", "trained_on"), [("natural", 4, 60), ("natural", 3, 60), ("iid", 4, 48)])
+def test_holdouts_of_natural_silos_belong_to_them_alone(
+    partition, silos, trained_on, make_config, task, records, tmp_path: Path
+) -> None:
+    """Spread in another way, records have no holdout yet, and the public total says what is left after one."""
+    rows = np.arange(80).reshape(4, 20)
+    natural = tuple(NamedRecords(f"h{i}", records.take(row[:15]), records.take(row[15:])) for i, row in enumerate(rows))
+    whole = Records.concatenate([silo.records for silo in natural])
+    config = make_config().model_copy(update={"partition": partition, "silos": silos})
+    folder = RunFolder(tmp_path / "run")
+    provision(folder, config, LoadedData(replace(task, nominal_records=60), whole, None, natural))
+    parts = [read_silo(home / "data") for home in silos_of(folder, config)]
+    assert load_task(folder).nominal_records == trained_on == sum(len(part.train) for part in parts)
+    brought = {bytes(x) for silo in natural for x in silo.holdout.x}
+    held = {bytes(x) for part in parts for x in part.holdout.x}
+    assert (held == brought) == (partition == "natural")
 
 
 def test_under_dp_a_record_decides_for_itself_where_it_goes(make_config, task, records, tmp_path: Path) -> None:

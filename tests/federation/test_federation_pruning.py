@@ -17,6 +17,7 @@ from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.pruning import PruningController
 from autoflip_secure.federation.run_state import RunState, load_checkpoint, save_checkpoint
 from autoflip_secure.federation.schedule import Schedule
+from autoflip_secure.federation.server_step import ServerMoments
 from autoflip_secure.models.spec import layout_of
 from autoflip_secure.seeds import stream
 from autoflip_secure.sums.channels import Aggregate
@@ -24,11 +25,15 @@ from autoflip_secure.sums.channels import Aggregate
 Make = Callable[..., tuple[PruningController, ResolvedConfig]]
 
 
+def start_of(model: ModelPayload) -> np.ndarray:
+    return stream(0, "start").normal(size=model.mask.size).astype(np.float32)
+
+
 @pytest.fixture
 def make(make_config, model: ModelPayload) -> Make:
     def controller(**options: Any) -> tuple[PruningController, ResolvedConfig]:
         config = make_config(**{"prune": "autoflip", "silos": 8, "rounds": 40, **options})
-        return PruningController(config, Schedule(config), model.spec), config
+        return PruningController(config, Schedule(config), model.spec, start_of(model)), config
 
     return controller
 
@@ -74,7 +79,7 @@ def play(
     """Observe and decide through `rounds`; the model and the rounds with a decision."""
     decided = []
     for round in rounds:
-        controller.observe(sums_of(controller, config, model, round), model.mask)
+        controller.observe(round, sums_of(controller, config, model, round), model.mask)
         if controller.is_decision(round):
             model, _ = controller.decide(round, model)
             decided.append(round)
@@ -133,7 +138,7 @@ def test_compaction_takes_the_same_places_of_weights_and_optimiser(make: Make, d
     controller, config = make(**TRUSTS[trust])
     round = next(r for r in range(config.rounds) if controller.is_decision(r))
     for past in range(round + 1):
-        controller.observe(sums_of(controller, config, dense, past), dense.mask)
+        controller.observe(past, sums_of(controller, config, dense, past), dense.mask)
     smaller, kept = controller.decide(round, dense)
     assert kept.size == smaller.mask.size < dense.mask.size
     np.testing.assert_array_equal(smaller.weights[smaller.mask], dense.weights[kept][smaller.mask])
@@ -149,7 +154,7 @@ def test_state_survives_a_checkpoint_bit_for_bit(make: Make, dense: ModelPayload
     for round in range(config.rounds):
         model, _ = play(controller, config, model, range(round, round + 1))
         if round in middle:
-            state = RunState(round, model, np.zeros(1), controller.arrays(), {"pruning": controller.facts()})
+            state = RunState(round, model, ServerMoments.zeros(1), controller.arrays(), {"pruning": controller.facts()})
             save_checkpoint(tmp_path / str(round), state)
     for round in middle:
         state = load_checkpoint(tmp_path / str(round))
@@ -176,16 +181,16 @@ def test_agreement_is_measured_where_the_sums_allow_it(make: Make, dense: ModelP
     assert controller.agreement_average is None
     two, one = sums_of(controller, config, dense, 0), sums_of(controller, config, dense, 6)
     assert (len(two), len(one)) == (2, 1)
-    controller.observe(two, dense.mask)
+    controller.observe(0, two, dense.mask)
     assert controller.agreement is not None
     first = controller.agreement_average
-    controller.observe(one, dense.mask)
+    controller.observe(6, one, dense.mask)
     assert controller.agreement is None
     assert controller.agreement_average == first
     plain, config = make()
-    plain.observe(sums_of(plain, config, dense, 0), dense.mask)
+    plain.observe(0, sums_of(plain, config, dense, 0), dense.mask)
     assert plain.agreement is None
-    plain.observe(sums_of(plain, config, dense, 1), dense.mask)
+    plain.observe(1, sums_of(plain, config, dense, 1), dense.mask)
     assert plain.agreement is not None
 
 
@@ -194,7 +199,7 @@ def test_noised_sums_move_guidance_by_unit_and_plain_ones_by_parameter(make: Mak
     for trust, rounds in (("distributed", 1), ("none", 2)):
         controller, config = make(**TRUSTS[trust])
         for round in range(rounds):
-            controller.observe(sums_of(controller, config, dense, round), dense.mask)
+            controller.observe(round, sums_of(controller, config, dense, round), dense.mask)
         values, owner = controller.arrays()["guidance"], controller._units.owner
         (weights,) = [part for name, part, _ in layout_of(dense.spec).slices() if name == "fc1.weight"]
         spread = [np.ptp(values[weights][owner[weights] == unit]) for unit in range(64)]
@@ -211,15 +216,52 @@ def test_the_silos_own_noise_is_taken_off_energy_and_agreement(make: Make, dense
         updates = stream(3, "own noise", round).normal(0, noise, (8, units.size))
         energy = np.sum([units.unit_sum(row**2) for row in updates], axis=0)
         sums = [Aggregate(round, 0, 8, {"update": updates.sum(axis=0), "unit_energy": energy})]
-        controller.observe(sums, dense.mask, noise**2)
-        blind.observe(sums, dense.mask)
+        controller.observe(round, sums, dense.mask, noise**2)
+        blind.observe(round, sums, dense.mask)
     mean_noise = 29 * noise**2 / 8
     assert abs(controller.arrays()["energy"].mean()) < 0.05 * mean_noise
     assert abs(blind.arrays()["energy"].mean() - mean_noise) < 0.05 * mean_noise
     assert controller.arrays()["agreement_variance"].min() > 0
     assert not blind.arrays()["agreement_variance"].any()
     larger = replace(dense, weights=dense.weights * np.where(units.owner == 0, 10, 1).astype(np.float32))
-    assert controller._scores(larger).units[0] > 3 * controller._scores(dense).units[0]
+    assert controller._scores(30, larger).units[0] > 3 * controller._scores(30, dense).units[0]
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_cold_started_method_judges_what_exploration_led_to(make: Make, dense: ModelPayload, warm: bool) -> None:
+    """Magnitude: the model itself where exploration moved it, else the start plus the explored update."""
+    controller, config = make(prune="magnitude", warm_start=warm, prune_steps=1)
+    update = stream(5, "explored").normal(size=dense.mask.size)
+    controller.observe(0, [Aggregate(0, 0, 4, {"update": 4 * update})], dense.mask)
+    assert config.warm_start == warm
+    expected = np.abs(dense.weights + (0 if warm else update))
+    np.testing.assert_allclose(controller._scores(0, dense).parameters, expected, rtol=1e-6)
+    np.testing.assert_allclose(controller._scores(9, dense).parameters, np.abs(dense.weights), rtol=1e-6)
+
+
+def test_snip_judges_the_start_by_the_explored_update_whatever_came_later(make: Make, dense: ModelPayload) -> None:
+    controller, _ = make(prune="snip")
+    update, later = stream(5, "explored").normal(size=(2, dense.mask.size))
+    controller.observe(0, [Aggregate(0, 0, 4, {"update": 4 * update})], dense.mask)
+    controller.observe(1, [Aggregate(1, 0, 4, {"update": 4 * later})], dense.mask)
+    expected = np.abs(start_of(dense) * update)
+    np.testing.assert_allclose(controller._scores(1, dense).parameters, expected, rtol=1e-5)
+
+
+def test_a_new_map_replaces_guidance_and_is_compared_with_the_first(make: Make, dense: ModelPayload) -> None:
+    controller, _ = make(explore_every=10)
+    first, other = stream(1, "maps").random((2, dense.mask.size))
+    controller.observe(0, [Aggregate(0, 0, 4, {"deviation": first})], dense.mask)
+    assert controller.likeness is None
+    guidance = controller.arrays()["guidance"]
+    controller.observe(10, [Aggregate(10, 0, 4, {"deviation": first})], dense.mask)
+    assert controller.likeness == pytest.approx(1.0)
+    controller.observe(20, [Aggregate(20, 0, 4, {"deviation": other})], dense.mask)
+    assert controller.likeness is not None
+    assert 0.5 < controller.likeness < 0.95
+    assert not np.array_equal(controller.arrays()["guidance"], guidance)
+    controller.observe(21, sums_of(controller, _, dense, 21), dense.mask)
+    assert controller.likeness is None
 
 
 def test_layers_are_reported_with_units_live_and_agreement(make: Make, dense: ModelPayload) -> None:

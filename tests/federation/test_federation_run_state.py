@@ -25,6 +25,7 @@ from autoflip_secure.federation.run_state import (
     load_checkpoint,
     save_checkpoint,
 )
+from autoflip_secure.federation.server_step import ServerMoments
 from autoflip_secure.seeds import stream
 
 OPERATIONS = ("rename", "replace", "mkdir", "unlink", "rmdir", "open", "fsync")
@@ -42,7 +43,7 @@ def make_state(model: ModelPayload) -> Callable[[int], RunState]:
         return RunState(
             round,
             model,
-            draw.normal(size=size),
+            ServerMoments(draw.normal(size=size), draw.random(size), 9),
             {"guidance": draw.random(size).astype(np.float32), "energy": draw.normal(size=size)},
             {
                 "seconds": 0.1 + 0.2,
@@ -60,11 +61,12 @@ def make_state(model: ModelPayload) -> Callable[[int], RunState]:
 
 
 def check_equal(one: RunState, other: RunState) -> None:
-    for name in set(vars(one)) - {"model", "velocity", "pruning"}:
+    for name in set(vars(one)) - {"model", "server", "pruning"}:
         assert getattr(one, name) == getattr(other, name), name
     assert one.model.to_bytes() == other.model.to_bytes()
-    assert one.velocity.dtype == other.velocity.dtype
-    assert one.velocity.tobytes() == other.velocity.tobytes()
+    assert one.server.steps == other.server.steps
+    for mine, others in ((one.server.velocity, other.server.velocity), (one.server.square, other.server.square)):
+        assert (mine.dtype, mine.tobytes()) == (others.dtype, others.tobytes())
     assert set(one.pruning) == set(other.pruning)
     for name, array in one.pruning.items():
         assert (array.dtype, array.tobytes()) == (other.pruning[name].dtype, other.pruning[name].tobytes())
@@ -73,8 +75,8 @@ def check_equal(one: RunState, other: RunState) -> None:
 def test_a_checkpoint_holds_everything(tmp_path: Path, make_state) -> None:
     """Every field of the state is different from its default, so one that was forgotten shows."""
     state = make_state(3)
-    fresh = RunState(0, state.model, np.zeros(1))
-    for name in set(vars(state)) - {"model", "velocity"}:
+    fresh = RunState(0, state.model, ServerMoments.zeros(1))
+    for name in set(vars(state)) - {"model", "server"}:
         assert getattr(state, name) != getattr(fresh, name), name
     save_checkpoint(tmp_path / "checkpoint", state)
     check_equal(load_checkpoint(tmp_path / "checkpoint"), state)
@@ -91,11 +93,12 @@ def test_a_new_checkpoint_replaces_the_old_one(tmp_path: Path, make_state) -> No
 
 def test_transposed_and_sliced_arrays_are_kept(tmp_path: Path, make_state) -> None:
     state = make_state(1)
-    state.velocity = np.arange(20.0)[::2]
+    state.server = ServerMoments(np.arange(20.0)[::2], np.arange(30.0)[::3])
     state.pruning = {"m": np.arange(6.0).reshape(2, 3).T}
     save_checkpoint(tmp_path / "c", state)
     loaded = load_checkpoint(tmp_path / "c")
-    np.testing.assert_array_equal(loaded.velocity, state.velocity)
+    np.testing.assert_array_equal(loaded.server.velocity, state.server.velocity)
+    np.testing.assert_array_equal(loaded.server.square, state.server.square)
     np.testing.assert_array_equal(loaded.pruning["m"], state.pruning["m"])
 
 

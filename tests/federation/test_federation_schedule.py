@@ -29,7 +29,9 @@ def settings_of_a_schedule(draw: Callable[..., Any], participation: st.SearchStr
         "participation": draw(participation),
         "min_cohort": draw(st.sampled_from([0.5, 0.8, 1.0])),
         "dp_epsilon": draw(st.sampled_from([None, 8.0])),
-        "prune": draw(st.sampled_from(["autoflip", "none"])),
+        "prune": draw(st.sampled_from(["autoflip", "magnitude", "none"])),
+        "explore_every": draw(st.sampled_from([0, 5])),
+        "explore_participation": draw(st.sampled_from([None, 0.5])),
         "rounds": 12,
         "agreement_every": draw(st.sampled_from([0, 1, 3])),
         "warm_start": draw(st.booleans()),
@@ -54,7 +56,10 @@ def check_plan(config: ResolvedConfig, schedule: Schedule, round: int) -> None:
     assert len(set(members)) == len(members), "a silo is in two cohorts"
     for group in groups_of(schedule):
         # The same share of each cohort is drawn, also in rounds that sum all of them together.
-        share = max(1, math.floor(config.participation * len(group) + 0.5))
+        fraction = config.participation
+        if schedule.is_exploration(round) and config.explore_participation is not None:
+            fraction = config.explore_participation
+        share = max(1, math.floor(fraction * len(group) + 0.5))
         assert len(group & set(members)) == min(share, len(group))
     assert set(members) <= set(range(1, config.silos + 1))
     assert all(list(cohort) == sorted(cohort) for cohort in plan.cohorts)
@@ -64,7 +69,9 @@ def check_plan(config: ResolvedConfig, schedule: Schedule, round: int) -> None:
         assert least - config.colluders >= 2 + released_moments(channels_of(config, schedule, round))
         if len(cohort) == config.silos:
             assert least >= share_threshold(config.silos)
-    assert plan.phase == ("explore" if config.prune == "autoflip" and round < config.explore_rounds else "train")
+    again = config.explore_every and round % config.explore_every == 0
+    explores = config.prune != "none" and (round < config.explore_rounds or again)
+    assert plan.phase == ("explore" if explores else "train")
 
 
 def groups_of(schedule: Schedule) -> list[set[int]]:
@@ -77,7 +84,8 @@ def channels_of(config: ResolvedConfig, schedule: Schedule, round: int) -> list[
     update = update_channel(config, 5)
     if config.trust == "distributed" or not schedule.is_exploration(round):
         return [update, energy_channel(2)] if schedule.sends_energy else [update]
-    return [deviation_channel(5), update] if config.warm_start else [deviation_channel(5)]
+    deviations = [deviation_channel(5)] if config.prune == "autoflip" else []
+    return deviations if deviations and schedule.leaves_the_model(round) else [*deviations, update]
 
 
 @settings(max_examples=200, deadline=None)
@@ -120,6 +128,7 @@ def test_a_schedule_that_was_accepted_has_a_plan_for_every_round(make) -> None:
 @given(options=settings_of_a_schedule(st.just(1.0)))
 def test_what_is_refused_could_not_be_opened(make, options: dict[str, Any]) -> None:
     """The other half: nothing that works is refused."""
+    options["explore_participation"] = None
     config = make(**options)
     in_cohorts = config.prune == "autoflip" and config.cohorts > 1 and config.agreement_every > 0
     smallest = config.silos // config.cohorts if in_cohorts else config.silos

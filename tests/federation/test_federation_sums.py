@@ -14,6 +14,7 @@ import pytest
 from autoflip_secure.errors import Abort, BudgetExhausted, CannotContinue, PolicyRefusal
 from autoflip_secure.federation.run_state import RunState
 from autoflip_secure.federation.schedule import RoundPlan, Schedule
+from autoflip_secure.federation.server_step import ServerMoments
 from autoflip_secure.federation.sums import LEAST_RESERVE, MAX_ATTEMPTS, SumRunner, reserve_attempts, scatter
 from autoflip_secure.federation.terms import count_channel, deviation_channel, energy_channel, update_channel
 from autoflip_secure.privacy.plan import PrivacyPlan
@@ -84,7 +85,7 @@ def start(make_config, model) -> Start:
             config, SESSION, DIGEST, secure_sum, FakeExchange(), view,  # type: ignore[arg-type]
             lambda name, **fields: events.append({"event": name, **fields}), reserve, privacy,
         )  # fmt: skip
-        return runner, RunState(5, model, np.zeros(model.mask.size)), events
+        return runner, RunState(5, model, ServerMoments.zeros(model.mask.size)), events
 
     return begin
 

@@ -11,13 +11,13 @@ from autoflip_secure.errors import ConfigError, DataError
 from autoflip_secure.models.layout import flatten_parameters
 from autoflip_secure.seeds import torch_stream
 from autoflip_secure.training.evaluation import evaluate
-from autoflip_secure.training.local import batches, local_sgd
+from autoflip_secure.training.local import batches, train_locally
 
 OPTIONS = {"steps": 12, "batch_size": 16, "learning_rate": 0.1, "momentum": 0.9}
 
 
 def train(module, data, *, seed=0, **changes):
-    local_sgd(module, *data, **(OPTIONS | {"generator": torch_stream(seed, "batches")} | changes))
+    train_locally(module, *data, **(OPTIONS | {"generator": torch_stream(seed, "batches")} | changes))
     return flatten_parameters(module)
 
 
@@ -61,13 +61,16 @@ def test_global_random_state_is_left_alone(make_network, clusters):
     momentum=st.sampled_from([0.0, 0.9]),
     weight_decay=st.sampled_from([0.0, 0.1]),
     clip_norm=st.sampled_from([None, 0.5]),
+    optimizer=st.sampled_from(["sgd", "adam"]),
+    prox_mu=st.sampled_from([0.0, 0.5]),
 )
-def test_masked_parameters_stay_exactly_zero(seed, share, momentum, weight_decay, clip_norm):
+def test_masked_parameters_stay_exactly_zero(seed, share, momentum, weight_decay, clip_norm, optimizer, prox_mu):
     generator = torch.Generator().manual_seed(seed)
     module = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
     data = torch.randn(40, 6, generator=generator), torch.randint(3, (40,), generator=generator)
     live = torch.rand(flatten_parameters(module).numel(), generator=generator) < share
-    after = train(module, data, live=live, momentum=momentum, weight_decay=weight_decay, clip_norm=clip_norm)
+    options = {"momentum": momentum, "weight_decay": weight_decay, "clip_norm": clip_norm}
+    after = train(module, data, live=live, optimizer=optimizer, prox_mu=prox_mu, **options)
     assert (after[~live].view(torch.int32) == 0).all()  # the bits: -0.0 would be another model
 
 
@@ -96,6 +99,34 @@ def test_one_step_is_gradient_descent(make_network, clusters):
     F.cross_entropy(reference(x), y).backward()
     expected = torch.cat([(p - 0.1 * (p.grad + 0.01 * p)).detach().reshape(-1) for p in reference.parameters()])
     assert torch.allclose(after, expected, atol=1e-6)
+
+
+def test_adam_is_torch_s_adam_started_anew(make_network, clusters):
+    reference = make_network()
+    x, y = clusters
+    optimiser = torch.optim.Adam(reference.parameters(), lr=0.01)
+    for _ in range(3):
+        optimiser.zero_grad()
+        F.cross_entropy(reference(x), y).backward()
+        optimiser.step()
+    options = {"steps": 3, "batch_size": 1000, "optimizer": "adam", "learning_rate": 0.01}
+    assert torch.allclose(train(make_network(), clusters, **options), flatten_parameters(reference), atol=1e-5)
+
+
+def test_the_proximal_term_pulls_towards_where_the_round_began(make_network, clusters):
+    x, y = clusters
+    reference = make_network()
+    origin = [p.detach().clone() for p in reference.parameters()]
+    optimiser = torch.optim.SGD(reference.parameters(), lr=0.1)
+    for _ in range(4):
+        optimiser.zero_grad()
+        distance = sum(((p - o) ** 2).sum() for p, o in zip(reference.parameters(), origin, strict=True))
+        (F.cross_entropy(reference(x), y) + 0.7 / 2 * distance).backward()
+        optimiser.step()
+    options = {"steps": 4, "batch_size": 1000, "learning_rate": 0.1, "momentum": 0.0}
+    pulled = train(make_network(), clusters, prox_mu=0.7, **options)
+    assert torch.allclose(pulled, flatten_parameters(reference), atol=1e-5)
+    assert not torch.allclose(pulled, train(make_network(), clusters, **options), atol=1e-4)
 
 
 def test_clip_norm_bounds_a_step(make_network, clusters):
@@ -131,6 +162,8 @@ def test_frozen_parameters_are_left_alone(make_network, clusters):
         {"momentum": 1.0},
         {"weight_decay": -0.1},
         {"clip_norm": 0.0},
+        {"optimizer": "lion"},
+        {"prox_mu": -0.1},
         {"live": torch.ones(4, dtype=torch.bool)},
         {"live": torch.ones(163)},
     ],

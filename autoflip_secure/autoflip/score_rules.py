@@ -1,0 +1,126 @@
+"""The score rules by name: AutoFLIP's, what it is compared with, and what each of them keeps by.
+
+All are functions of the public model and of sums, so each can prune through the same secure sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoflip_secure.autoflip.guidance import Guidance
+from autoflip_secure.autoflip.scores import EnergyAccumulator, KeepScores, guidance_scores, product_scores
+from autoflip_secure.autoflip.shrinkage import shrunk_energy
+from autoflip_secure.autoflip.units import UnitMap
+from autoflip_secure.errors import EncodingError
+
+__all__ = ["RULES", "Evidence", "keep_scores"]
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What is known when a mask is chosen.
+
+    Attributes
+    ----------
+    weights : float array (size,)
+        Weights that are judged: the model's, or those that a cold-started exploration led to.
+    start : float array (size,)
+        Weights that exploration started from.
+    explored : float64 (size,)
+        Mean update of the exploration, added up over its rounds; zeros where it was not summed.
+    guidance : Guidance
+    energy : EnergyAccumulator
+    """
+
+    weights: NDArray[np.floating]
+    start: NDArray[np.floating]
+    explored: Values
+    guidance: Guidance
+    energy: EnergyAccumulator
+
+
+def keep_scores(rule: str, evidence: Evidence, units: UnitMap) -> KeepScores:
+    """Scores by one of `RULES`.
+
+    Raises
+    ------
+    EncodingError
+        A weight is not finite.
+    """
+    if not np.isfinite(evidence.weights).all():
+        raise EncodingError("a weight is not finite; training diverged, lower the learning rate")
+    return RULES[rule](evidence, units)
+
+
+def _guidance(evidence: Evidence, units: UnitMap) -> KeepScores:
+    """G alone."""
+    return _by_mean(evidence.guidance.values.astype(np.float64), units)
+
+
+def _guidance_agreement(evidence: Evidence, units: UnitMap) -> KeepScores:
+    """G times agreement: autoflip.md's mask."""
+    return guidance_scores(evidence.guidance, units)
+
+
+def _energy(evidence: Evidence, units: UnitMap) -> KeepScores:
+    """Root of the shared energy: PruneFL's squared gradients (Jiang et al. 2022, arXiv 1909.12326), of the mean update
+    in place of each silo's own."""
+    energy = evidence.energy
+    layers = np.concatenate([units.layer, np.full(units.spec.outputs, len(units.spec.widths))])
+    by_unit = shrunk_energy(units.group_sum(energy.energy), units.group_sum(energy.variance), layers)
+    noisy = bool(energy.variance.any())
+    mean = (by_unit / units.group_sum(np.ones(units.size)))[units.owner]
+    parameters = np.sqrt(mean if noisy else np.maximum(energy.energy, 0.0))
+    return KeepScores(parameters, np.sqrt(by_unit[: units.count]))
+
+
+def _product(evidence: Evidence, units: UnitMap) -> KeepScores:
+    """Size times shared energy."""
+    return product_scores(evidence.weights, evidence.energy, units)
+
+
+def _product_agreement(evidence: Evidence, units: UnitMap) -> KeepScores:
+    """The same times (1 + agreement) / 2: half a vote, since a zero would condemn a unit on agreement alone, and only
+    as far as it stands out of its known noise (benchmarks/results/agreement.md)."""
+    guidance = evidence.guidance
+    agreement = (1 + guidance.believed_agreement(units)) / 2 if guidance.rounds else None
+    return product_scores(evidence.weights, evidence.energy, units, agreement)
+
+
+def _magnitude(evidence: Evidence, units: UnitMap) -> KeepScores:
+    """|w|; of a unit the norm of its weights."""
+    weights = np.where(units.prunable, np.abs(evidence.weights.astype(np.float64)), 0.0)
+    return KeepScores(np.abs(evidence.weights.astype(np.float64)), np.sqrt(units.unit_sum(weights**2)))
+
+
+def _snip(evidence: Evidence, units: UnitMap) -> KeepScores:
+    """|w_0 d|, d the mean update from the common start w_0: SNIP's connection sensitivity (Lee et al. 2019, arXiv
+    1810.02340) of the federation's gradient; of a unit the sum over its weights."""
+    scores = np.abs(evidence.start.astype(np.float64) * evidence.explored)
+    return KeepScores(scores, units.unit_sum(np.where(units.prunable, scores, 0.0)))
+
+
+def _by_mean(scores: Values, units: UnitMap) -> KeepScores:
+    weights = units.unit_sum(units.prunable)
+    return KeepScores(scores, units.unit_sum(np.where(units.prunable, scores, 0.0)) / weights)
+
+
+RULES: Mapping[str, Callable[[Evidence, UnitMap], KeepScores]] = MappingProxyType(
+    {
+        "guidance": _guidance,
+        "guidance-agreement": _guidance_agreement,
+        "energy": _energy,
+        "product": _product,
+        "product-agreement": _product_agreement,
+        "magnitude": _magnitude,
+        "snip": _snip,
+        "prunefl": _energy,
+    }
+)

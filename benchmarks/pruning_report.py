@@ -1,0 +1,121 @@
+"""The tables and the figure of `pruning.py`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from seed_interval import half_width
+
+__all__ = ["markdown", "plot"]
+
+Row = dict[str, Any]
+REFERENCES = ("random units", "magnitude")
+
+
+def mean(values: Sequence[float], digits: int = 1) -> str:
+    """Mean and 95 % interval, in percent."""
+    scaled = [100 * value for value in values]
+    if not scaled:
+        return "-"
+    shown = f"{statistics.mean(scaled):.{digits}f}"
+    return shown + (f" ± {half_width(scaled):.{digits}f}" if len(scaled) > 1 else " (1 seed)")
+
+
+def select(rows: list[Row], **facts: Any) -> list[Row]:
+    """Rows with these facts."""
+    return [row for row in rows if all(row[name] == value for name, value in facts.items())]
+
+
+def by_seed(rows: list[Row]) -> dict[int, float]:
+    """Accuracy of each seed."""
+    return {row["seed"]: row["figures"]["accuracy"] for row in rows}
+
+
+def against(mine: dict[int, float], other: dict[int, float]) -> str:
+    """Mean difference over the seeds that both have; in bold where its interval excludes zero."""
+    both = sorted(mine.keys() & other.keys())
+    if not both:
+        return "-"
+    gaps = [mine[seed] - other[seed] for seed in both]
+    shown = mean(gaps)
+    certain = len(gaps) > 1 and abs(statistics.mean(gaps)) > half_width(gaps)
+    return f"**{shown}**" if certain else shown
+
+
+def task_table(rows: list[Row], task: str) -> list[str]:
+    """All methods of one task."""
+    mine = select(rows, task=task)
+    lines = [
+        f"## {task}",
+        "",
+        "| FLOPs asked % | method | start | seeds | accuracy % | less random units | less magnitude | FLOPs kept % "
+        "| upload % of FedAvg | training s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for facts in dict.fromkeys((row["flops"], row["method"], row["start"]) for row in mine):
+        flops, method, start = facts
+        group = select(mine, flops=flops, method=method, start=start)
+        scores = by_seed(group)
+        gaps = []
+        for reference in REFERENCES:
+            others = [row for row in select(mine, flops=flops, method=reference) if row["start"] in (start, "")]
+            gaps.append("" if method == reference or flops is None else against(scores, by_seed(others)))
+        figures = [
+            mean([row["figures"][name] for row in group]).split(" ")[0]
+            for name in ("flops_ratio", "upload_ratio_total")
+        ]
+        seconds = statistics.mean(row["figures"]["seconds_training"] for row in group)
+        asked = "dense" if flops is None else f"{100 * flops:.0f}"
+        lines.append(
+            f"| {asked} | {method} | {start} | {len(group)} | {mean(list(scores.values()))} | {gaps[0]} | {gaps[1]} "
+            f"| {figures[0]} | {figures[1]} | {seconds:.0f} |"
+        )
+    return [*lines, ""]
+
+
+def markdown(rows: list[Row]) -> str:
+    """The whole file."""
+    lines = [
+        "# Pruning from sums",
+        "",
+        "Every method through the same secure sum, on physically smaller networks at the same measured FLOPs. Accuracy "
+        "on public test records, mean ± 95 % interval over seeds; differences are paired by seed, bold where their "
+        "interval excludes zero. `cold`: training starts from the common start with the mask that exploration chose; "
+        "`warm`: it goes on from where exploration led.",
+        "",
+    ]
+    for task in dict.fromkeys(row["task"] for row in rows):
+        lines += task_table(rows, task)
+    return "\n".join(lines)
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Accuracy against FLOPs, one panel a task and start."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    if not tasks:
+        return
+    figure, panels = plt.subplots(len(tasks), 2, figsize=(11, 3.8 * len(tasks)), squeeze=False)
+    for (task, start), panel in zip(((t, s) for t in tasks for s in ("cold", "warm")), panels.flat, strict=True):
+        mine = [row for row in select(rows, task=task) if row["start"] in (start, "") and row["flops"] is not None]
+        for method in dict.fromkeys(row["method"] for row in mine):
+            points = sorted({row["flops"] for row in select(mine, method=method)})
+            scores = [statistics.mean(by_seed(select(mine, method=method, flops=flops)).values()) for flops in points]
+            panel.plot(
+                [100 * flops for flops in points], [100 * score for score in scores], marker="o", ms=3, label=method
+            )
+        dense = by_seed(select(rows, task=task, method="FedAvg"))
+        if dense:
+            panel.axhline(100 * statistics.mean(dense.values()), ls=":", color="grey", label="FedAvg, dense")
+        panel.set(title=f"{task}, {start}", xlabel="FLOPs kept %", ylabel="accuracy %")
+        panel.legend(fontsize=6)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,93 @@
+"""Runs of the command line as rows on disk, kept after each run, so that an interrupted benchmark goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from machine import machine
+
+__all__ = ["DATA", "RESULTS", "RunTable", "simulate"]
+
+RESULTS = Path(__file__).parent / "results"
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+Row = dict[str, Any]
+
+
+class RunTable:
+    """Rows, one a setting and seed.
+
+    Parameters
+    ----------
+    path : Path
+        The JSON file; rows already there are kept.
+    fresh : bool
+        Forget them.
+    """
+
+    def __init__(self, path: Path, *, fresh: bool) -> None:
+        self._path, self._lock = path, threading.Lock()
+        kept = {} if fresh or not path.exists() else json.loads(path.read_text())
+        self.rows: list[Row] = kept.get("rows", [])
+
+    def has(self, options: str, seed: int) -> bool:
+        """Whether the run is there."""
+        return any((row["options"], row["seed"]) == (options, seed) for row in self.rows)
+
+    def add(self, row: Row) -> None:
+        """Keep a row, on disk too."""
+        with self._lock:
+            self.rows.append(row)
+            self._path.parent.mkdir(exist_ok=True)
+            fresh = self._path.with_suffix(".tmp")
+            lines = ",\n".join(json.dumps(row) for row in self.rows)
+            fresh.write_text(f'{{"machine": {json.dumps(machine("torch"))},\n"rows": [\n{lines}\n]}}\n')
+            fresh.replace(self._path)
+
+    def fill(self, wanted: Sequence[tuple[Row, str, int]], jobs: int, run: Callable[[str, int], Row]) -> None:
+        """Run what is missing of (facts, options, seed), `jobs` at a time; figures join them in the row."""
+        missing = [item for item in wanted if not self.has(item[1], item[2])]
+        left = [len(missing)]
+
+        def one(item: tuple[Row, str, int]) -> None:
+            facts, options, seed = item
+            figures = run(options, seed)
+            self.add({**facts, "options": options, "seed": seed, "figures": figures})
+            left[0] -= 1
+            shown = figures.get("accuracy")
+            print(f"{options} --seed {seed}: {shown} ({left[0]} to go)", file=sys.stderr, flush=True)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(one, missing))
+
+
+def simulate(options: str, seed: int, figures: Sequence[str], *, data: bool) -> Row:
+    """One run of the command line in this machine's spare folder: the figures of its summary, and its metrics by round.
+
+    Raises
+    ------
+    RuntimeError
+        The run failed; the message is its own.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "autoflip_secure.sim", *shlex.split(options), "--seed", str(seed)]
+        command += ["--run-dir", f"{folder}/run", "--workers", "0", "--summary", "json", "--quiet"]
+        command += ["--data-dir", str(DATA)] if data else []
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        if ended.returncode:
+            raise RuntimeError(f"{shlex.join(command)}: {ended.stderr.strip()}")
+        summary = json.loads(ended.stdout.splitlines()[-1])
+        lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
+        curve = [(line["round"], line["accuracy"]) for line in map(json.loads, lines) if "accuracy" in line]
+        return {**{name: summary.get(name) for name in figures}, "curve": curve}
