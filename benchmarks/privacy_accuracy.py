@@ -138,7 +138,7 @@ def add_bounds(runs: list[tuple[Cell, int]], table: Table, deadline: float) -> N
 def main() -> None:
     """Run what is missing and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="six cells, one seed; about five minutes")
+    parser.add_argument("--quick", action="store_true", help="six cells, one seed; about ten minutes with what follows")
     parser.add_argument("--all", action="store_true", help="the whole grid, five seeds: for a larger machine")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="take up no new run after so long")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time")
