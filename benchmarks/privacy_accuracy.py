@@ -114,7 +114,7 @@ def measure(cell: Cell, figures: dict[str, Any]) -> float | None:
     return (figures.get("exact") or figures).get(name)
 
 
-def add_bounds(runs: list[tuple[Cell, int]], table: Table, deadline: float) -> None:
+def add_bounds(runs: list[tuple[Cell, int]], table: Table, deadline: float, *, alone: bool) -> None:
     """Pooled and local-only references of every (data set, model, epsilon) with a run of the usual silos."""
     settings: dict[tuple[Any, ...], int] = {}
     for cell, seed in runs:
@@ -132,13 +132,15 @@ def add_bounds(runs: list[tuple[Cell, int]], table: Table, deadline: float) -> N
             options = {"dataset": dataset, "model": model, "dp_epsilon": epsilon, "partition": partition}
             options |= {"silos": silos, "data_dir": DATA}
             given = {name: value for name, value in options.items() if value is not None}
-            table.add("bounds", {**known, "seed": seed, **references(given, seed)})
+            table.add("bounds", {**known, "seed": seed, **references(given, seed, alone=alone)})
 
 
 def main() -> None:
     """Run what is missing and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="six cells, one seed; about ten minutes with what follows")
+    parser.add_argument(
+        "--quick", action="store_true", help="six cells, one seed, pooled bounds; about eight minutes with what follows"
+    )
     parser.add_argument("--all", action="store_true", help="the whole grid, five seeds: for a larger machine")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="take up no new run after so long")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time")
@@ -153,7 +155,7 @@ def main() -> None:
     deadline = time.monotonic() + 60 * arguments.minutes
     taken = [(cell, seed) for cell, seed in runs if arguments.only in cell.options()]
     work_through(wanted_runs(taken, table), table, arguments.jobs, deadline)
-    add_bounds(taken, table, deadline)
+    add_bounds(taken, table, deadline, alone=not arguments.quick)
     text = markdown(table.rows, table.bounds, machine("torch"), missing=len(wanted_runs(runs, table)))
     (RESULTS / f"{name}.md").write_text(text)
     plot(table.rows, table.bounds, RESULTS / f"{name}.png")

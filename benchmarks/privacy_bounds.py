@@ -39,8 +39,8 @@ SMALL = 10_000
 """Training records up to which every silo is also trained on its own."""
 
 
-def references(options: dict[str, Any], seed: int) -> dict[str, float]:
-    """`pooled` and, on small data sets, `local only` scores of one seed, by `MEASURES`."""
+def references(options: dict[str, Any], seed: int, *, alone: bool = True) -> dict[str, float]:
+    """`pooled` and, `alone` and on small data sets, `local only` scores of one seed, by `MEASURES`."""
     asked = RunConfig.create(**options, prune="none", seed=seed)
     data = load(asked.dataset, asked.data_dir, seed)
     config = resolve(asked, data.task, natural_silos=len(data.natural) if data.natural else None)
@@ -49,7 +49,7 @@ def references(options: dict[str, Any], seed: int) -> dict[str, float]:
     parts = [_featured(config, train) for _, train, _ in silos]
     scored = _featured(config, test)
     pooled = _score(config, data, Records.concatenate(parts), scored, 1.0)
-    if sum(map(len, parts)) > SMALL:
+    if not alone or sum(map(len, parts)) > SMALL:
         return {"pooled": pooled}
     rates = {rate: [_score(config, data, part, scored, rate) for part in parts] for rate in LEARNING_RATES}
     return {"pooled": pooled, "local only": max(statistics.mean(scores) for scores in rates.values())}
