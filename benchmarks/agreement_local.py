@@ -63,21 +63,23 @@ class LocalObserver:
 
     def __init__(self, grouping: Grouping) -> None:
         self.grouping, self.units = grouping, unit_map()
-        self._controller = PruningController(grouping.config, Schedule(grouping.config), spec())
+        self._controller = PruningController(
+            grouping.config, Schedule(grouping.config), spec(), np.zeros(self.units.size)
+        )
         self._live = np.ones(self.units.size, np.bool_)
         self._energy = EnergyAccumulator.empty(self.units.size)
         self._shared, self._own, self._variance = (np.zeros(self.units.count) for _ in range(3))
 
     def explore(self, deviation: Values) -> None:
         """The sum of squared deviations from the common start."""
-        self._controller.observe([Aggregate(0, 0, self.grouping.config.silos, {"deviation": deviation})], self._live)
+        self._controller.observe(0, [Aggregate(0, 0, self.grouping.config.silos, {"deviation": deviation})], self._live)
 
     def observe(self, updates: Values, noise: float, number: int) -> None:
         """One round's updates, shape (silos, size), each coordinate with noise of this standard deviation."""
         n, limit = len(updates), self.grouping.config.update_limit
         own = self.units.unit_sum((np.clip(updates, -limit, limit) ** 2).sum(axis=0))
         total = updates.sum(axis=0)
-        self._controller.observe([Aggregate(number, 0, n, {"update": total, "unit_energy": own})], self._live)
+        self._controller.observe(number, [Aggregate(number, 0, n, {"update": total, "unit_energy": own})], self._live)
         known = Aggregate(number, 0, n, {"update": total}, {"update": noise * n**0.5})
         self._energy = self._energy.add([known])
         coordinates = self.units.unit_sum(np.ones(self.units.size))

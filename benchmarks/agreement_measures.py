@@ -61,14 +61,16 @@ class Observer:
 
     def __init__(self, grouping: Grouping) -> None:
         self.grouping, self.units = grouping, unit_map()
-        self._controller = PruningController(grouping.config, Schedule(grouping.config), spec())
+        self._controller = PruningController(
+            grouping.config, Schedule(grouping.config), spec(), np.zeros(self.units.size)
+        )
         self._first_sets: Values | None = None
         self.pooled: PooledAgreement | None = None
 
     def observe(self, sums: Values, noise: list[float], round: int) -> None:
         """One round."""
         aggregates = aggregates_of(sums, self.grouping.sizes, noise, round)
-        self._controller.observe(aggregates, np.ones(self.units.size, np.bool_))
+        self._controller.observe(round, aggregates, np.ones(self.units.size, np.bool_))
         if self._controller.agreement is None:
             return
         rho, past = self._controller.agreement.rho, self._first_sets

@@ -47,7 +47,7 @@ class Scored(PruningController):
 
     kind = "shrunk"
 
-    def _scores(self, model: ModelPayload) -> KeepScores:
+    def _scores(self, round: int, model: ModelPayload) -> KeepScores:
         energy, none = self._energy, np.zeros(self._energy.energy.size)
         if "clipped" in self.kind:
             energy = EnergyAccumulator(energy.energy, none, energy.rounds)
@@ -69,7 +69,7 @@ class Federation:
         weights = start_weights(seed).astype(np.float32)
         self.model = ModelPayload(spec(), weights, np.ones(weights.size, np.bool_), RECORDS)
         self.velocity = np.zeros(weights.size)
-        self.controller = Scored(config, Schedule(config), spec())
+        self.controller = Scored(config, Schedule(config), spec(), weights)
         self._gradients: tuple[Any, ClippedGradientSum] | None = None
 
     def branch(self, kind: str) -> Federation:
@@ -95,7 +95,7 @@ class Federation:
             noised = self._sum(chosen[cohort == index])[model.mask] + std * draw.standard_normal(live)
             sums.append(scatter_live(noised, model.mask))
         self._step(np.sum(sums, axis=0))
-        self.controller.observe(aggregates_of(np.stack(sums), sizes, stds, number), model.mask)
+        self.controller.observe(number, aggregates_of(np.stack(sums), sizes, stds, number), model.mask)
         if self.controller.is_decision(number):
             self.model, kept = self.controller.decide(number, self.model)
             self.velocity = np.where(self.model.mask, self.velocity[kept], 0.0)

@@ -25,8 +25,10 @@ def test_a_preset_resolves_and_has_a_schedule(name: str) -> None:
     config = RunConfig.create(**preset_options(name))
     assert config.dataset in DATASETS
     assert config.model in MODEL_NAMES
+    text = config.model == "char-lstm"
+    task = replace(TASK, name=config.dataset, **({"input_shape": (80,), "default_model": "char-lstm"} if text else {}))
     natural = 99 if config.partition == "natural" else None
-    resolved = resolve(config, replace(TASK, name=config.dataset), natural_silos=natural)
+    resolved = resolve(config, task, natural_silos=natural)
     Schedule(resolved)
     assert resolved.silos == config.silos
     if name.startswith("paper"):

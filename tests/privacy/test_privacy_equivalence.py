@@ -108,9 +108,9 @@ class Distributed:
             self.batches[-1].append(chosen)
             return chosen
 
-        def stepped(coordinator: Coordinator, aggregates: Any) -> None:
+        def stepped(coordinator: Coordinator, number: int, aggregates: Any) -> None:
             self.sums.append(sum(aggregate.sum("update") for aggregate in aggregates))
-            step(coordinator, aggregates)
+            step(coordinator, number, aggregates)
             self.weights.append(coordinator.state.model.weights.astype(np.float64))
             self.batches.append([])
 
