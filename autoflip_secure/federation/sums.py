@@ -79,6 +79,7 @@ class SumRunner:
         if self.privacy.trust != "none":
             gap = check_grid(manifest, self.privacy.releases, self.privacy.epsilon)
             state.facts["grid_delta"] = max(gap, state.facts.get("grid_delta", 0.0))
+        last = ""
         for attempt in range(MAX_ATTEMPTS):
             manifest = replace(manifest, attempt=attempt)
             self.exchange.begin(state.round, attempt, model)
@@ -89,14 +90,21 @@ class SumRunner:
                 sums = self.secure_sum.sum(manifest, self.exchange)
             except Abort as abort:
                 self._record_abort(state, manifest, abort)
+                last = self._told(abort)
                 continue
             finally:
                 self.seconds += time.perf_counter() - started
             self.event("sum", phase=phase, round=state.round, attempt=attempt, silos=[list(s.silos) for s in sums])
             return [decode(manifest, cohort_sum) for cohort_sum in sums]
         raise CannotContinue(
-            f"round {state.round}: {MAX_ATTEMPTS} attempts in a row gave no sum; the model is unchanged"
+            f"round {state.round}: {MAX_ATTEMPTS} attempts in a row gave no sum, the last {last}; the model is unchanged"
         )
+
+    def _told(self, abort: Abort) -> str:
+        """An abort and what silos said to it; why, only each silo's own log tells."""
+        refused = ", ".join(f"{count} of {name}" for name, count in sorted(self.exchange.refusals.items()))
+        said = f" (silos refused: {refused}; their silo.log says why)" if refused else ""
+        return f"at stage {abort.stage}: {abort.reason}{said}"
 
     def _manifest(
         self,

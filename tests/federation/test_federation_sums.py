@@ -149,10 +149,19 @@ def test_attempts_without_end_stop_the_run_and_keep_the_model(start: Start) -> N
     secure_sum = FakeSum(99, 4)
     runner, state, _ = start(secure_sum)
     before = state.model
-    with pytest.raises(CannotContinue, match=f"round 5: {MAX_ATTEMPTS} attempts"):
+    with pytest.raises(CannotContinue, match=f"round 5: {MAX_ATTEMPTS} attempts.*at stage masked: too few silos; the"):
         run(runner, state)
     assert len(secure_sum.manifests) == MAX_ATTEMPTS
     assert state.model is before
+
+
+def test_a_run_that_stops_says_what_silos_answered(start: Start) -> None:
+    runner, _, _ = start(FakeSum(0, 4))
+    runner.exchange.refusals.update({"ConfigError": 3, "other": 1})
+    told = runner._told(Abort("too few silos", stage="masked"))
+    assert told == (
+        "at stage masked: too few silos (silos refused: 3 of ConfigError, 1 of other; their silo.log says why)"
+    )
 
 
 def test_the_reserve_bounds_retries_over_the_whole_run(start: Start) -> None:
