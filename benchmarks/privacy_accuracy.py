@@ -19,7 +19,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -30,9 +29,8 @@ from machine import machine
 from privacy_bounds import MEASURES, references
 from privacy_grid import EMBEDDED, PARTITIONS, SEEDS, SILOS, Cell, all_cells, quick, runs_here
 from privacy_tables import markdown, plot
+from run_table import DATA, RESULTS, RunTable
 
-RESULTS = Path(__file__).parent / "results"
-DATA = Path(__file__).parents[2] / "shared" / "data"
 KEPT = (
     "accuracy", "auroc", "c_index", "loss", "epsilon_spent", "flops_ratio", "params_ratio", "upload_ratio_total",
     "rounds", "rounds_aborted", "seconds_total",
@@ -62,27 +60,7 @@ def run(cell: Cell, seed: int) -> dict[str, Any]:
         return figures
 
 
-class Table:
-    """The rows, on disk after every run."""
-
-    def __init__(self, path: Path, *, fresh: bool) -> None:
-        self._path, self._lock = path, threading.Lock()
-        kept = {} if fresh or not path.exists() else json.loads(path.read_text())
-        self.rows: list[dict[str, Any]] = kept.get("rows", [])
-        self.bounds: list[dict[str, Any]] = kept.get("bounds", [])
-
-    def has(self, options: str, seed: int) -> bool:
-        return any((row["options"], row["seed"]) == (options, seed) for row in self.rows)
-
-    def add(self, kind: str, row: dict[str, Any]) -> None:
-        with self._lock:
-            getattr(self, kind).append(row)
-            content = {"machine": machine("torch"), "rows": self.rows, "bounds": self.bounds}
-            self._path.with_suffix(".tmp").write_text(json.dumps(content, indent=1))
-            self._path.with_suffix(".tmp").replace(self._path)
-
-
-def wanted_runs(runs: list[tuple[Cell, int]], table: Table) -> list[tuple[Cell, int]]:
+def wanted_runs(runs: list[tuple[Cell, int]], table: RunTable) -> list[tuple[Cell, int]]:
     """Those that are not there yet and have data."""
     absent = {cell.dataset for cell, _ in runs if cell.dataset not in EMBEDDED and not DATA.is_dir()}
     for dataset in sorted(absent):
@@ -90,7 +68,7 @@ def wanted_runs(runs: list[tuple[Cell, int]], table: Table) -> list[tuple[Cell, 
     return [(c, s) for c, s in runs if c.dataset not in absent and not table.has(c.options(), s)]
 
 
-def work_through(runs: list[tuple[Cell, int]], table: Table, jobs: int, deadline: float) -> None:
+def work_through(runs: list[tuple[Cell, int]], table: RunTable, jobs: int, deadline: float) -> None:
     """Run them, `jobs` at a time, until the deadline."""
     left = [len(runs)]
 
@@ -99,7 +77,7 @@ def work_through(runs: list[tuple[Cell, int]], table: Table, jobs: int, deadline
         if time.monotonic() > deadline:
             return
         figures = run(cell, seed)
-        table.add("rows", {"cell": asdict(cell), "options": cell.options(), "seed": seed, "figures": figures})
+        table.add({"cell": asdict(cell), "options": cell.options(), "seed": seed, "figures": figures})
         left[0] -= 1
         score = measure(cell, figures)
         print(f"{cell.options()} seed {seed}: {score} ({left[0]} to go)", file=sys.stderr, flush=True)
@@ -114,7 +92,7 @@ def measure(cell: Cell, figures: dict[str, Any]) -> float | None:
     return (figures.get("exact") or figures).get(name)
 
 
-def add_bounds(runs: list[tuple[Cell, int]], table: Table, deadline: float, *, alone: bool) -> None:
+def add_bounds(runs: list[tuple[Cell, int]], table: RunTable, deadline: float, *, alone: bool) -> None:
     """Pooled and local-only references of every (data set, model, epsilon) with a run of the usual silos."""
     settings: dict[tuple[Any, ...], int] = {}
     for cell, seed in runs:
@@ -132,7 +110,7 @@ def add_bounds(runs: list[tuple[Cell, int]], table: Table, deadline: float, *, a
             options = {"dataset": dataset, "model": model, "dp_epsilon": epsilon, "partition": partition}
             options |= {"silos": silos, "data_dir": DATA}
             given = {name: value for name, value in options.items() if value is not None}
-            table.add("bounds", {**known, "seed": seed, **references(given, seed, alone=alone)})
+            table.add({**known, "seed": seed, **references(given, seed, alone=alone)}, "bounds")
 
 
 def main() -> None:
@@ -149,7 +127,7 @@ def main() -> None:
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     name = "privacy-quick" if arguments.quick else "privacy"
-    table = Table(RESULTS / f"{name}.json", fresh=arguments.fresh)
+    table = RunTable(RESULTS / f"{name}.json", fresh=arguments.fresh)
     everything = [(cell, seed) for seed in range(SEEDS) for cell in all_cells()]
     runs = quick() if arguments.quick else everything if arguments.all else runs_here()
     deadline = time.monotonic() + 60 * arguments.minutes

@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 
 class RunTable:
-    """Rows, one a setting and seed.
+    """Rows, one a setting and seed, and the bounds they are measured against where a benchmark has some.
 
     Parameters
     ----------
@@ -39,19 +39,23 @@ class RunTable:
         self._path, self._lock = path, threading.Lock()
         kept = {} if fresh or not path.exists() else json.loads(path.read_text())
         self.rows: list[Row] = kept.get("rows", [])
+        self.bounds: list[Row] = kept.get("bounds", [])
 
     def has(self, options: str, seed: int) -> bool:
         """Whether the run is there."""
         return any((row["options"], row["seed"]) == (options, seed) for row in self.rows)
 
-    def add(self, row: Row) -> None:
-        """Keep a row, on disk too."""
+    def add(self, row: Row, kind: str = "rows") -> None:
+        """Keep one of `rows` or `bounds`, on disk too: one line each, so that a file stays readable in a diff."""
         with self._lock:
-            self.rows.append(row)
+            getattr(self, kind).append(row)
             self._path.parent.mkdir(exist_ok=True)
+            parts = [f'"machine": {json.dumps(machine("torch"))}']
+            for name, content in (("rows", self.rows), ("bounds", self.bounds)):
+                lines = ",\n".join(json.dumps(item) for item in content)
+                parts += [f'"{name}": [\n{lines}\n]'] if content else []
             fresh = self._path.with_suffix(".tmp")
-            lines = ",\n".join(json.dumps(row) for row in self.rows)
-            fresh.write_text(f'{{"machine": {json.dumps(machine("torch"))},\n"rows": [\n{lines}\n]}}\n')
+            fresh.write_text("{" + ",\n".join(parts) + "}\n")
             fresh.replace(self._path)
 
     def fill(self, wanted: Sequence[tuple[Row, str, int]], jobs: int, run: Callable[[str, int], Row]) -> None:

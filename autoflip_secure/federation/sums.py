@@ -97,7 +97,8 @@ class SumRunner:
             self.event("sum", phase=phase, round=state.round, attempt=attempt, silos=[list(s.silos) for s in sums])
             return [decode(manifest, cohort_sum) for cohort_sum in sums]
         raise CannotContinue(
-            f"round {state.round}: {MAX_ATTEMPTS} attempts in a row gave no sum, the last {last}; the model is unchanged"
+            f"round {state.round}: {MAX_ATTEMPTS} attempts in a row gave no sum, the last {last}; the model is "
+            "unchanged"
         )
 
     def _told(self, abort: Abort) -> str:
