@@ -28,7 +28,7 @@ from autoflip_secure.federation.pruning import PruningController
 from autoflip_secure.federation.run_state import RunState, has_checkpoint, load_checkpoint, save_checkpoint
 from autoflip_secure.federation.schedule import RoundPlan, Schedule
 from autoflip_secure.federation.scoring import Scorer
-from autoflip_secure.federation.server_step import FedAdam, ServerMoments
+from autoflip_secure.federation.server_step import ServerMoments, moved
 from autoflip_secure.federation.server_view import ServerView
 from autoflip_secure.federation.spending import spent_after
 from autoflip_secure.federation.sums import SumRunner, reserve_attempts, scatter
@@ -260,12 +260,7 @@ class Coordinator:
         return channels + self._clip.channels(self._expected_batch(cohort), self.plan.privacy.noise_multiplier)
 
     def _step(self, number: int, aggregates: Sequence[Aggregate]) -> None:
-        """Move the model by the sum: momentum SGD on the noised gradient sum, or the mean of the silos' updates; or
-        FedAdam on either.
-
-        Under DP the momentum is the server's: it smooths noise over rounds, and as post-processing it costs nothing.
-        Without DP it is the silos' own.
-        """
+        """Move the model by the sum: along the noised gradient sum, or the mean of the silos' updates."""
         state, config = self.state, self._config
         if self._schedule.leaves_the_model(number):
             return
@@ -275,16 +270,7 @@ class Coordinator:
             step = config.rate(number) * total / self._expected_batch(present)
         else:
             step = total / present
-        if config.server_optimizer == "adam":
-            adam = FedAdam(config.server_learning_rate * config.lr_decay**number)
-            weights, state.server = adam.move(state.model.weights.astype(np.float64), step, state.server)
-        else:
-            momentum = 0.0 if config.trust == "none" else config.momentum
-            velocity = np.where(state.model.mask, momentum * state.server.velocity + step, 0.0)
-            state.server = replace(state.server, velocity=velocity, steps=state.server.steps + 1)
-            weights = state.model.weights.astype(np.float64) + velocity
-        live = np.where(state.model.mask, weights.astype(np.float32), np.float32(0))
-        state.model = replace(state.model, weights=live)
+        state.model, state.server = moved(config, number, state.model, state.server, step)
 
     def _report_exploration(self, number: int) -> None:
         """How like the first map this one is: whether exploring once is enough."""

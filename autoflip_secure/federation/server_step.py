@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["FedAdam", "ServerMoments"]
+from autoflip_secure.config import ResolvedConfig
+from autoflip_secure.federation.model_payload import ModelPayload
+
+__all__ = ["FedAdam", "ServerMoments", "moved"]
 
 Values = NDArray[np.float64]
 
@@ -75,3 +78,24 @@ class FedAdam:
         state = optimiser.state[parameter]
         kept = ServerMoments(state["exp_avg"].numpy(), state["exp_avg_sq"].numpy(), moments.steps + 1)
         return parameter.detach().numpy(), kept
+
+
+def moved(
+    config: ResolvedConfig, number: int, model: ModelPayload, moments: ServerMoments, update: Values
+) -> tuple[ModelPayload, ServerMoments]:
+    """The model after round `number`, moved along `update` (size,): averaging with momentum, or FedAdam.
+
+    Under DP the momentum is the server's: it smooths noise over rounds, and as post-processing it costs nothing.
+    Without DP it is the silos' own.
+    """
+    weights = model.weights.astype(np.float64)
+    if config.server_optimizer == "adam":
+        adam = FedAdam(config.server_learning_rate * config.lr_decay**number)
+        weights, moments = adam.move(weights, update, moments)
+    else:
+        momentum = 0.0 if config.trust == "none" else config.momentum
+        velocity = np.where(model.mask, momentum * moments.velocity + update, 0.0)
+        moments = replace(moments, velocity=velocity, steps=moments.steps + 1)
+        weights = weights + velocity
+    live = np.where(model.mask, weights.astype(np.float32), np.float32(0))
+    return replace(model, weights=live), moments
