@@ -1,6 +1,6 @@
 """`make bench-pruning`: AutoFLIP from sums beside other ways to prune, at equal FLOPs and through the same secure sum.
 
-    python benchmarks/pruning.py [--quick] [--seeds 5] [--jobs J] [--fresh] [--task NAME]
+    python benchmarks/pruning.py [--quick] [--seeds 5] [--jobs J] [--minutes M] [--fresh] [--task NAME]
 
 Each figure is a run of the command line. Every method explores in the first round and reaches the same share of the
 dense network's measured FLOPs on a physically smaller network; `cold` starts training from the common start with the
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one task, one seed, one budget: about ten minutes")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="take up no new run after so long")
     parser.add_argument("--fresh", action="store_true", help="forget the rows already there")
     parser.add_argument("--task", default="", help="only tasks whose name contains this")
     arguments = parser.parse_args()
@@ -87,7 +88,12 @@ def main() -> None:
         for seed in range(1 if arguments.quick else arguments.seeds)
         for facts, options in settings(task, flops, starts)
     ]
-    table.fill(wanted, arguments.jobs, lambda o, s: simulate(o, s, FIGURES, data=not o.startswith(EMBEDDED_OPTIONS)))
+    table.fill(
+        wanted,
+        arguments.jobs,
+        arguments.minutes,
+        lambda options, seed: simulate(options, seed, FIGURES, data=not options.startswith(EMBEDDED_OPTIONS)),
+    )
     text = markdown(table.rows) + f"\nMade by `python benchmarks/pruning.py` on {json.dumps(machine('torch'))}.\n"
     (RESULTS / f"{name}.md").write_text(text)
     plot(table.rows, RESULTS / f"{name}.png")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,13 +59,21 @@ class RunTable:
             fresh.write_text("{" + ",\n".join(parts) + "}\n")
             fresh.replace(self._path)
 
-    def fill(self, wanted: Sequence[tuple[Row, str, int]], jobs: int, run: Callable[[str, int], Row]) -> None:
-        """Run what is missing of (facts, options, seed), `jobs` at a time; figures join them in the row."""
+    def fill(
+        self, wanted: Sequence[tuple[Row, str, int]], jobs: int, minutes: float, run: Callable[[str, int], Row]
+    ) -> None:
+        """Run what is missing of (facts, options, seed), `jobs` at a time; figures join them in the row.
+
+        After so many minutes no new run is taken up.
+        """
+        deadline = time.monotonic() + 60 * minutes
         missing = [item for item in wanted if not self.has(item[1], item[2])]
         left = [len(missing)]
 
         def one(item: tuple[Row, str, int]) -> None:
             facts, options, seed = item
+            if time.monotonic() > deadline:
+                return
             figures = run(options, seed)
             self.add({**facts, "options": options, "seed": seed, "figures": figures})
             left[0] -= 1

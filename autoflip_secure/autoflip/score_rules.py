@@ -6,7 +6,7 @@ All are functions of the public model and of sums, so each can prune through the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -72,7 +72,7 @@ def _guidance_agreement(evidence: Evidence, units: UnitMap) -> KeepScores:
 def _energy(evidence: Evidence, units: UnitMap) -> KeepScores:
     """Root of the shared energy: PruneFL's squared gradients (Jiang et al. 2022, arXiv 1909.12326), of the mean update
     in place of each silo's own."""
-    energy = evidence.energy
+    energy = _known(evidence.energy)
     layers = np.concatenate([units.layer, np.full(units.spec.outputs, len(units.spec.widths))])
     by_unit = shrunk_energy(units.group_sum(energy.energy), units.group_sum(energy.variance), layers)
     noisy = bool(energy.variance.any())
@@ -83,7 +83,7 @@ def _energy(evidence: Evidence, units: UnitMap) -> KeepScores:
 
 def _product(evidence: Evidence, units: UnitMap) -> KeepScores:
     """Size times shared energy."""
-    return product_scores(evidence.weights, evidence.energy, units)
+    return product_scores(evidence.weights, _known(evidence.energy), units)
 
 
 def _product_agreement(evidence: Evidence, units: UnitMap) -> KeepScores:
@@ -91,7 +91,7 @@ def _product_agreement(evidence: Evidence, units: UnitMap) -> KeepScores:
     as far as it stands out of its known noise (benchmarks/results/agreement.md)."""
     guidance = evidence.guidance
     agreement = (1 + guidance.believed_agreement(units)) / 2 if guidance.rounds else None
-    return product_scores(evidence.weights, evidence.energy, units, agreement)
+    return product_scores(evidence.weights, _known(evidence.energy), units, agreement)
 
 
 def _magnitude(evidence: Evidence, units: UnitMap) -> KeepScores:
@@ -105,6 +105,12 @@ def _snip(evidence: Evidence, units: UnitMap) -> KeepScores:
     1810.02340) of the federation's gradient; of a unit the sum over its weights."""
     scores = np.abs(evidence.start.astype(np.float64) * evidence.explored)
     return KeepScores(scores, units.unit_sum(np.where(units.prunable, scores, 0.0)))
+
+
+def _known(energy: EnergyAccumulator) -> EnergyAccumulator:
+    """Before any update was summed (a cold-started exploration sends none) all parameters count as equally moved: zeros
+    would condemn every unit."""
+    return energy if energy.rounds else replace(energy, energy=np.ones(energy.energy.size))
 
 
 def _by_mean(scores: Values, units: UnitMap) -> KeepScores:

@@ -81,6 +81,13 @@ def test_without_a_round_of_agreement_it_has_no_vote(evidence: Evidence) -> None
     assert (with_vote != without).any()
 
 
+def test_before_any_update_size_alone_ranks(evidence: Evidence) -> None:
+    early = replace(evidence, energy=EnergyAccumulator.empty(UNITS.size))
+    found, size = (keep_scores(rule, early, UNITS).units for rule in ("product", "magnitude"))
+    fan_in = np.array([incoming.size for incoming in UNITS.incoming])
+    np.testing.assert_allclose(found, size * np.sqrt(fan_in))
+
+
 def test_diverged_weights_are_refused(evidence: Evidence) -> None:
     with pytest.raises(EncodingError, match="not finite"):
         keep_scores("magnitude", replace(evidence, weights=np.full(UNITS.size, np.nan)), UNITS)
