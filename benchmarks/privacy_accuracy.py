@@ -13,10 +13,7 @@ Writes results/privacy.{json,md,png}; with --quick results/privacy-quick.*, and 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shlex
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,7 +26,7 @@ from machine import machine
 from privacy_bounds import MEASURES, references
 from privacy_grid import EMBEDDED, PARTITIONS, SEEDS, SILOS, Cell, all_cells, quick, runs_here
 from privacy_tables import markdown, plot
-from run_table import DATA, RESULTS, RunTable
+from run_table import DATA, RESULTS, RunTable, run_simulation
 
 KEPT = (
     "accuracy", "auroc", "c_index", "loss", "epsilon_spent", "flops_ratio", "params_ratio", "upload_ratio_total",
@@ -43,15 +40,7 @@ def run(cell: Cell, seed: int) -> dict[str, Any]:
     from ledger_epsilons import largest_epsilons
 
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "autoflip_secure.sim", *shlex.split(cell.options())]
-        command += ["--seed", str(seed), "--run-dir", f"{folder}/run", "--workers", "0", "--summary", "json", "--quiet"]
-        if cell.dataset not in EMBEDDED:
-            command += ["--data-dir", str(DATA)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        if ended.returncode:
-            raise RuntimeError(f"{shlex.join(command)}: {ended.stderr.strip()}")
-        summary = json.loads(ended.stdout.splitlines()[-1])
+        summary = run_simulation(cell.options(), seed, Path(folder) / "run", data=cell.dataset not in EMBEDDED)
         figures = {name: summary.get(name) for name in KEPT}
         if summary["accuracy"] is None or not (Path(folder) / "run" / "public_test.npz").exists():
             figures["exact"] = exact_scores(Path(folder) / "run")

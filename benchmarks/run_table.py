@@ -17,7 +17,7 @@ from typing import Any
 
 from machine import machine
 
-__all__ = ["DATA", "RESULTS", "RunTable", "simulate"]
+__all__ = ["DATA", "RESULTS", "RunTable", "run_simulation", "simulate"]
 
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -84,23 +84,29 @@ class RunTable:
             list(pool.map(one, missing))
 
 
-def simulate(options: str, seed: int, figures: Sequence[str], *, data: bool) -> Row:
-    """One run of the command line in this machine's spare folder: the figures of its summary, and its metrics by round.
+def run_simulation(options: str, seed: int, run: Path, *, data: bool) -> Row:
+    """One run of the command line on one core, kept in the folder `run`; its summary.
 
     Raises
     ------
     RuntimeError
         The run failed; the message is its own.
     """
+    command = [sys.executable, "-m", "autoflip_secure.sim", *shlex.split(options), "--seed", str(seed)]
+    command += ["--run-dir", str(run), "--workers", "0", "--summary", "json", "--quiet"]
+    command += ["--data-dir", str(DATA)] if data else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if ended.returncode:
+        raise RuntimeError(f"{shlex.join(command)}: {ended.stderr.strip()}")
+    summary: Row = json.loads(ended.stdout.splitlines()[-1])
+    return summary
+
+
+def simulate(options: str, seed: int, figures: Sequence[str], *, data: bool) -> Row:
+    """One run that is not kept: the figures of its summary, and its accuracy by round. Raises as `run_simulation`."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "autoflip_secure.sim", *shlex.split(options), "--seed", str(seed)]
-        command += ["--run-dir", f"{folder}/run", "--workers", "0", "--summary", "json", "--quiet"]
-        command += ["--data-dir", str(DATA)] if data else []
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        if ended.returncode:
-            raise RuntimeError(f"{shlex.join(command)}: {ended.stderr.strip()}")
-        summary = json.loads(ended.stdout.splitlines()[-1])
+        summary = run_simulation(options, seed, Path(folder) / "run", data=data)
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
         curve = [(line["round"], line["accuracy"]) for line in map(json.loads, lines) if "accuracy" in line]
         return {**{name: summary.get(name) for name in figures}, "curve": curve}

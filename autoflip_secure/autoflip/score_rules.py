@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoflip_secure.autoflip.guidance import Guidance
-from autoflip_secure.autoflip.scores import EnergyAccumulator, KeepScores, guidance_scores, product_scores
-from autoflip_secure.autoflip.shrinkage import shrunk_energy
+from autoflip_secure.autoflip.scores import EnergyAccumulator, KeepScores, guidance_scores, mean_scores, product_scores
 from autoflip_secure.autoflip.units import UnitMap
 from autoflip_secure.errors import EncodingError
 
@@ -61,7 +60,7 @@ def keep_scores(rule: str, evidence: Evidence, units: UnitMap) -> KeepScores:
 
 def _guidance(evidence: Evidence, units: UnitMap) -> KeepScores:
     """G alone."""
-    return _by_mean(evidence.guidance.values.astype(np.float64), units)
+    return mean_scores(evidence.guidance.values.astype(np.float64), units)
 
 
 def _guidance_agreement(evidence: Evidence, units: UnitMap) -> KeepScores:
@@ -73,8 +72,7 @@ def _energy(evidence: Evidence, units: UnitMap) -> KeepScores:
     """Root of the shared energy: PruneFL's squared gradients (Jiang et al. 2022, arXiv 1909.12326), of the mean update
     in place of each silo's own."""
     energy = _known(evidence.energy)
-    layers = np.concatenate([units.layer, np.full(units.spec.outputs, len(units.spec.widths))])
-    by_unit = shrunk_energy(units.group_sum(energy.energy), units.group_sum(energy.variance), layers)
+    by_unit = energy.by_group(units)
     noisy = bool(energy.variance.any())
     mean = (by_unit / units.group_sum(np.ones(units.size)))[units.owner]
     parameters = np.sqrt(mean if noisy else np.maximum(energy.energy, 0.0))
@@ -111,11 +109,6 @@ def _known(energy: EnergyAccumulator) -> EnergyAccumulator:
     """Before any update was summed (a cold-started exploration sends none) all parameters count as equally moved: zeros
     would condemn every unit."""
     return energy if energy.rounds else replace(energy, energy=np.ones(energy.energy.size))
-
-
-def _by_mean(scores: Values, units: UnitMap) -> KeepScores:
-    weights = units.unit_sum(units.prunable)
-    return KeepScores(scores, units.unit_sum(np.where(units.prunable, scores, 0.0)) / weights)
 
 
 RULES: Mapping[str, Callable[[Evidence, UnitMap], KeepScores]] = MappingProxyType(

@@ -16,7 +16,7 @@ from autoflip_secure.autoflip.units import UnitMap
 from autoflip_secure.errors import EncodingError
 from autoflip_secure.sums.channels import Aggregate
 
-__all__ = ["EnergyAccumulator", "KeepScores", "guidance_scores", "product_scores"]
+__all__ = ["EnergyAccumulator", "KeepScores", "guidance_scores", "mean_scores", "product_scores"]
 
 Values = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -70,19 +70,25 @@ class EnergyAccumulator:
             spread = np.where(live, spread, 0.0)
         return EnergyAccumulator(self.energy + energy, self.variance + spread, self.rounds + 1)
 
+    def by_group(self, units: UnitMap) -> Values:
+        """Energy of each unit and output neuron as far as noise leaves it (`shrinkage.shrunk_energy`), (groups,)."""
+        layers = np.concatenate([units.layer, np.full(units.spec.outputs, len(units.spec.widths))])
+        return shrunk_energy(units.group_sum(self.energy), units.group_sum(self.variance), layers)
+
     def compact(self, compaction: Compaction) -> EnergyAccumulator:
         """The energy of the compacted network."""
         return EnergyAccumulator(self.energy[compaction.kept], self.variance[compaction.kept], self.rounds)
 
 
-def guidance_scores(guidance: Guidance, units: UnitMap) -> KeepScores:
-    """K = G * agreement (autoflip.md, mask), for sums without distributed noise.
-
-    A unit's score is the mean of K over its weights: a mean, since the fan-in of a unit is no merit of its own.
-    """
-    scores = guidance.values * units.spread(guidance.agreement, outputs=guidance.overall)
+def mean_scores(parameters: Values, units: UnitMap) -> KeepScores:
+    """Scores of parameters, and of a unit the mean over its weights: its fan-in is no merit of its own."""
     weights = units.unit_sum(units.prunable)
-    return KeepScores(scores, units.unit_sum(np.where(units.prunable, scores, 0.0)) / weights)
+    return KeepScores(parameters, units.unit_sum(np.where(units.prunable, parameters, 0.0)) / weights)
+
+
+def guidance_scores(guidance: Guidance, units: UnitMap) -> KeepScores:
+    """K = G * agreement (autoflip.md, mask), for sums without distributed noise; a unit has the mean of its weights."""
+    return mean_scores(guidance.values * units.spread(guidance.agreement, outputs=guidance.overall), units)
 
 
 def product_scores(
@@ -113,8 +119,7 @@ def product_scores(
     if not np.isfinite(weights).all():
         raise EncodingError("a weight is not finite; training diverged, lower the learning rate")
     factor = np.ones(units.count) if agreement is None else agreement
-    layers = np.concatenate([units.layer, np.full(units.spec.outputs, len(units.spec.widths))])
-    energy = shrunk_energy(units.group_sum(accumulator.energy), units.group_sum(accumulator.variance), layers)
+    energy = accumulator.by_group(units)
     squares = np.where(units.prunable, weights.astype(np.float64) ** 2, 0.0)
     root_mean = np.sqrt(energy / units.group_sum(np.ones(units.size)))
     parameters = np.abs(weights.astype(np.float64)) * root_mean[units.owner] * units.spread(factor, outputs=1.0)

@@ -127,7 +127,7 @@ class PerRecordGradients:
             finite &= torch.isfinite(gradients.reshape(len(x), -1).sum(1)).to(finite.device)
         for p, gradients, piece, buffer in zip(masters, rows, live, self._float64(rows), strict=True):
             if piece is not None:
-                gradients *= piece.to(gradients.dtype)  # 30 times as fast as filling under a mask
+                gradients *= piece.to(gradients.dtype)  # far faster than filling under a mask
             # Opacus marks a tensor it has used, so it gets a new view of the memory each time.
             p.grad_sample = buffer.copy_(gradients).view_as(buffer)
             if not finite.all():
