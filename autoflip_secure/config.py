@@ -21,7 +21,6 @@ __all__ = ["LOCAL_ONLY_FIELDS", "ResolvedConfig", "RunConfig", "flag_of", "load_
 
 ARRIVES_LATER = {
     "aggregation": {"ckks"},
-    "prune": {"feddst"},
 }
 """Known values whose part is not in this version; they are refused, never ignored."""
 
@@ -128,10 +127,9 @@ class RunConfig(BaseModel):
     )
 
     # Pruning
-    prune: Annotated[
-        Literal["autoflip", "random", "none", "magnitude", "snip", "prunefl"], _not_in_this_version("prune")
-    ] = Field(
-        "autoflip", description="autoflip | random (units drawn at first) | none | magnitude | snip | prunefl | feddst"
+    prune: Literal["autoflip", "random", "none", "magnitude", "snip", "prunefl", "feddst", "eflprune"] = Field(
+        "autoflip",
+        description="autoflip | random (units drawn at first) | none | magnitude | snip | prunefl | feddst | eflprune",
     )
     score: Literal["usual", "guidance", "guidance-agreement", "energy", "product", "product-agreement"] = Field(
         "usual", description="what autoflip keeps by [guidance-agreement; with DP product-agreement]"
@@ -160,7 +158,10 @@ class RunConfig(BaseModel):
         None, gt=0, le=1, description="fraction of the silos that explore [--participation]"
     )
     explore_every: int = Field(
-        0, ge=0, description="explore anew every so many rounds, without distributed noise (0: once)"
+        0,
+        ge=0,
+        description="explore anew every so many rounds, without distributed noise (0: once); feddst: rounds between "
+        "readjustments (0: 10, fewer in short runs)",
     )
     cohorts: int | None = Field(
         None, ge=1, le=16, description="cohorts summed apart in rounds that measure agreement [epsilon above 2: 2]"

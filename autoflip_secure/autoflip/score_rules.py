@@ -13,7 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoflip_secure.autoflip.guidance import Guidance
-from autoflip_secure.autoflip.scores import EnergyAccumulator, KeepScores, guidance_scores, mean_scores, product_scores
+from autoflip_secure.autoflip.scores import (
+    EnergyAccumulator,
+    KeepScores,
+    guidance_scores,
+    magnitude_scores,
+    mean_scores,
+    product_scores,
+)
 from autoflip_secure.autoflip.units import UnitMap
 from autoflip_secure.errors import EncodingError
 
@@ -94,8 +101,7 @@ def _product_agreement(evidence: Evidence, units: UnitMap) -> KeepScores:
 
 def _magnitude(evidence: Evidence, units: UnitMap) -> KeepScores:
     """|w|; of a unit the norm of its weights."""
-    weights = np.where(units.prunable, np.abs(evidence.weights.astype(np.float64)), 0.0)
-    return KeepScores(np.abs(evidence.weights.astype(np.float64)), np.sqrt(units.unit_sum(weights**2)))
+    return magnitude_scores(evidence.weights, units)
 
 
 def _snip(evidence: Evidence, units: UnitMap) -> KeepScores:

@@ -16,7 +16,7 @@ from autoflip_secure.autoflip.units import UnitMap
 from autoflip_secure.errors import EncodingError
 from autoflip_secure.sums.channels import Aggregate
 
-__all__ = ["EnergyAccumulator", "KeepScores", "guidance_scores", "mean_scores", "product_scores"]
+__all__ = ["EnergyAccumulator", "KeepScores", "guidance_scores", "magnitude_scores", "mean_scores", "product_scores"]
 
 Values = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -84,6 +84,12 @@ def mean_scores(parameters: Values, units: UnitMap) -> KeepScores:
     """Scores of parameters, and of a unit the mean over its weights: its fan-in is no merit of its own."""
     weights = units.unit_sum(units.prunable)
     return KeepScores(parameters, units.unit_sum(np.where(units.prunable, parameters, 0.0)) / weights)
+
+
+def magnitude_scores(weights: NDArray[np.floating], units: UnitMap) -> KeepScores:
+    """|w|; of a unit the norm of its weights."""
+    sizes = np.abs(weights.astype(np.float64))
+    return KeepScores(sizes, np.sqrt(units.unit_sum(np.where(units.prunable, sizes, 0.0) ** 2)))
 
 
 def guidance_scores(guidance: Guidance, units: UnitMap) -> KeepScores:

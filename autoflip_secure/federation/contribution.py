@@ -32,7 +32,7 @@ from autoflip_secure.sums.noise_chain import LINK_BYTES, fresh_root
 from autoflip_secure.sums.randomness import Randomness, ReproducibleRandomness, SecretRandomness, dither
 from autoflip_secure.sums.words import FloatChannel
 from autoflip_secure.training.evaluation import MetricForm, metric_vector, predict
-from autoflip_secure.training.local import train_locally
+from autoflip_secure.training.local import mean_gradient, train_locally
 
 __all__ = ["Contributor"]
 
@@ -132,6 +132,8 @@ class Contributor:
             vectors["deviation"] = deviation(model.weights.astype(np.float64), end.astype(np.float64))[model.mask]
         if "update" in wanted:
             vectors["update"] = update[model.mask]
+        if "gradient" in wanted:
+            vectors["gradient"] = self._masked_gradient(network, manifest, model)
         if "unit_energy" in wanted:
             # Clipped as the update will be, so that energy and sum speak of the same vectors.
             limit = self._config.update_limit
@@ -139,6 +141,16 @@ class Contributor:
                 np.clip(update.astype(np.float64), -limit, limit) ** 2
             )
         return vectors
+
+    def _masked_gradient(
+        self, network: torch.nn.Module, manifest: Manifest, model: ModelPayload
+    ) -> NDArray[np.floating]:
+        """Mean gradient over all records, where training led to, of the weights that the mask holds at zero."""
+        if manifest.privacy.trust != "none":
+            raise ProtocolError("gradients of masked weights carry no noise; they are never sent under DP")
+        x = torch.from_numpy(self._data.train.x).to(self._device)
+        y = torch.from_numpy(self._targets).to(self._device)
+        return mean_gradient(network, x, y, loss=self._task.loss).numpy()[~model.mask]
 
     def _train(self, network: torch.nn.Module, manifest: Manifest, model: ModelPayload) -> None:
         # As many steps as the ledger was charged for, not as many as somebody's configuration says.

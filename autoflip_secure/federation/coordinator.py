@@ -20,11 +20,11 @@ from autoflip_secure.federation.adaptive_clip import AdaptiveClip
 from autoflip_secure.federation.dropout import likely_dropout
 from autoflip_secure.federation.events import JsonLines, keep_lines
 from autoflip_secure.federation.exchange import StageExchange
+from autoflip_secure.federation.global_masks import pruning_controller
 from autoflip_secure.federation.join import JOIN_STAGE, JoinRequest, read_join_reply
 from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.plan import session_plan
 from autoflip_secure.federation.provisioning import RunFolder, load_task
-from autoflip_secure.federation.pruning import PruningController
 from autoflip_secure.federation.run_state import RunState, has_checkpoint, load_checkpoint, save_checkpoint
 from autoflip_secure.federation.schedule import RoundPlan, Schedule
 from autoflip_secure.federation.scoring import Scorer
@@ -32,7 +32,13 @@ from autoflip_secure.federation.server_step import ServerMoments, moved
 from autoflip_secure.federation.server_view import ServerView
 from autoflip_secure.federation.spending import spent_after
 from autoflip_secure.federation.sums import SumRunner, reserve_attempts, scatter
-from autoflip_secure.federation.terms import count_channel, deviation_channel, energy_channel, update_channel
+from autoflip_secure.federation.terms import (
+    count_channel,
+    deviation_channel,
+    energy_channel,
+    gradient_channel,
+    update_channel,
+)
 from autoflip_secure.models.layout import flatten_parameters
 from autoflip_secure.models.spec import build, dense_spec
 from autoflip_secure.privacy.local_sgd import update_noise_variance
@@ -64,7 +70,7 @@ class Coordinator:
         dense = dense_spec(config.model, self._task.input_shape, self._task.outputs)
         self._dense_flops = flops(dense)
         self._start = flatten_parameters(build(dense, torch_stream(config.seed, "init"))).numpy()
-        self._pruning = PruningController(config, self._schedule, dense, self._start)
+        self._pruning = pruning_controller(config, self._schedule, dense, self._start)
         self._dense_size = self._start.size
         self.state = self._restore() if has_checkpoint(folder.checkpoint) else self._fresh_state(dense)
         self._clip = AdaptiveClip(config.clip, config.adaptive_clip, self.state.facts.get("clip", config.clip))
@@ -115,9 +121,8 @@ class Coordinator:
 
     def _fresh_state(self, dense: Any) -> RunState:
         records = self._task.nominal_records or 0
-        model = ModelPayload(dense, self._start.copy(), np.ones(self._start.size, bool), records)
-        if self._config.prune == "random":
-            model = self._pruning.draw(model)
+        whole = ModelPayload(dense, self._start.copy(), np.ones(self._start.size, bool), records)
+        model = self._pruning.draw(whole)
         return RunState(0, model, ServerMoments.zeros(model.weights.size), facts=dict.fromkeys(TIMES, 0.0))
 
     def _restore(self) -> RunState:
@@ -254,6 +259,8 @@ class Coordinator:
             moves = not channels or not self._schedule.leaves_the_model(number)
             return [*channels, update_channel(config, live)] if moves else channels
         channels = [update_channel(config, live, self._clip.value, self._expected_batch(1), self._noise_a_silo(number))]
+        if self._schedule.is_readjustment(number):
+            channels.append(gradient_channel(config, model.mask.size - live))
         if self._schedule.sends_energy:
             channels.append(energy_channel(self._pruning.units))
         cohort = min(len(silos) for silos in self._schedule.plan(number).cohorts)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoflip_secure.autoflip.agreement import Agreement, cross_cohort, moments
-from autoflip_secure.autoflip.compaction import compact
+from autoflip_secure.autoflip.compaction import Compaction, compact
 from autoflip_secure.autoflip.exploration import explored_guidance
 from autoflip_secure.autoflip.guidance import Guidance
 from autoflip_secure.autoflip.mask import PruneSettings, choose_mask
@@ -162,10 +162,14 @@ class PruningController:
             self._guidance = Guidance.start(found, self._units)
 
     def draw(self, model: ModelPayload) -> ModelPayload:
-        """A network of the FLOP target whose units were drawn from the run's seed before anything was learnt.
+        """What training starts from: the model itself, unless it is pruned before anything is learnt (random units).
+
+        Random units make a network of the FLOP target, drawn from the run's seed.
 
         The baseline that every score has to beat: it costs nothing, and all rounds train the small network.
         """
+        if self._config.prune != "random":
+            return model
         generator = stream(self._config.seed, "random units")
         settings = replace(prune_settings(self._config, self._config.prune_flops), threshold=0.0)
         scores = KeepScores(generator.random(self._units.size), generator.random(self._units.count))
@@ -193,12 +197,16 @@ class PruningController:
         compaction = compact(model.spec, decision.dead_units)
         mask = decision.mask[compaction.kept]
         weights = np.where(mask, model.weights[compaction.kept], np.float32(0))
+        self._shrink(compaction)
+        return replace(model, spec=compaction.spec, weights=weights, mask=mask), compaction.kept
+
+    def _shrink(self, compaction: Compaction) -> None:
+        """Take what is remembered over to the compacted network."""
         self._units = UnitMap.of(compaction.spec)
         self._guidance = self._guidance.compact(compaction)
         self._energy = self._energy.compact(compaction)
         self._start, self._explored = self._start[compaction.kept], self._explored[compaction.kept]
         self._first_map = self._first_map[compaction.kept] if self._first_map.size else self._first_map
-        return replace(model, spec=compaction.spec, weights=weights, mask=mask), compaction.kept
 
     def layer_report(self, model: ModelPayload) -> list[dict[str, Any]]:
         """Agreement and live share of each unit layer, for metrics."""

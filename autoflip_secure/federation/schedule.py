@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import ConfigError
@@ -12,6 +13,13 @@ from autoflip_secure.secagg.rules import HARD_FLOOR, most_colluders, share_thres
 from autoflip_secure.seeds import stream
 
 __all__ = ["RoundPlan", "Schedule", "cohort_minimum", "default_colluders"]
+
+
+UNEXPLORED = ("none", "random", "feddst", "eflprune")
+"""Methods that need no exploration."""
+
+READJUST_EVERY = 10
+"""Rounds between readjustments of a sparse mask: the default of --rounds-between-readjustments in FedDST's code."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +80,14 @@ class Schedule:
             )
         if self._cohorts > 1 and self._silos > MAX_COMPLETE:
             raise ConfigError(f"--cohorts {self._cohorts}: above {MAX_COMPLETE} silos a sum is over one cohort, give 1")
-        if self.prunes and config.explore_rounds >= self.rounds:
+        if self.explores and config.explore_rounds >= self.rounds:
             raise ConfigError(f"--explore-rounds {config.explore_rounds}: must be below --rounds {self.rounds}")
+        if config.prune == "feddst" and not self.readjustments:
+            every = f"--explore-every {config.explore_every}" if config.explore_every else f"--rounds {self.rounds}"
+            raise ConfigError(
+                f"{every}: --prune feddst readjusts in the first half of the run; give 2 rounds or more, "
+                "and --explore-every of at most their half"
+            )
         order = stream(config.seed, "cohorts").permutation(self._silos) + 1
         self._groups = [sorted(int(silo) for silo in order[i :: self._cohorts]) for i in range(self._cohorts)]
         # Cohorts have the same sizes in all rounds that measure agreement, and in all that do not.
@@ -86,8 +100,35 @@ class Schedule:
 
     @property
     def prunes(self) -> bool:
-        """Whether the run explores, and prunes by what the sums say."""
+        """Whether masks are chosen as the run goes on."""
         return self._config.prune not in ("none", "random")
+
+    @property
+    def explores(self) -> bool:
+        """Whether the run explores, and prunes by what these sums say."""
+        return self._config.prune not in UNEXPLORED
+
+    @property
+    def readjustment_end(self) -> int:
+        """R_end: dynamic sparse training readjusts its mask in rounds below it, the first half of the run."""
+        return self.rounds // 2
+
+    @cached_property
+    def readjustments(self) -> tuple[int, ...]:
+        """Rounds after which dynamic sparse training readjusts its mask, and which sum the gradients it needs.
+
+        Every `--explore-every` rounds, or every ten as FedDST's authors do, but at least as often as the FLOP target is
+        reached in steps.
+        """
+        if self._config.prune != "feddst":
+            return ()
+        usual = min(READJUST_EVERY, max(1, self.readjustment_end // self._config.prune_steps))
+        every = self._config.explore_every or usual
+        return tuple(range(every - 1, self.readjustment_end, every))
+
+    def is_readjustment(self, round: int) -> bool:
+        """Whether `round` is one of `readjustments`."""
+        return round in self.readjustments
 
     @property
     def moments(self) -> int:
@@ -109,7 +150,7 @@ class Schedule:
 
     def is_exploration(self, round: int) -> bool:
         """Whether `round` belongs to the first phase, or maps the landscape anew."""
-        if not self.prunes:
+        if not self.explores:
             return False
         every = self._config.explore_every
         return round < self._config.explore_rounds or (every > 0 and round % every == 0)

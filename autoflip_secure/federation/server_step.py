@@ -40,8 +40,9 @@ class ServerMoments:
         return cls(np.zeros(size), np.zeros(size))
 
     def compact(self, kept: NDArray[np.int64], mask: NDArray[np.bool_]) -> ServerMoments:
-        """Those of the compacted network under its mask."""
-        velocity, square = (np.where(mask, values[kept], 0.0) for values in (self.velocity, self.square))
+        """Those of the network of the parameters `kept` under its mask; -1 is one that was not there before."""
+        known = mask & (kept >= 0)
+        velocity, square = (np.where(known, values[kept], 0.0) for values in (self.velocity, self.square))
         return ServerMoments(velocity, square, self.steps)
 
 

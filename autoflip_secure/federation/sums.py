@@ -190,10 +190,12 @@ def decode(manifest: Manifest, cohort_sum: CohortSum) -> Aggregate:
 
 
 def scatter(aggregate: Aggregate, model: ModelPayload) -> Aggregate:
-    """The same sums with live coordinates put back in the full layout, masked ones 0."""
+    """The same sums in the full layout: live coordinates, or of gradients the masked ones, put back, all others 0."""
     live = int(model.mask.sum())
     channels: dict[str, NDArray[Any]] = dict(aggregate.channels)
     for name in ("update", "deviation"):
         if name in channels and channels[name].shape == (live,):
             channels[name] = scatter_live(channels[name], model.mask)
+    if "gradient" in channels:
+        channels["gradient"] = scatter_live(channels["gradient"], ~model.mask)
     return replace(aggregate, channels=channels)

@@ -22,6 +22,7 @@ __all__ = [
     "count_channel",
     "deviation_channel",
     "energy_channel",
+    "gradient_channel",
     "honest_silos",
     "metric_channel",
     "noise_levels",
@@ -78,6 +79,8 @@ LARGEST_COUNT_NOISE = 1e5
 
 DEVIATION_RANGE = 1.0
 ENERGY_RANGE = 64.0
+MASKED_GRADIENT_RANGE = 1.0
+"""Public range of a coordinate of a silo's mean gradient; the few beyond it saturate and stay among the largest."""
 
 
 def update_channel(
@@ -105,6 +108,11 @@ def clip_bits_channel(expected_batch: float, noise_multiplier: float) -> Channel
 def deviation_channel(live: int) -> ChannelSpec:
     """Squared deviation from the common start. A fixed public range with a fine grid needs no earlier sum of ranges."""
     return ChannelSpec("deviation", live, EXACT_BITS, DEVIATION_RANGE)
+
+
+def gradient_channel(config: ResolvedConfig, masked: int) -> ChannelSpec:
+    """Mean gradient of the masked weights, from which a readjustment chooses those that grow, shape (masked,)."""
+    return ChannelSpec("gradient", masked, config.bits, MASKED_GRADIENT_RANGE)
 
 
 def energy_channel(units: int) -> ChannelSpec:
@@ -205,6 +213,8 @@ def check_terms(manifest: Manifest) -> None:
         apart = {channel.name for channel in manifest.channels} != {"update", "clip_bits"}
         if apart or counting or terms.trust != "distributed":
             raise PolicyRefusal("clip bits go with a gradient sum under distributed noise, and with nothing else")
+    if terms.trust != "none" and any(channel.name == "gradient" for channel in manifest.channels):
+        raise PolicyRefusal("gradients of masked weights carry no noise; they are never sent under DP")
     if terms.steps < 1:
         raise PolicyRefusal("a round uses the records at least once")
 

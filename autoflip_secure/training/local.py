@@ -12,7 +12,7 @@ from autoflip_secure.errors import ConfigError, DataError
 from autoflip_secure.models.layout import ParameterLayout
 from autoflip_secure.models.losses import LOSSES
 
-__all__ = ["batches", "train_locally"]
+__all__ = ["batches", "mean_gradient", "train_locally"]
 
 
 def batches(records: int, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -114,6 +114,25 @@ def train_locally(
         optimiser.step()
     optimiser.zero_grad()
     module.train(was_training)
+
+
+GRADIENT_BATCH = 256
+"""Records whose gradient is computed at a time."""
+
+
+def mean_gradient(module: nn.Module, x: Tensor, y: Tensor, *, loss: str = "cross_entropy") -> Tensor:
+    """Gradient of the mean loss over all records at the module's parameters, masked ones too, shape (parameters,).
+
+    On the CPU, in the order of `models.layout`; the module keeps its parameters and has no gradients afterwards.
+    """
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    total = [torch.zeros_like(parameter) for parameter in parameters]
+    for start in range(0, len(x), GRADIENT_BATCH):
+        part = slice(start, start + GRADIENT_BATCH)
+        found = torch.autograd.grad(LOSSES[loss](module(x[part]), y[part]), parameters)
+        for sums, gradient in zip(total, found, strict=True):
+            sums += gradient
+    return torch.cat([(sums / len(x)).reshape(-1).cpu() for sums in total])
 
 
 def _dead_masks(module: nn.Module, live: Tensor | None) -> list[Tensor] | None:

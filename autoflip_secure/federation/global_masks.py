@@ -1,0 +1,145 @@
+"""Pruning without an exploration: methods whose mask the coordinator draws or chooses anew as training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoflip_secure.autoflip.compaction import compact
+from autoflip_secure.autoflip.mask import choose_mask
+from autoflip_secure.autoflip.pooling import pooled_mean
+from autoflip_secure.autoflip.scores import magnitude_scores
+from autoflip_secure.autoflip.sparse_training import cosine_fraction, random_mask, readjusted_mask
+from autoflip_secure.autoflip.subnetwork import WholeNetwork, positions
+from autoflip_secure.autoflip.units import UnitMap
+from autoflip_secure.config import ResolvedConfig
+from autoflip_secure.federation.model_payload import ModelPayload
+from autoflip_secure.federation.pruning import PruningController, prune_settings
+from autoflip_secure.federation.schedule import Schedule
+from autoflip_secure.models.spec import ModelSpec
+from autoflip_secure.seeds import stream
+from autoflip_secure.sums.channels import Aggregate
+
+__all__ = ["SparseTraining", "SubnetworkReuse", "pruning_controller"]
+
+
+class SparseTraining(PruningController):
+    """FedDST with a mask chosen from sums (`autoflip.sparse_training`), on a network that gets physically smaller.
+
+    FedDST prunes single weights only. So that it can be compared at equal measured FLOPs, whole units die too, the
+    smallest first, over the first `--prune-steps` readjustments. Of the weights that are then left the share
+    1 - `--prune-threshold` lives.
+    """
+
+    def __init__(
+        self, config: ResolvedConfig, schedule: Schedule, spec: ModelSpec, start: NDArray[np.floating]
+    ) -> None:
+        super().__init__(config, schedule, spec, start)
+        self._density = 1.0 - config.prune_threshold
+        self._gradient = np.zeros(self._units.size)
+
+    def draw(self, model: ModelPayload) -> ModelPayload:
+        """The random sparse start."""
+        mask = random_mask(self._units, self._density, stream(self._config.seed, "sparse start"))
+        return replace(model, weights=np.where(mask, model.weights, np.float32(0)), mask=mask)
+
+    def observe(
+        self, round: int, aggregates: Sequence[Aggregate], live: NDArray[np.bool_], silo_variance: float = 0.0
+    ) -> None:
+        """Keep the masked weights' mean gradient; it is used up before the next checkpoint."""
+        if "gradient" in aggregates[0].channels:
+            self._gradient = pooled_mean(aggregates, "gradient", self._units.size)[0]
+
+    def is_decision(self, round: int) -> bool:
+        """Whether the mask is readjusted after `round`."""
+        return self._schedule.is_readjustment(round)
+
+    def decide(self, round: int, model: ModelPayload) -> tuple[ModelPayload, NDArray[np.int64]]:
+        """Remove units for the FLOP target, then readjust single weights; see the base class."""
+        settings = replace(prune_settings(self._config, self._target_at(round)), threshold=0.0)
+        scores = magnitude_scores(model.weights, self._units)
+        decision = choose_mask(model.spec, self._units, scores.parameters, scores.units, settings, model.mask)
+        compaction = compact(model.spec, decision.dead_units)
+        kept = compaction.kept
+        self._units = UnitMap.of(compaction.spec)
+        weights = model.weights[kept]
+        fraction = cosine_fraction(round, self._schedule.readjustment_end)
+        mask = readjusted_mask(self._units, model.mask[kept], weights, self._gradient[kept], self._density, fraction)
+        self._shrink(compaction)
+        self._gradient = np.zeros(self._units.size)
+        # Regrown weights were masked, so they are 0 already.
+        return replace(model, spec=compaction.spec, weights=np.where(mask, weights, np.float32(0)), mask=mask), kept
+
+    def restore(self, spec: ModelSpec, arrays: dict[str, NDArray[Any]], facts: dict[str, Any]) -> None:
+        """See the base class."""
+        super().restore(spec, arrays, facts)
+        self._gradient = np.zeros(self._units.size)
+
+    def _target_at(self, round: int) -> float:
+        """Share of the dense FLOPs after the readjustment of `round`."""
+        rounds = self._schedule.readjustments
+        steps = min(self._config.prune_steps, len(rounds))
+        return 1.0 - (1.0 - self._config.prune_flops) * min(1.0, (rounds.index(round) + 1) / steps)
+
+
+class SubnetworkReuse(PruningController):
+    """EFLPrune (`autoflip.subnetwork`): each round the coordinator sends a part of the network that only it holds.
+
+    The model of the run, which is scored and written, is the part that was trained last. It meets the FLOP target.
+    """
+
+    def __init__(
+        self, config: ResolvedConfig, schedule: Schedule, spec: ModelSpec, start: NDArray[np.floating]
+    ) -> None:
+        super().__init__(config, schedule, spec, start)
+        self._whole = WholeNetwork(spec, start.astype(np.float32))
+        self._kept = np.arange(self._units.size)
+        self._settings = replace(prune_settings(config, config.prune_flops), threshold=0.0)
+
+    def draw(self, model: ModelPayload) -> ModelPayload:
+        """The first subnetwork: the largest units of the initial network."""
+        return self._selected(model)
+
+    def observe(
+        self, round: int, aggregates: Sequence[Aggregate], live: NDArray[np.bool_], silo_variance: float = 0.0
+    ) -> None:
+        """Sizes of weights are all that counts, so sums beyond the update tell nothing."""
+
+    def is_decision(self, round: int) -> bool:
+        """After every round but the last, whose subnetwork is the result."""
+        return round < self._schedule.rounds - 1
+
+    def decide(self, round: int, model: ModelPayload) -> tuple[ModelPayload, NDArray[np.int64]]:
+        """Put what was trained back into the whole network and select anew; -1 marks parameters that come in."""
+        earlier = self._kept
+        self._whole = self._whole.rebuilt(earlier, model.weights)
+        return self._selected(model), positions(self._kept, earlier)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """State for the checkpoint."""
+        return {**super().arrays(), "whole": self._whole.weights, "kept": self._kept}
+
+    def restore(self, spec: ModelSpec, arrays: dict[str, NDArray[Any]], facts: dict[str, Any]) -> None:
+        """See the base class."""
+        super().restore(spec, arrays, facts)
+        self._whole, self._kept = replace(self._whole, weights=arrays["whole"]), arrays["kept"]
+
+    def _selected(self, model: ModelPayload) -> ModelPayload:
+        compaction = self._whole.select(self._settings)
+        self._kept, self._units = compaction.kept, UnitMap.of(compaction.spec)
+        weights = self._whole.weights[self._kept]
+        return replace(model, spec=compaction.spec, weights=weights, mask=np.ones(weights.size, np.bool_))
+
+
+CONTROLLERS = {"feddst": SparseTraining, "eflprune": SubnetworkReuse}
+
+
+def pruning_controller(
+    config: ResolvedConfig, schedule: Schedule, spec: ModelSpec, start: NDArray[np.floating]
+) -> PruningController:
+    """The controller of the run's method."""
+    return CONTROLLERS.get(config.prune, PruningController)(config, schedule, spec, start)
