@@ -127,9 +127,12 @@ class RunConfig(BaseModel):
     )
 
     # Pruning
-    prune: Literal["autoflip", "random", "none", "magnitude", "snip", "prunefl", "feddst", "eflprune"] = Field(
-        "autoflip",
-        description="autoflip | random (units drawn at first) | none | magnitude | snip | prunefl | feddst | eflprune",
+    prune: Literal["autoflip", "random", "none", "magnitude", "snip", "prunefl", "feddst", "eflprune", "fedmask"] = (
+        Field(
+            "autoflip",
+            description="autoflip | random (units drawn at first) | none | magnitude | snip | prunefl | feddst | "
+            "eflprune | fedmask",
+        )
     )
     score: Literal["usual", "guidance", "guidance-agreement", "energy", "product", "product-agreement"] = Field(
         "usual", description="what autoflip keeps by [guidance-agreement; with DP product-agreement]"

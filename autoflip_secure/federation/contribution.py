@@ -17,7 +17,7 @@ from autoflip_secure.data.silo_folder import SiloData
 from autoflip_secure.data.task import Task
 from autoflip_secure.errors import ProtocolError
 from autoflip_secure.federation.model_payload import ModelPayload
-from autoflip_secure.federation.terms import noise_levels
+from autoflip_secure.federation.terms import UNNOISED_CHANNELS, noise_levels
 from autoflip_secure.models.features import features_of
 from autoflip_secure.models.layout import flatten_parameters, load_flat_parameters
 from autoflip_secure.models.spec import ModelSpec, build
@@ -33,6 +33,7 @@ from autoflip_secure.sums.randomness import Randomness, ReproducibleRandomness, 
 from autoflip_secure.sums.words import FloatChannel
 from autoflip_secure.training.evaluation import MetricForm, metric_vector, predict
 from autoflip_secure.training.local import mean_gradient, train_locally
+from autoflip_secure.training.mask_training import learn_mask
 
 __all__ = ["Contributor"]
 
@@ -96,7 +97,7 @@ class Contributor:
         holdout = self._data.holdout
         if holdout is None:
             raise ProtocolError("this silo holds no records back for scoring")
-        network = self._load(model)
+        network = self._load(replace(model, weights=model.network))
         task = self._task
         predictions = predict(network, torch.from_numpy(holdout.x).to(self._device), kind=task.kind)
         form = MetricForm(task.kind, task.classes, task.expected_cuts)
@@ -123,9 +124,13 @@ class Contributor:
 
     def _local_update(self, manifest: Manifest, model: ModelPayload) -> Vectors:
         network = self._load(model)
+        wanted = {channel.name for channel in manifest.channels}
+        if manifest.privacy.trust != "none" and wanted & UNNOISED_CHANNELS:
+            raise ProtocolError("channels that no noise is planned for are never sent under DP")
+        if "mask" in wanted:
+            return {"mask": self._learnt_mask(network, manifest, model)}
         self._train(network, manifest, model)
         end = flatten_parameters(network).numpy()
-        wanted = {channel.name for channel in manifest.channels}
         vectors: dict[str, NDArray[np.floating]] = {}
         update = np.where(model.mask, end - model.weights, np.float32(0))
         if "deviation" in wanted:
@@ -133,7 +138,7 @@ class Contributor:
         if "update" in wanted:
             vectors["update"] = update[model.mask]
         if "gradient" in wanted:
-            vectors["gradient"] = self._masked_gradient(network, manifest, model)
+            vectors["gradient"] = self._masked_gradient(network, model)
         if "unit_energy" in wanted:
             # Clipped as the update will be, so that energy and sum speak of the same vectors.
             limit = self._config.update_limit
@@ -142,12 +147,26 @@ class Contributor:
             )
         return vectors
 
-    def _masked_gradient(
-        self, network: torch.nn.Module, manifest: Manifest, model: ModelPayload
-    ) -> NDArray[np.floating]:
+    def _learnt_mask(self, network: torch.nn.Module, manifest: Manifest, model: ModelPayload) -> NDArray[np.floating]:
+        """Which weights this silo would keep, by 1 and 0, of those that may be masked."""
+        if model.votes is None:
+            raise ProtocolError("a mask is asked for, and the model does not say how the silos voted so far")
+        maskable = UnitMap.of(model.spec).prunable
+        learnt = learn_mask(
+            network,
+            torch.from_numpy(self._data.train.x).to(self._device),
+            torch.from_numpy(self._targets).to(self._device),
+            votes=torch.from_numpy(model.votes),
+            maskable=torch.from_numpy(maskable.copy()),
+            steps=manifest.privacy.steps,
+            batch_size=self._config.batch_size,
+            generator=torch_stream(self._config.seed, "batches", manifest.round, self._silo),
+            loss=self._task.loss,
+        )
+        return learnt.numpy()[maskable].astype(np.float64)
+
+    def _masked_gradient(self, network: torch.nn.Module, model: ModelPayload) -> NDArray[np.floating]:
         """Mean gradient over all records, where training led to, of the weights that the mask holds at zero."""
-        if manifest.privacy.trust != "none":
-            raise ProtocolError("gradients of masked weights carry no noise; they are never sent under DP")
         x = torch.from_numpy(self._data.train.x).to(self._device)
         y = torch.from_numpy(self._targets).to(self._device)
         return mean_gradient(network, x, y, loss=self._task.loss).numpy()[~model.mask]

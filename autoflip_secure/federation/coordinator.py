@@ -37,6 +37,7 @@ from autoflip_secure.federation.terms import (
     deviation_channel,
     energy_channel,
     gradient_channel,
+    mask_channel,
     update_channel,
 )
 from autoflip_secure.models.layout import flatten_parameters
@@ -254,6 +255,8 @@ class Coordinator:
     def _channels(self, number: int) -> list[ChannelSpec]:
         config, model = self._config, self.state.model
         live = int(model.mask.sum())
+        if model.votes is not None and not self._schedule.is_exploration(number):
+            return [mask_channel(self._pruning.weights)]
         if config.trust != "distributed" and self._schedule.is_exploration(number):
             channels = [deviation_channel(live)] if config.prune == "autoflip" else []
             moves = not channels or not self._schedule.leaves_the_model(number)
@@ -269,7 +272,7 @@ class Coordinator:
     def _step(self, number: int, aggregates: Sequence[Aggregate]) -> None:
         """Move the model by the sum: along the noised gradient sum, or the mean of the silos' updates."""
         state, config = self.state, self._config
-        if self._schedule.leaves_the_model(number):
+        if self._schedule.leaves_the_model(number) or "update" not in aggregates[0].channels:
             return
         total = np.sum([a.sum("update") for a in aggregates], axis=0)
         present = sum(a.silos for a in aggregates)

@@ -151,8 +151,16 @@ def _check_training(config: RunConfig) -> None:
             f"--explore-every {config.explore_every}: under distributed noise every round's sum refines the map; leave "
             "it out"
         )
+    if config.prune in ("feddst", "fedmask") and config.trust != "none":
+        what = {"feddst": "regrows weights by gradients", "fedmask": "adds up masks"}[config.prune]
+        raise ConfigError(
+            f"--prune {config.prune}: {what} that no noise is planned for; leave out --dp-epsilon, or prune by "
+            "autoflip or magnitude"
+        )
     if config.prune == "feddst":
         _check_sparse_training(config)
+    if config.prune == "fedmask":
+        _check_mask_training(config)
     if config.local_epochs is not None and config.local_steps is not None:
         raise ConfigError(f"--local-epochs {config.local_epochs}: give either it or --local-steps")
     if config.score != "usual" and config.prune != "autoflip":
@@ -160,15 +168,23 @@ def _check_training(config: RunConfig) -> None:
 
 
 def _check_sparse_training(config: RunConfig) -> None:
-    if config.trust != "none":
-        raise ConfigError(
-            "--prune feddst: regrows weights by gradients that no noise is planned for; leave out --dp-epsilon, or "
-            "prune by autoflip or magnitude"
-        )
     if config.prune_threshold == 0:
         raise ConfigError("--prune-threshold 0: --prune feddst trains a sparse network; give the share that is masked")
     if config.prune_threshold_kind != "quantile":
         raise ConfigError("--prune-threshold-kind absolute: --prune feddst keeps a share of each layer; leave it out")
+
+
+def _check_mask_training(config: RunConfig) -> None:
+    for flag, given in (
+        ("--prox-mu", config.prox_mu > 0),
+        ("--server-optimizer", config.server_optimizer != "average"),
+    ):
+        if given:
+            raise ConfigError(f"{flag}: --prune fedmask learns masks, its weights do not move; leave it out")
+    if config.explore_every:
+        raise ConfigError(
+            f"--explore-every {config.explore_every}: --prune fedmask has its parameters once; leave it out"
+        )
 
 
 def _local_steps(config: RunConfig, task: Task, silos: int, training: _Training) -> int:

@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 from autoflip_secure.autoflip.compaction import compact
 from autoflip_secure.autoflip.mask import choose_mask
 from autoflip_secure.autoflip.pooling import pooled_mean
-from autoflip_secure.autoflip.scores import magnitude_scores
+from autoflip_secure.autoflip.scores import magnitude_scores, mean_scores
 from autoflip_secure.autoflip.sparse_training import cosine_fraction, random_mask, readjusted_mask
 from autoflip_secure.autoflip.subnetwork import WholeNetwork, positions
 from autoflip_secure.autoflip.units import UnitMap
 from autoflip_secure.config import ResolvedConfig
-from autoflip_secure.federation.model_payload import ModelPayload
+from autoflip_secure.federation.model_payload import HALF, ModelPayload
 from autoflip_secure.federation.pruning import PruningController, prune_settings
 from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.models.spec import ModelSpec
 from autoflip_secure.seeds import stream
 from autoflip_secure.sums.channels import Aggregate
 
-__all__ = ["SparseTraining", "SubnetworkReuse", "pruning_controller"]
+__all__ = ["MaskVotes", "SparseTraining", "SubnetworkReuse", "pruning_controller"]
 
 
 class SparseTraining(PruningController):
@@ -135,7 +135,57 @@ class SubnetworkReuse(PruningController):
         return replace(model, spec=compaction.spec, weights=weights, mask=np.ones(weights.size, np.bool_))
 
 
-CONTROLLERS = {"feddst": SparseTraining, "eflprune": SubnetworkReuse}
+class MaskVotes(PruningController):
+    """FedMask (`training.mask_training`) in the form that sums allow: silos vote by binary masks over fixed parameters.
+
+    The parameters are those of the initial network, or with `--warm-start` those that one round of averaging leads to.
+    A round sums the silos' masks; the share of silos that keep a weight is what the next round starts from, and in the
+    end weights with half of the votes live. Whole units with the fewest votes die for the FLOP target on the way.
+
+    In the paper each device keeps a mask of its own: only where devices' masks overlap do they take the average, so the
+    server sees each one's, and in the end each device trains the weights that its mask left. Here nothing of a silo
+    outlives a round, and there is one mask and no training of weights after it. So the run's accuracy is the global
+    network's and does not compare with the personalised ones of the paper.
+    """
+
+    def draw(self, model: ModelPayload) -> ModelPayload:
+        """All parameters live, by the votes of everybody."""
+        return replace(model, votes=np.ones(self._units.size, np.float32))
+
+    def observe(
+        self, round: int, aggregates: Sequence[Aggregate], live: NDArray[np.bool_], silo_variance: float = 0.0
+    ) -> None:
+        """Count the votes; they are used up before the next checkpoint."""
+        if "mask" in aggregates[0].channels:
+            self._votes = np.ones(self._units.size)
+            self._votes[self._units.prunable] = pooled_mean(aggregates, "mask", self.weights)[0]
+
+    def is_decision(self, round: int) -> bool:
+        """After every round in which silos voted."""
+        return not self._schedule.is_exploration(round)
+
+    def decide(self, round: int, model: ModelPayload) -> tuple[ModelPayload, NDArray[np.int64]]:
+        """Take up the votes, remove units where that is due, and after the last round fix the mask."""
+        last = round == self._schedule.rounds - 1
+        target = self._config.prune_flops if last else self._target_after(round)
+        settings = replace(
+            prune_settings(self._config, 1.0 if target is None else target),
+            threshold=HALF if last else 0.0,
+            threshold_kind="absolute",
+            hysteresis=0.0,
+        )
+        scores = mean_scores(self._votes, self._units)
+        decision = choose_mask(model.spec, self._units, scores.parameters, scores.units, settings, model.mask)
+        compaction = compact(model.spec, decision.dead_units)
+        kept = compaction.kept
+        votes = None if last else self._votes[kept].astype(np.float32)
+        self._shrink(compaction)
+        mask = decision.mask[kept] if last else model.mask[kept]
+        weights = np.where(mask, model.weights[kept], np.float32(0))
+        return replace(model, spec=compaction.spec, weights=weights, mask=mask, votes=votes), kept
+
+
+CONTROLLERS = {"feddst": SparseTraining, "eflprune": SubnetworkReuse, "fedmask": MaskVotes}
 
 
 def pruning_controller(

@@ -15,7 +15,10 @@ from safetensors.numpy import save
 from autoflip_secure.errors import ConfigError, DataError, ProtocolError
 from autoflip_secure.models.spec import ModelSpec, layout_of
 
-__all__ = ["ModelPayload"]
+__all__ = ["HALF", "ModelPayload"]
+
+HALF = 0.5
+"""Share of the votes from which a parameter lives."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,20 @@ class ModelPayload:
         Which parameters live.
     records : int
         Public number of training records the run is normalised by.
+    votes : float32 array, shape (parameters,), or None
+        Where silos learn which parameters live: the share of them that kept each in the round before.
     """
 
     spec: ModelSpec
     weights: NDArray[np.float32]
     mask: NDArray[np.bool_]
     records: int
+    votes: NDArray[np.float32] | None = None
+
+    @property
+    def network(self) -> NDArray[np.float32]:
+        """Parameters of the network this is, shape (parameters,): those with half of the votes or more, others 0."""
+        return self.weights if self.votes is None else np.where(self.votes >= HALF, self.weights, np.float32(0))
 
     def nominal_records(self, silos: int) -> int:
         """What a silo's own training is normalised by: its share of `records`, at least 1; the true one is private."""
@@ -49,6 +60,8 @@ class ModelPayload:
             "mask": np.packbits(self.mask),
             "weights": self.weights[self.mask].astype(np.float32),
         }
+        if self.votes is not None:
+            tensors["votes"] = self.votes.astype(np.float32)
         header = {"spec": self.spec.to_json(), "parameters": self.mask.size, "records": self.records}
         return save(tensors, metadata={"autoflip_secure": json.dumps(header, sort_keys=True)})
 
@@ -75,13 +88,20 @@ class ModelPayload:
                 raise ProtocolError("a model's weights are not one finite number for each live parameter")
             weights = np.zeros(size, np.float32)
             weights[mask] = live
-            return cls(spec, weights, mask, records)
+            votes = tensors.get("votes")
+            if votes is not None and not (votes.dtype == np.float32 and votes.shape == (size,) and _are_shares(votes)):
+                raise ProtocolError("a model's votes are not one share for each parameter")
+            return cls(spec, weights, mask, records, votes)
         except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, ConfigError, DataError) as error:
             raise ProtocolError(f"not a model: {error}") from error
 
     def mask_hash(self) -> bytes:
         """SHA-256 of architecture and mask, 32 bytes."""
         return hashlib.sha256(self.spec.to_json().encode() + b"|" + np.packbits(self.mask).tobytes()).digest()
+
+
+def _are_shares(values: NDArray[np.float32]) -> bool:
+    return bool(((values >= 0) & (values <= 1)).all())
 
 
 def _load(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:

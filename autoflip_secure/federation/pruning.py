@@ -116,6 +116,11 @@ class PruningController:
         return self._units.count
 
     @property
+    def weights(self) -> int:
+        """Weights of the current network that a mask may take."""
+        return int(self._units.prunable.sum())
+
+    @property
     def agreement_average(self) -> float | None:
         """Averaged raw agreement of the whole model; None before it was measured."""
         return self._guidance.overall_average if self._guidance.rounds else None

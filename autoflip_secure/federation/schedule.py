@@ -82,6 +82,8 @@ class Schedule:
             raise ConfigError(f"--cohorts {self._cohorts}: above {MAX_COMPLETE} silos a sum is over one cohort, give 1")
         if self.explores and config.explore_rounds >= self.rounds:
             raise ConfigError(f"--explore-rounds {config.explore_rounds}: must be below --rounds {self.rounds}")
+        if config.prune == "fedmask" and self.rounds < 2 + config.warm_start:
+            raise ConfigError(f"--rounds {self.rounds}: --prune fedmask needs 2 or more, and one more to start warm")
         if config.prune == "feddst" and not self.readjustments:
             every = f"--explore-every {config.explore_every}" if config.explore_every else f"--rounds {self.rounds}"
             raise ConfigError(
@@ -106,6 +108,8 @@ class Schedule:
     @property
     def explores(self) -> bool:
         """Whether the run explores, and prunes by what these sums say."""
+        if self._config.prune == "fedmask":
+            return self._config.warm_start  # its fixed parameters are then those that a first round trained
         return self._config.prune not in UNEXPLORED
 
     @property

@@ -65,7 +65,7 @@ class Scorer:
         if self._features is None:
             self._features = features_of(self._config.model, self._test.x)
         network = build(state.model.spec)
-        load_flat_parameters(network, torch.from_numpy(state.model.weights))
+        load_flat_parameters(network, torch.from_numpy(state.model.network))
         scores = evaluate(network, self._features, self._task.targets(self._test), self._task.kind)
         return self._line(scores)
 

@@ -16,6 +16,7 @@ from autoflip_secure.training.metric_form import METRIC_SENSITIVITY
 __all__ = [
     "COUNT_SENSITIVITY",
     "METRIC_SENSITIVITY",
+    "UNNOISED_CHANNELS",
     "check_grid",
     "check_terms",
     "clip_bits_channel",
@@ -24,6 +25,7 @@ __all__ = [
     "energy_channel",
     "gradient_channel",
     "honest_silos",
+    "mask_channel",
     "metric_channel",
     "noise_levels",
     "noise_steps",
@@ -53,6 +55,9 @@ LEAST_FINENESS = 5.0
 COUNT_SENSITIVITY = 1.0
 """Distance by which one patient moves a count."""
 
+UNNOISED_CHANNELS = frozenset({"gradient", "mask"})
+"""Channels that are computed from the records beside what noise is planned for."""
+
 COUNTED_CHANNELS = frozenset({"count", "metric"})
 """Channels of whole grid steps: their grid holds them exactly, so they are not rounded at all."""
 
@@ -72,6 +77,8 @@ CLIP_BIT_BITS = 22
 NOISED_BITS = 25
 EXACT_BITS = 24
 COUNT_BITS = 32
+MASK_BITS = 2
+"""The grid is -1, 0, 1."""
 COUNT_STEPS = 2048
 """Grid steps of one counted patient: fine enough that discrete noise is as good as continuous."""
 LARGEST_COUNT_NOISE = 1e5
@@ -113,6 +120,11 @@ def deviation_channel(live: int) -> ChannelSpec:
 def gradient_channel(config: ResolvedConfig, masked: int) -> ChannelSpec:
     """Mean gradient of the masked weights, from which a readjustment chooses those that grow, shape (masked,)."""
     return ChannelSpec("gradient", masked, config.bits, MASKED_GRADIENT_RANGE)
+
+
+def mask_channel(weights: int) -> ChannelSpec:
+    """Which weights a silo keeps, 1 or 0, exactly, shape (weights,): the sum counts the silos that keep each."""
+    return ChannelSpec("mask", weights, MASK_BITS, 1.0)
 
 
 def energy_channel(units: int) -> ChannelSpec:
@@ -213,8 +225,9 @@ def check_terms(manifest: Manifest) -> None:
         apart = {channel.name for channel in manifest.channels} != {"update", "clip_bits"}
         if apart or counting or terms.trust != "distributed":
             raise PolicyRefusal("clip bits go with a gradient sum under distributed noise, and with nothing else")
-    if terms.trust != "none" and any(channel.name == "gradient" for channel in manifest.channels):
-        raise PolicyRefusal("gradients of masked weights carry no noise; they are never sent under DP")
+    unnoised = sorted({channel.name for channel in manifest.channels} & UNNOISED_CHANNELS)
+    if terms.trust != "none" and unnoised:
+        raise PolicyRefusal(f"channels that no noise is planned for are never sent under DP: {unnoised}")
     if terms.steps < 1:
         raise PolicyRefusal("a round uses the records at least once")
 

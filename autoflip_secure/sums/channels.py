@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CHANNEL_NAMES", "Aggregate", "ChannelSpec", "Contribution"]
 
-CHANNEL_NAMES = frozenset({"update", "gradient", "deviation", "unit_energy", "count", "metric", "clip_bits"})
+CHANNEL_NAMES = frozenset({"update", "gradient", "mask", "deviation", "unit_energy", "count", "metric", "clip_bits"})
 MAX_BITS = 32
 
 
