@@ -5,8 +5,8 @@ learns a binary mask over them by way of a real-valued one, and only binary mask
 binarised on the way forward and gets the gradient as if it had not been on the way back (straight-through estimator).
 
 What could be read of the paper is its abstract and notes of others on it, which are silent on the optimiser, on where
-the real-valued mask starts and on the weight of the term that makes it sparse. Chosen here: Adam; the start that
-`start_of` says; no such term, since the budget of FLOPs is met by whole units.
+the real-valued mask starts and on the form of the term that makes it sparse. Chosen here: Adam; the start that
+`start_of` says; a small term, the same for all layers, since the budget of FLOPs is met by whole units.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ CONFIDENCE = 0.5
 
 MASK_RATE = 0.1
 """Adam's learning rate: five steps in one direction change what all silos agreed on."""
+
+
+SPARSITY = 1e-5
+"""Weight of the sum of the real-valued masks' sigmoids: a mask lets go of weights that the loss does not need."""
 
 
 def start_of(votes: Tensor) -> Tensor:
@@ -89,6 +93,7 @@ def learn_mask(
         masked = {name: weights[name] * mask[part].view(shape) for name, part, shape in parts}
         outputs = torch.func.functional_call(module, masked, (x[chosen],))
         optimiser.zero_grad()
-        torch.autograd.backward(LOSSES[loss](outputs, y[chosen]) / len(chosen), inputs=[real])
+        sparse = SPARSITY * torch.sigmoid(real)[fixed].sum()
+        torch.autograd.backward(LOSSES[loss](outputs, y[chosen]) / len(chosen) + sparse, inputs=[real])
         optimiser.step()
     return torch.where(fixed, real.detach() >= 0, fixed.logical_not()).cpu()
