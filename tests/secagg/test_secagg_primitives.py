@@ -314,6 +314,7 @@ def test_rules_that_cannot_be():
     [
         (("update",), 1),
         (("update", "count"), 1),
+        (("update", "gradient"), 1),
         (("update", "unit_energy"), 2),
         (("deviation", "update"), 2),
         (("metric",), 1),
