@@ -40,11 +40,16 @@ PRUNED = {
     "magnitude": "--prune magnitude",
     "SNIP": "--prune snip",
     "PruneFL": "--prune prunefl",
+    "FedDST, mask chosen from sums": "--prune feddst",
+    "EFLPrune": "--prune eflprune",
+    "FedMask, global mask": "--prune fedmask",
     "guidance": "--score guidance",
     "guidance x agreement": "--score guidance-agreement",
     "size x energy": "--score product",
     "size x energy x agreement": "--score product-agreement",
 }
+UNEXPLORED = ("random units", "FedDST, mask chosen from sums", "EFLPrune")
+"""Nothing is explored first: no choice of start."""
 STARTS = {"cold": "--no-warm-start", "warm": "--warm-start"}
 FLOPS = (0.48, 0.25, 0.12)
 FIGURES = (
@@ -60,10 +65,11 @@ def settings(task: str, flops: tuple[float, ...], starts: tuple[str, ...]) -> li
         for method, options in DENSE.items()
     ]
     for kept, (method, options), start in product(flops, PRUNED.items(), starts):
-        if method == "random units" and start != starts[0]:
-            continue  # drawn before anything is explored
-        facts = {"task": task, "method": method, "start": start if method != "random units" else "", "flops": kept}
-        warmth = "" if method == "random units" else f" {STARTS[start]}"
+        explored = method not in UNEXPLORED
+        if not explored and start != starts[0]:
+            continue
+        facts = {"task": task, "method": method, "start": start if explored else "", "flops": kept}
+        warmth = f" {STARTS[start]}" if explored else ""
         made.append((facts, f"{TASKS[task]} {options} --prune-flops {kept}{warmth}"))
     return made
 
