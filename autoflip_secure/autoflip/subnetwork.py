@@ -9,7 +9,8 @@ again. The mask is the server's and the same for everybody, so a sum over silos 
 its own.
 
 The abstract is silent on how a neuron's importance is measured and on how layers share the budget. Chosen here: the
-norm of its incoming weights, and the ranking and FLOP budget that all methods here share (`unit_budget`).
+norm of its incoming weights, and the ranking and FLOP budget that all methods here share (`unit_budget`). By that norm
+units that are trained mostly outgrow those that are not, so a selection may well stay what the initial values made it.
 """
 
 from __future__ import annotations

@@ -145,7 +145,8 @@ class MaskVotes(PruningController):
     In the paper each device keeps a mask of its own: only where devices' masks overlap do they take the average, so the
     server sees each one's, and in the end each device trains the weights that its mask left. Here nothing of a silo
     outlives a round, and there is one mask and no training of weights after it. So the run's accuracy is the global
-    network's and does not compare with the personalised ones of the paper.
+    network's and does not compare with the personalised ones of the paper: silos with few classes each keep what tells
+    those apart, and the majority of such masks need not tell anything apart.
     """
 
     def draw(self, model: ModelPayload) -> ModelPayload:

@@ -25,7 +25,7 @@ from autoflip_secure.federation.run_state import RunState, load_checkpoint, save
 from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.federation.server_step import ServerMoments
 from autoflip_secure.federation.sums import scatter
-from autoflip_secure.federation.terms import check_terms, gradient_channel, mask_channel, update_channel
+from autoflip_secure.federation.terms import check_terms, gradient_channel, mask_channel, metric_channel, update_channel
 from autoflip_secure.models.layout import load_flat_parameters
 from autoflip_secure.models.spec import build
 from autoflip_secure.seeds import stream
@@ -33,6 +33,7 @@ from autoflip_secure.sums.channels import Aggregate
 from autoflip_secure.sums.encoding import unpack_sum
 from autoflip_secure.sums.words import ContributionWords, all_words
 from autoflip_secure.training.local import mean_gradient
+from autoflip_secure.training.metric_form import MetricForm
 
 Make = Callable[..., tuple[PruningController, Schedule, ModelPayload]]
 METHODS = ("feddst", "eflprune", "fedmask")
@@ -284,6 +285,21 @@ def test_a_silo_votes_by_ones_and_zeros(make_config, make_manifest, task, model:
     assert set(votes.tolist()) == {0.0, 1.0}
     with pytest.raises(ProtocolError, match="voted"):
         silo.contribute(manifest, model)
+
+
+def test_a_network_of_votes_is_scored_without_the_weights_that_lost(
+    make_config, make_manifest, task, model: ModelPayload, records
+) -> None:
+    config = make_config(prune="fedmask")
+    silo = Contributor(config, task, SiloData(records, records), 1, "cpu")
+    channel = metric_channel(MetricForm(task.kind, task.classes, task.expected_cuts).length, 0.0)
+    manifest = make_manifest(config, model, phase="evaluate", channels=(channel,))
+    votes = np.where(np.arange(model.mask.size) % 3 > 0, 0.5, 0.4).astype(np.float32)
+    voted = replace(model, votes=votes)
+    without = replace(model, weights=np.where(votes >= 0.5, model.weights, np.float32(0)))
+    scores = [decoded(silo.contribute(manifest, each), channel) for each in (voted, without, model)]
+    np.testing.assert_array_equal(scores[0], scores[1])
+    assert not np.array_equal(scores[0], scores[2])
 
 
 @pytest.mark.parametrize("name", ["gradient", "mask"])
