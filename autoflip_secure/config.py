@@ -134,9 +134,17 @@ class RunConfig(BaseModel):
             "eflprune | fedmask",
         )
     )
-    score: Literal["usual", "guidance", "guidance-agreement", "energy", "product", "product-agreement"] = Field(
-        "usual", description="what autoflip keeps by [guidance-agreement; with DP product-agreement]"
-    )
+    score: Literal[
+        "usual",
+        "guidance",
+        "guidance-agreement",
+        "energy",
+        "product",
+        "product-agreement",
+        "own-energy",
+        "own-product",
+        "hybrid",
+    ] = Field("usual", description="what autoflip keeps by [hybrid; with DP product-agreement]")
     prune_threshold: float | None = Field(
         None, ge=0, lt=1, description="parameters scoring in the lowest part of this size die [0.3; distributed: 0.6]"
     )

@@ -43,6 +43,9 @@ class Evidence:
         Mean update of the exploration, added up over its rounds; zeros where it was not summed.
     guidance : Guidance
     energy : EnergyAccumulator
+        Of the mean update: what is left of the silos' updates once they have cancelled.
+    own : EnergyAccumulator
+        Mean over silos of their own updates' energy (`own_energy.own_energy`); empty under DP.
     """
 
     weights: NDArray[np.floating]
@@ -50,6 +53,7 @@ class Evidence:
     explored: Values
     guidance: Guidance
     energy: EnergyAccumulator
+    own: EnergyAccumulator
 
 
 def keep_scores(rule: str, evidence: Evidence, units: UnitMap) -> KeepScores:
@@ -99,6 +103,29 @@ def _product_agreement(evidence: Evidence, units: UnitMap) -> KeepScores:
     return product_scores(evidence.weights, _known(evidence.energy), units, agreement)
 
 
+def _own_energy(evidence: Evidence, units: UnitMap) -> KeepScores:
+    """Root of the silos' own energy: AutoFLIP's deviations, as lengths and not squares."""
+    own = _known(evidence.own)
+    return KeepScores(np.sqrt(own.energy), np.sqrt(own.by_group(units)[: units.count]))
+
+
+def _own_product(evidence: Evidence, units: UnitMap) -> KeepScores:
+    """Size times own energy."""
+    return product_scores(evidence.weights, _known(evidence.own), units)
+
+
+def _hybrid(evidence: Evidence, units: UnitMap) -> KeepScores:
+    """Units by size times own energy, single weights by size times shared energy.
+
+    Agreement has opposite signs at the two levels (benchmarks/results/agreement_levels.md). A unit that silos pull
+    different ways is one that tells their classes apart, and the network cannot do without it; a weight whose moves
+    cancel in the sum has moved for nothing.
+    """
+    weights = np.abs(evidence.weights.astype(np.float64))
+    shared = np.sqrt(np.maximum(_known(evidence.energy).energy, 0.0))
+    return KeepScores(weights * shared, _own_product(evidence, units).units)
+
+
 def _magnitude(evidence: Evidence, units: UnitMap) -> KeepScores:
     """|w|; of a unit the norm of its weights."""
     return magnitude_scores(evidence.weights, units)
@@ -124,6 +151,9 @@ RULES: Mapping[str, Callable[[Evidence, UnitMap], KeepScores]] = MappingProxyTyp
         "energy": _energy,
         "product": _product,
         "product-agreement": _product_agreement,
+        "own-energy": _own_energy,
+        "own-product": _own_product,
+        "hybrid": _hybrid,
         "magnitude": _magnitude,
         "snip": _snip,
         "prunefl": _energy,

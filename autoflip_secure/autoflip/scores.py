@@ -70,6 +70,10 @@ class EnergyAccumulator:
             spread = np.where(live, spread, 0.0)
         return EnergyAccumulator(self.energy + energy, self.variance + spread, self.rounds + 1)
 
+    def add_exact(self, energy: Values) -> EnergyAccumulator:
+        """Add a round's energy by parameter that carries no noise, shape (size,)."""
+        return EnergyAccumulator(self.energy + energy, self.variance, self.rounds + 1)
+
     def by_group(self, units: UnitMap) -> Values:
         """Energy of each unit and output neuron as far as noise leaves it (`shrinkage.shrunk_energy`), (groups,)."""
         layers = np.concatenate([units.layer, np.full(units.spec.outputs, len(units.spec.widths))])

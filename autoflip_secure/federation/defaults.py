@@ -20,6 +20,7 @@ __all__ = ["resolve"]
 
 
 TEXT_MODEL = "char-lstm"
+OWN_SCORES = ("own-energy", "own-product", "hybrid")
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,11 @@ def _check_training(config: RunConfig) -> None:
         _check_mask_training(config)
     if config.local_epochs is not None and config.local_steps is not None:
         raise ConfigError(f"--local-epochs {config.local_epochs}: give either it or --local-steps")
+    if config.score in OWN_SCORES and config.trust != "none":
+        raise ConfigError(
+            f"--score {config.score}: it needs squares of the silos' own updates, which are noise under --dp-epsilon; "
+            "use product-agreement or product"
+        )
     if config.score != "usual" and config.prune != "autoflip":
         raise ConfigError(f"--score {config.score}: is a choice of --prune autoflip, not of {config.prune}")
 

@@ -14,6 +14,7 @@ from autoflip_secure.autoflip.compaction import Compaction, compact
 from autoflip_secure.autoflip.exploration import explored_guidance
 from autoflip_secure.autoflip.guidance import Guidance
 from autoflip_secure.autoflip.mask import PruneSettings, choose_mask
+from autoflip_secure.autoflip.own_energy import own_energy
 from autoflip_secure.autoflip.pooling import pooled_mean
 from autoflip_secure.autoflip.score_rules import Evidence, keep_scores
 from autoflip_secure.autoflip.scores import EnergyAccumulator, KeepScores
@@ -46,9 +47,9 @@ UNINFORMED = 0.5
 class PruningController:
     """Guidance, accumulated energy and agreement of one run, and the mask by one of `score_rules.RULES`.
 
-    AutoFLIP's usual rule without DP is guidance x agreement; with it, weight x shared energy x (1 + agreement) / 2,
-    with energy and agreement as far as noise leaves them: squares of deviations, which guidance is made of, are mostly
-    noise then.
+    AutoFLIP's usual rule without DP keeps units by size x the silos' own energy and single weights by size x shared
+    energy; with DP, units by size x shared energy x (1 + agreement) / 2, with energy and agreement as far as noise
+    leaves them: squares of single silos' updates, which own energy is made of, are mostly noise then.
 
     Attributes
     ----------
@@ -65,13 +66,14 @@ class PruningController:
         self._units = UnitMap.of(spec)
         self._guidance = Guidance.start(np.full(self._units.size, UNINFORMED), self._units)
         self._energy = EnergyAccumulator.empty(self._units.size)
+        self._own = EnergyAccumulator.empty(self._units.size)
         self._start = start
         self._explored, self._first_map = np.zeros(self._units.size), np.zeros(0, np.float32)
         self.agreement: Agreement | None = None
         self.likeness: float | None = None
         self._rule: str = config.prune
         if config.prune == "autoflip":
-            usual = "guidance-agreement" if config.trust == "none" else "product-agreement"
+            usual = "hybrid" if config.trust == "none" else "product-agreement"
             self._rule = usual if config.score == "usual" else config.score
         self._noised = config.trust != "none"
 
@@ -83,6 +85,7 @@ class PruningController:
             "agreement_variance": self._guidance.known_variance,
             "energy": self._energy.energy,
             "energy_variance": self._energy.variance,
+            "own": self._own.energy,
             "start": self._start,
             "explored": self._explored,
             "first_map": self._first_map,
@@ -95,6 +98,7 @@ class PruningController:
             "overall_average": guidance.overall_average,
             "guidance_rounds": guidance.rounds,
             "energy_rounds": self._energy.rounds,
+            "own_rounds": self._own.rounds,
         }
 
     def restore(self, spec: ModelSpec, arrays: dict[str, NDArray[Any]], facts: dict[str, Any]) -> None:
@@ -108,6 +112,7 @@ class PruningController:
             arrays["agreement_variance"],
         )
         self._energy = EnergyAccumulator(arrays["energy"], arrays["energy_variance"], facts["energy_rounds"])
+        self._own = EnergyAccumulator(arrays["own"], np.zeros_like(arrays["own"]), facts["own_rounds"])
         self._start, self._explored, self._first_map = (arrays[n] for n in ("start", "explored", "first_map"))
 
     @property
@@ -135,6 +140,8 @@ class PruningController:
         self.agreement = self.likeness = None
         if "deviation" in aggregates[0].channels:
             self._explore(explored_guidance(aggregates, self._units.layout, live))
+        if not self._noised and aggregates[0].channels.keys() & {"deviation", "unit_energy"}:
+            self._own = self._own.add_exact(own_energy(aggregates, self._units, live))
         if "update" not in aggregates[0].channels:
             return
         if self._schedule.is_exploration(round):
@@ -209,7 +216,7 @@ class PruningController:
         """Take what is remembered over to the compacted network."""
         self._units = UnitMap.of(compaction.spec)
         self._guidance = self._guidance.compact(compaction)
-        self._energy = self._energy.compact(compaction)
+        self._energy, self._own = self._energy.compact(compaction), self._own.compact(compaction)
         self._start, self._explored = self._start[compaction.kept], self._explored[compaction.kept]
         self._first_map = self._first_map[compaction.kept] if self._first_map.size else self._first_map
 
@@ -235,7 +242,7 @@ class PruningController:
         # After a cold-started exploration the model is still the start: what exploration led to is judged.
         cold = self._schedule.leaves_the_model(round)
         weights = model.weights + self._explored if cold else model.weights
-        evidence = Evidence(weights, self._start, self._explored, self._guidance, self._energy)
+        evidence = Evidence(weights, self._start, self._explored, self._guidance, self._energy, self._own)
         return keep_scores(self._rule, evidence, self._units)
 
     def _target_after(self, round: int) -> float | None:

@@ -32,6 +32,7 @@ def evidence() -> Evidence:
         explored=draw.normal(size=UNITS.size),
         guidance=guidance,
         energy=EnergyAccumulator.empty(UNITS.size).add(sums),
+        own=EnergyAccumulator.empty(UNITS.size).add_exact(draw.random(UNITS.size)),
     )
 
 
@@ -69,6 +70,14 @@ def test_each_rule_is_its_formula(evidence: Evidence) -> None:
     size, energy = (scores(rule)[1] for rule in ("magnitude", "energy"))
     product = scores("product")[1]
     np.testing.assert_allclose(product, size * energy)
+    parameters, units = scores("own-energy")
+    np.testing.assert_allclose(parameters, np.sqrt(evidence.own.energy))
+    np.testing.assert_allclose(units**2, [evidence.own.energy[incoming].sum() for incoming in UNITS.incoming])
+    np.testing.assert_allclose(scores("own-product")[1], size * units)
+    parameters, of_units = scores("hybrid")
+    np.testing.assert_allclose(parameters, np.abs(evidence.weights) * np.sqrt(evidence.energy.energy))
+    np.testing.assert_allclose(of_units, size * units)
+    parameters, units = scores("guidance")
     agreement = evidence.guidance.agreement
     np.testing.assert_allclose(scores("product-agreement")[1], product * (1 + agreement) / 2)
     np.testing.assert_allclose(scores("guidance-agreement")[1], units * agreement, rtol=1e-6)
@@ -82,10 +91,13 @@ def test_without_a_round_of_agreement_it_has_no_vote(evidence: Evidence) -> None
 
 
 def test_before_any_update_size_alone_ranks(evidence: Evidence) -> None:
-    early = replace(evidence, energy=EnergyAccumulator.empty(UNITS.size))
-    found, size = (keep_scores(rule, early, UNITS).units for rule in ("product", "magnitude"))
+    nothing = EnergyAccumulator.empty(UNITS.size)
+    early = replace(evidence, energy=nothing, own=nothing)
+    size = keep_scores("magnitude", early, UNITS)
     fan_in = np.array([incoming.size for incoming in UNITS.incoming])
-    np.testing.assert_allclose(found, size * np.sqrt(fan_in))
+    for rule in ("product", "own-product", "hybrid"):
+        np.testing.assert_allclose(keep_scores(rule, early, UNITS).units, size.units * np.sqrt(fan_in))
+    np.testing.assert_allclose(keep_scores("hybrid", early, UNITS).parameters, size.parameters)
 
 
 def test_diverged_weights_are_refused(evidence: Evidence) -> None:
