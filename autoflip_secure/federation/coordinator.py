@@ -259,8 +259,8 @@ class Coordinator:
             return [mask_channel(self._pruning.weights)]
         if config.trust != "distributed" and self._schedule.is_exploration(number):
             channels = [deviation_channel(live)] if config.prune == "autoflip" else []
-            moves = not channels or not self._schedule.leaves_the_model(number)
-            return [*channels, update_channel(config, live)] if moves else channels
+            summed = not channels or self._schedule.sums_explored_updates(number)
+            return [*channels, update_channel(config, live)] if summed else channels
         channels = [update_channel(config, live, self._clip.value, self._expected_batch(1), self._noise_a_silo(number))]
         if self._schedule.is_readjustment(number):
             channels.append(gradient_channel(config, model.mask.size - live))

@@ -145,7 +145,9 @@ class PruningController:
         if "update" not in aggregates[0].channels:
             return
         if self._schedule.is_exploration(round):
-            self._explored = self._explored + pooled_mean(aggregates, "update", self._units.size)[0]
+            again = round >= self._config.explore_rounds  # from another model: what was explored before says nothing
+            before = np.zeros(self._units.size) if again else self._explored
+            self._explored = before + pooled_mean(aggregates, "update", self._units.size)[0]
         if "unit_energy" in aggregates[0].channels:
             self.agreement = moments(aggregates[0], self._units, live, silo_variance)
         elif len(aggregates) > 1:

@@ -165,6 +165,12 @@ class Schedule:
             return False
         return not self._config.warm_start or round >= self._config.explore_rounds
 
+    def sums_explored_updates(self, round: int) -> bool:
+        """Whether an exploring round of autoflip sums updates beside deviations: where the model goes on from there,
+        and where single weights are ranked by what is left of the silos' moves in the sum, which deviations, being
+        squares, do not show."""
+        return not self.leaves_the_model(round) or (self._config.trust == "none" and self.sends_energy)
+
     def plan(self, round: int) -> RoundPlan:
         """Plan of one round."""
         phase = "explore" if self.is_exploration(round) else "train"

@@ -245,7 +245,7 @@ def test_pruning_takes_the_momentum_along(make: Build, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("options", "explored", "trained"),
     [
-        ({}, {"deviation"}, {"update", "unit_energy"}),
+        ({}, {"deviation", "update"}, {"update", "unit_energy"}),
         ({"warm_start": True}, {"deviation", "update"}, {"update", "unit_energy"}),
         ({"dp_epsilon": 8.0, "dp_trust": "local"}, {"deviation", "update"}, {"update", "unit_energy"}),
         ({"dp_epsilon": 8.0}, {"update"}, {"update"}),
@@ -253,8 +253,14 @@ def test_pruning_takes_the_momentum_along(make: Build, monkeypatch: pytest.Monke
         ({"silos": 4, "colluders": 1}, {"deviation"}, {"update"}),
         ({"prune": "magnitude"}, {"update"}, {"update"}),
         ({"prune": "snip", "warm_start": True}, {"update"}, {"update"}),
-        ({"explore_every": 3}, {"deviation"}, {"deviation"}),
-        ({"explore_every": 3, "warm_start": True}, {"deviation", "update"}, {"deviation"}),
+        ({"explore_every": 3}, {"deviation", "update"}, {"deviation", "update"}),
+        ({"explore_every": 3, "warm_start": True}, {"deviation", "update"}, {"deviation", "update"}),
+        ({"explore_every": 3, "silos": 4, "colluders": 1}, {"deviation"}, {"deviation"}),
+        (
+            {"explore_every": 3, "warm_start": True, "dp_epsilon": 8.0, "dp_trust": "local"},
+            {"deviation", "update"},
+            {"deviation"},
+        ),
     ],
 )
 def test_a_round_asks_for_what_its_phase_needs(

@@ -85,7 +85,7 @@ def channels_of(config: ResolvedConfig, schedule: Schedule, round: int) -> list[
     if config.trust == "distributed" or not schedule.is_exploration(round):
         return [update, energy_channel(2)] if schedule.sends_energy else [update]
     deviations = [deviation_channel(5)] if config.prune == "autoflip" else []
-    return deviations if deviations and schedule.leaves_the_model(round) else [*deviations, update]
+    return deviations if deviations and not schedule.sums_explored_updates(round) else [*deviations, update]
 
 
 @settings(max_examples=200, deadline=None)
