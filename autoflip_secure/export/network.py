@@ -56,8 +56,7 @@ class _SymbolNetwork(nn.Module):
 @torch.no_grad()
 def _as_torchs(layer: LSTMLayer) -> nn.LSTM:
     made = nn.LSTM(layer.ih.in_features, layer.hidden_size, batch_first=True)
-    made.weight_ih_l0.copy_(layer.ih.weight)
-    made.weight_hh_l0.copy_(layer.hh.weight)
-    made.bias_ih_l0.copy_(layer.ih.bias)
-    made.bias_hh_l0.copy_(layer.hh.bias)
+    values = (layer.ih.weight, layer.hh.weight, layer.ih.bias, layer.hh.bias)
+    for parameter, value in zip(made.parameters(), values, strict=True):
+        parameter.copy_(value)
     return made

@@ -8,6 +8,7 @@ rounding (tested).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ class ScatteringFeatures(nn.Module):
 
     def __init__(self, input_shape: tuple[int, ...]) -> None:
         super().__init__()
-        transform = scattering_transform(list(input_shape[1:]))
+        transform: Any = scattering_transform(list(input_shape[1:]))
         self.scales = int(transform.J)
         self._pad = transform.pad
         for level, smoothing in enumerate(transform.phi["levels"]):

@@ -20,7 +20,7 @@ from autoflip_secure import storage
 from autoflip_secure.cli import main
 from autoflip_secure.federation import client_app
 from autoflip_secure.federation.model_payload import ModelPayload
-from autoflip_secure.models.layout import load_flat_parameters
+from autoflip_secure.models.layout import flatten_parameters, load_flat_parameters
 from autoflip_secure.models.spec import build
 
 SMALL = ("--dataset", "digits", "--silos", "3", "--rounds", "3", "--colluders", "0", "--workers", "0", "--quiet")
@@ -36,10 +36,10 @@ assert not any(name.startswith("autoflip_secure") for name in sys.modules)
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three rounds that keeps half the operations and half the weights."""
+    """A run of three rounds that keeps half the operations and a fifth of the weights."""
     client_app.close_silos()
     run = tmp_path_factory.mktemp("export") / "run"
-    options = ("--prune-flops", "0.5", "--prune-threshold", "0.5", "--run-dir", str(run))
+    options = ("--prune-flops", "0.5", "--prune-threshold", "0.8", "--run-dir", str(run))
     assert main(["sim", *SMALL, *options]) == 0
     return run
 
@@ -66,9 +66,11 @@ def test_the_files_are_the_runs_model(finished: Path, exported: Path) -> None:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     net = build(payload.spec)
     net.load_state_dict(tensors)
-    live = sum(int((tensor != 0).sum()) for tensor in tensors.values())
-    assert live == figures["pruned"]["parameters_live"] == summary["params_live"]
-    assert live < figures["pruned"]["parameters"] < figures["dense"]["parameters"] == summary["params_dense"]
+    assert np.array_equal(flatten_parameters(net).numpy(), payload.weights)
+    assert not payload.weights[~payload.mask].any()
+    assert figures["pruned"]["parameters_live"] == summary["params_live"] == payload.mask.sum()
+    assert summary["params_live"] < figures["pruned"]["parameters"] < figures["dense"]["parameters"]
+    assert figures["dense"]["parameters"] == summary["params_dense"]
     assert figures["pruned"]["flops"] == summary["flops_live"]
     assert figures["dense"]["flops"] == summary["flops_dense"]
     assert (about["run"], about["model"]) == ("run", "cnn-tanh")
