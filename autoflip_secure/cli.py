@@ -42,6 +42,20 @@ def report(run: Annotated[Path, typer.Argument(help="directory of a finished run
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="directory of a finished run")],
+    output: Annotated[Path | None, typer.Option(help="folder to write [RUN/export]", show_default=False)] = None,
+) -> None:
+    """Write the pruned model for inference: safetensors, torch.export and ONNX, and what pruning gained."""
+    from autoflip_secure.export.folder import export_run
+    from autoflip_secure.export.table import figures_text
+
+    folder, figures = export_run(run, output)
+    print(figures_text(figures))
+    print(folder)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     from autoflip_secure import __version__

@@ -25,7 +25,8 @@ ALLOWED = {
     "report": {"base", "config", "federation"},
     "sim": {"base", "config", "options", "data", "models", "autoflip", "training", "federation", "report"},
     "ledger_cli": {"base", "privacy", "federation"},
-    "cli": {"base", "config", "options", "sim", "federation", "report", "ledger_cli"},
+    "export": {"base", "models", "data", "autoflip", "federation"},
+    "cli": {"base", "config", "options", "sim", "federation", "report", "export", "ledger_cli"},
     # The attack on a whole run: it lies in privacy/, and nothing else imports it.
     "audit": {"base", "config", "options", "sums", "models", "data", "secagg", "privacy", "federation"},
 }

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from autoflip_secure.models.architectures import MODELS
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-__all__ = ["feature_shape", "features_of"]
+__all__ = ["feature_shape", "features_of", "normalised", "scattering_transform"]
 
 ANGLES = 8
 SIDE_FOR_TWO_SCALES = 16
@@ -55,8 +55,7 @@ def features_of(model: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
     import torch
 
     shape = feature_shape(model, x.shape[1:])
-    transform = _scattering(list(x.shape[2:]))
-    groups = shape[0] // CHANNELS_PER_GROUP
+    transform = scattering_transform(list(x.shape[2:]))
     features = np.empty((len(x), *shape), np.float32)
     for start in range(0, len(x), CHUNK_RECORDS):
         part = x[start : start + CHUNK_RECORDS]
@@ -64,17 +63,26 @@ def features_of(model: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
         filled = torch.zeros(CHUNK_RECORDS, *x.shape[1:])
         filled[: len(part)] = torch.from_numpy(np.ascontiguousarray(part))
         scattered = transform(filled).reshape(CHUNK_RECORDS, *shape)
-        normed = torch.nn.functional.group_norm(scattered, groups, eps=NORM_FLOOR)[: len(part)].numpy()
-        finite = np.isfinite(normed).all(axis=(1, 2, 3), keepdims=True)
-        features[start : start + CHUNK_RECORDS] = np.where(finite, normed, np.float32(0))
+        features[start : start + CHUNK_RECORDS] = normalised(scattered)[: len(part)].numpy()
     return features
+
+
+def normalised(scattered: Tensor) -> Tensor:
+    """Scattering coefficients, shape (n, *feature_shape), as features: normalised, 0 where they are not finite."""
+    import torch
+
+    groups = scattered.shape[1] // CHANNELS_PER_GROUP
+    normed = torch.nn.functional.group_norm(scattered, groups, eps=NORM_FLOOR)
+    finite = torch.isfinite(normed).flatten(1).all(dim=1)[:, None, None, None]
+    return torch.where(finite, normed, 0.0)
 
 
 def _scales(sides: list[int]) -> int:
     return 2 if min(sides) >= SIDE_FOR_TWO_SCALES else 1
 
 
-def _scattering(sides: list[int]) -> nn.Module:
+def scattering_transform(sides: list[int]) -> nn.Module:
+    """kymatio's transform of images of the given height and width."""
     with warnings.catch_warnings():  # its package turns deprecation warnings on for the whole process
         from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
 

@@ -51,6 +51,9 @@ def train_locally(
 ) -> None:
     """Minimise the mean loss in place. The number of steps never depends on the data.
 
+    Images and filters are laid out channels last meanwhile: so convolutions and pooling are faster on CPUs, and their
+    time follows the width also where that is no multiple of the processor's vectors, as it is after compaction.
+
     Parameters
     ----------
     module : nn.Module
@@ -99,12 +102,13 @@ def train_locally(
         optimiser = torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
     was_training = module.training
     module.train()
+    _lay_out(module, torch.channels_last)
     _zero(parameters, dead)
     start = [parameter.detach().clone() for parameter in parameters] if prox_mu else []
     for indices in batches(len(x), batch_size, steps, generator):
         chosen = indices.to(x.device)
         optimiser.zero_grad()
-        torch.autograd.backward(LOSSES[loss](module(x[chosen]), y[chosen]) / len(chosen))
+        torch.autograd.backward(LOSSES[loss](module(_channels_last(x[chosen])), y[chosen]) / len(chosen))
         for parameter, origin in zip(parameters, start, strict=bool(start)):
             assert parameter.grad is not None
             parameter.grad.add_(parameter.detach() - origin, alpha=prox_mu)
@@ -114,6 +118,7 @@ def train_locally(
         optimiser.step()
     optimiser.zero_grad()
     module.train(was_training)
+    _lay_out(module, torch.contiguous_format)
 
 
 GRADIENT_BATCH = 256
@@ -135,8 +140,19 @@ def mean_gradient(module: nn.Module, x: Tensor, y: Tensor, *, loss: str = "cross
     return torch.cat([(sums / len(x)).reshape(-1).cpu() for sums in total])
 
 
-def _dead_masks(module: nn.Module, live: Tensor | None) -> list[Tensor] | None:
-    """For each trainable parameter, True where it must be zero."""
+def _lay_out(module: nn.Module, layout: torch.memory_format) -> None:
+    """Order filters in memory, in place; their shape and values stay."""
+    for parameter in module.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=layout)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def _dead_masks(module: nn.Module, live: Tensor | None) -> list[Tensor | None] | None:
+    """For each trainable parameter, True where it must be zero; None where all of it lives."""
     if live is None:
         return None
     layout = ParameterLayout.of(module)
@@ -146,14 +162,16 @@ def _dead_masks(module: nn.Module, live: Tensor | None) -> list[Tensor] | None:
             f"it needs one bool for each of {layout.size} parameters"
         )
     device = next(module.parameters()).device
-    return [~live[part].view(shape).to(device) for _, part, shape in layout.slices()]
+    return [
+        None if bool(live[part].all()) else ~live[part].view(shape).to(device) for _, part, shape in layout.slices()
+    ]
 
 
 @torch.no_grad()
-def _zero(tensors: Sequence[Tensor | None], dead: list[Tensor] | None) -> None:
+def _zero(tensors: Sequence[Tensor | None], dead: list[Tensor | None] | None) -> None:
     # Filled rather than multiplied: 0 * inf is not 0, and 0 * -1 is -0.
     for tensor, mask in zip(tensors, dead or (), strict=dead is not None):
-        if tensor is not None:
+        if tensor is not None and mask is not None:
             tensor.masked_fill_(mask, 0.0)
 
 

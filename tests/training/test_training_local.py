@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from autoflip_secure.errors import ConfigError, DataError
-from autoflip_secure.models.layout import flatten_parameters
+from autoflip_secure.models.layout import flatten_parameters, load_flat_parameters
 from autoflip_secure.seeds import torch_stream
 from autoflip_secure.training.evaluation import evaluate
 from autoflip_secure.training.local import batches, train_locally
@@ -150,6 +150,37 @@ def test_frozen_parameters_are_left_alone(make_network, clusters):
     train(module, clusters, live=live)
     assert torch.equal(module[0].weight, frozen)
     assert not module[2].weight.any()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_train_as_in_any_memory_layout_and_the_network_comes_back_in_its_own(channels):
+    generator = torch.Generator().manual_seed(4)
+    x, y = torch.randn(40, channels, 8, 7, generator=generator), torch.randint(3, (40,), generator=generator)
+
+    def network():
+        torch.manual_seed(0)
+        inner = (nn.Conv2d(channels, 6, 3), nn.GroupNorm(2, 6), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 5, 2))
+        return nn.Sequential(*inner, nn.Flatten(), nn.Linear(10, 3))
+
+    live = torch.rand(flatten_parameters(network()).numel(), generator=generator) < 0.8
+    module, reference = network(), network()
+    after = train(module, (x, y), live=live, steps=3, momentum=0.0)
+    assert all(parameter.is_contiguous() for parameter in module.parameters())
+    assert (after[~live].view(torch.int32) == 0).all()
+    load_flat_parameters(reference, flatten_parameters(reference) * live)
+    for rows in batches(40, 16, 3, torch_stream(0, "batches")):
+        gradients = torch.autograd.grad(F.cross_entropy(reference(x[rows]), y[rows]), list(reference.parameters()))
+        step = 0.1 * torch.cat([gradient.reshape(-1) for gradient in gradients]) * live
+        load_flat_parameters(reference, flatten_parameters(reference) - step)
+    torch.testing.assert_close(after, flatten_parameters(reference), rtol=1e-4, atol=1e-5)
+
+
+def test_a_mask_that_only_some_tensors_have_masks_those(make_network, clusters):
+    live = torch.ones(flatten_parameters(make_network()).numel(), dtype=torch.bool)
+    live[120:140] = False
+    after = train(make_network(), clusters, live=live)
+    assert not after[~live].any()
+    assert (after[live] != 0).all()
 
 
 @pytest.mark.parametrize(
