@@ -22,7 +22,6 @@ def test_votes_start_a_real_valued_mask() -> None:
     [
         (0.0, 0.5, 1, False),  # the weight is 2: with it the output is too large, and one step takes 0 below 0
         (2.0, 0.5, 1, False),  # the output is right, so only the sparsity term moves the mask: below 0 as well
-        (2.0, 0.5, 2, True),  # and then the loss asks for the weight again
         (0.0, 1.0, 4, True),  # four steps of 0.1 from 0.5: still there
         (0.0, 1.0, 6, False),
         (2.0, 0.0, 4, False),  # the other way round, from -0.5
