@@ -18,6 +18,7 @@ from autoflip_secure.autoflip.own_energy import own_energy
 from autoflip_secure.autoflip.pooling import pooled_mean
 from autoflip_secure.autoflip.score_rules import Evidence, keep_scores
 from autoflip_secure.autoflip.scores import EnergyAccumulator, KeepScores
+from autoflip_secure.autoflip.start_scale import at_scale
 from autoflip_secure.autoflip.units import UnitMap
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.federation.model_payload import ModelPayload
@@ -68,6 +69,7 @@ class PruningController:
         self._energy = EnergyAccumulator.empty(self._units.size)
         self._own = EnergyAccumulator.empty(self._units.size)
         self._start = start
+        self._decided = False
         self._explored, self._first_map = np.zeros(self._units.size), np.zeros(0, np.float32)
         self.agreement: Agreement | None = None
         self.likeness: float | None = None
@@ -99,6 +101,7 @@ class PruningController:
             "guidance_rounds": guidance.rounds,
             "energy_rounds": self._energy.rounds,
             "own_rounds": self._own.rounds,
+            "decided": self._decided,
         }
 
     def restore(self, spec: ModelSpec, arrays: dict[str, NDArray[Any]], facts: dict[str, Any]) -> None:
@@ -113,6 +116,7 @@ class PruningController:
         )
         self._energy = EnergyAccumulator(arrays["energy"], arrays["energy_variance"], facts["energy_rounds"])
         self._own = EnergyAccumulator(arrays["own"], np.zeros_like(arrays["own"]), facts["own_rounds"])
+        self._decided = facts["decided"]
         self._start, self._explored, self._first_map = (arrays[n] for n in ("start", "explored", "first_map"))
 
     @property
@@ -196,13 +200,21 @@ class PruningController:
     def decide(self, round: int, model: ModelPayload) -> tuple[ModelPayload, NDArray[np.int64]]:
         """Choose the mask after `round` and remove dead units.
 
+        A network that starts from its untrained weights is given back their scale (`autoflip.start_scale`). Not under
+        DP, whose step sizes were chosen without.
+
         Returns
         -------
         The smaller model, and the old flat indices that survive (for optimiser state).
         """
         target = self._target_after(round)
         assert target is not None, "ask is_decision first"
-        return self._pruned(model, self._scores(round, model), prune_settings(self._config, target))
+        before, units = model.weights, self._units
+        found, kept = self._pruned(model, self._scores(round, model), prune_settings(self._config, target))
+        if self._config.trust == "none" and self._schedule.leaves_the_model(round) and not self._decided:
+            found = replace(found, weights=at_scale(before, found.weights, units, self._units, kept))
+        self._decided = True
+        return found, kept
 
     def _pruned(
         self, model: ModelPayload, scores: KeepScores, settings: PruneSettings
