@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DP ?= --dp-epsilon 8
 ARGS ?=
 
-.PHONY: sim test lint bench-sim bench-secagg bench-privacy bench-pruning bench-compaction bench-ckks bench-threats clean
+.PHONY: sim test lint bench-sim bench-secagg bench-privacy bench-pruning bench-ablations bench-landscape bench-compaction bench-ckks bench-threats clean
 
 sim: $(VENV)/.installed
 	$(BIN)/python -m autoflip_secure.sim $(DP) $(ARGS)
@@ -34,6 +34,12 @@ bench-privacy: $(VENV)/.installed-test
 
 bench-pruning: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/pruning.py $(ARGS)
+
+bench-ablations: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/ablations.py $(ARGS)
+
+bench-landscape: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/landscape.py $(ARGS)
 
 bench-compaction: $(VENV)/.installed
 	$(BIN)/python benchmarks/compaction.py $(ARGS)

@@ -181,6 +181,10 @@ class RunConfig(BaseModel):
         None, ge=0, description="measure agreement by cohorts every so many rounds (0: never)"
     )
     eta: float = Field(0.1, ge=0, le=1, description="rate at which guidance follows the model")
+    guidance_level: Literal["usual", "unit", "parameter"] = Field(
+        "usual",
+        description="unit | parameter: what a round tells apart as it moves guidance [parameter; with DP unit]",
+    )
     prune_steps: int | None = Field(None, ge=1, le=100, description="mask decisions on the way to the target")
     warm_start: bool | None = Field(
         None, description="go on from the explored model instead of the common start [with DP: yes]"

@@ -34,8 +34,8 @@ def markdown(rows: list[Row], scored_on: str) -> str:
         "",
         "Ten silos of mnist5k averaged to 14 x 14, a perceptron of 196, 64, 32 and 10, averaging with ten local steps "
         f"of plain SGD; scored on {scored_on}. Units are pruned to 12 % of the operations, weights to 5 % of them. "
-        "Figures are accuracies in percent over the last 4 of 16 rounds after pruning, mean ± 95 % interval over seeds; "
-        "differences are paired by seed, bold where their interval excludes zero. `own`, `shared`, `cross` and "
+        "Figures are accuracies in percent over the last 4 of 16 rounds after pruning, mean ± 95 % interval over "
+        "seeds; differences are paired by seed, bold where their interval excludes zero. `own`, `shared`, `cross` and "
         "`agreement` count agreement between silos not at all, as far as the sum does, wholly, and alone: see "
         "`benchmarks/agreement_levels.py`.",
         "",

@@ -7,7 +7,8 @@ dense network's measured FLOPs on a physically smaller network; `cold` starts tr
 mask that exploration chose, `warm` goes on from where exploration led. Differences to random units and to magnitude are
 paired by seed. Rows already in results/pruning.json are kept, so an interrupted benchmark goes on.
 
-Writes results/pruning.{json,md,png}; with --quick results/pruning-quick.*.
+Writes results/pruning.{json,md,png} and results/pruning_{accuracy,uploads,variance,guidance,fate}.png; with --quick
+results/pruning-quick*.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import argparse
 import json
 import os
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from machine import machine
+from pruning_figures import DENSE_WITH_SQUARES, SHOWN, figures
 from pruning_report import markdown, plot
+from pruning_traces import importance_of, traces_of
 from run_table import DATA, RESULTS, RunTable, simulate
 
 TASKS = {
@@ -34,6 +38,8 @@ DENSE = {
     "FedAvg": "--prune none",
     "FedProx": "--prune none --prox-mu 0.1",
     "FedAdam": "--prune none --server-optimizer adam",
+    # Of plain FedAvg no squares are summed: how far silos are apart is read from a network of which nothing dies.
+    DENSE_WITH_SQUARES: "--prune-flops 1 --prune-threshold 0 --no-warm-start",
 }
 PRUNED = {
     "random units": "--prune random",
@@ -47,7 +53,10 @@ PRUNED = {
     "guidance x agreement": "--score guidance-agreement",
     "size x energy": "--score product",
     "size x energy x agreement": "--score product-agreement",
+    "AutoFLIP (hybrid)": "--score hybrid",
 }
+TRACED = ("guidance x agreement", "AutoFLIP (hybrid)")
+"""Importance is drawn of their first seed at one FLOP target, started warm."""
 UNEXPLORED = ("random units", "FedDST, mask chosen from sums", "EFLPrune")
 """Nothing is explored first: no choice of start."""
 STARTS = {"cold": "--no-warm-start", "warm": "--warm-start"}
@@ -94,15 +103,24 @@ def main() -> None:
         for seed in range(1 if arguments.quick else arguments.seeds)
         for facts, options in settings(task, flops, starts)
     ]
-    table.fill(
-        wanted,
-        arguments.jobs,
-        arguments.minutes,
-        lambda options, seed: simulate(options, seed, FIGURES, data=not options.startswith(EMBEDDED_OPTIONS)),
-    )
+    traced = {
+        options
+        for facts, options, _ in wanted
+        if facts["method"] in TRACED and facts["flops"] == SHOWN and facts["start"] == "warm"
+    }
+
+    def run(options: str, seed: int) -> dict[str, Any]:
+        def read(folder: Path) -> dict[str, Any]:
+            importance = importance_of(folder) if options in traced and seed == 0 else {}
+            return {**traces_of(folder), **importance}
+
+        return simulate(options, seed, FIGURES, data=not options.startswith(EMBEDDED_OPTIONS), read=read)
+
+    table.fill(wanted, arguments.jobs, arguments.minutes, run)
     text = markdown(table.rows) + f"\nMade by `python benchmarks/pruning.py` on {json.dumps(machine('torch'))}.\n"
     (RESULTS / f"{name}.md").write_text(text)
     plot(table.rows, RESULTS / f"{name}.png")
+    figures(table.rows, RESULTS / name)
     print(text)
 
 

@@ -103,10 +103,25 @@ def run_simulation(options: str, seed: int, run: Path, *, data: bool) -> Row:
     return summary
 
 
-def simulate(options: str, seed: int, figures: Sequence[str], *, data: bool) -> Row:
-    """One run that is not kept: the figures of its summary, and its accuracy by round. Raises as `run_simulation`."""
+def nothing_more(run: Path) -> Row:
+    """Of a run's folder, no more than `simulate` reads."""
+    return {}
+
+
+def simulate(
+    options: str,
+    seed: int,
+    figures: Sequence[str],
+    *,
+    data: bool,
+    read: Callable[[Path], Row] = nothing_more,
+) -> Row:
+    """One run that is not kept: the figures of its summary, its accuracy by round, and what `read` makes of its folder.
+
+    Raises as `run_simulation`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         summary = run_simulation(options, seed, Path(folder) / "run", data=data)
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
         curve = [(line["round"], line["accuracy"]) for line in map(json.loads, lines) if "accuracy" in line]
-        return {**{name: summary.get(name) for name in figures}, "curve": curve}
+        return {**{name: summary.get(name) for name in figures}, "curve": curve, **read(Path(folder) / "run")}

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autoflip_secure.autoflip.pooling import channel_sum
+from autoflip_secure.autoflip.pooling import channel_sum, pooled_mean
 from autoflip_secure.autoflip.units import UnitMap
 from autoflip_secure.errors import EncodingError
 from autoflip_secure.sums.channels import Aggregate
 
-__all__ = ["Agreement", "cross_cohort", "moments"]
+__all__ = ["Agreement", "cross_cohort", "moments", "update_variance"]
 
 Values = NDArray[np.float64]
 
@@ -124,6 +124,28 @@ def moments(
     spread = 2 * aggregate.silos * noisy * silo_variance**2
     noise = (spread / (aggregate.silos - 1), spread, 4 * silo_variance)
     return _agreement(shared, squares - aggregate.silos * noisy * silo_variance, noise, units)
+
+
+def update_variance(aggregates: Sequence[Aggregate], units: UnitMap, live: NDArray[np.bool_]) -> float:
+    """Variance of the update over silos, its mean over the live parameters of units: sum_u (Q_u / n - ||S_u / n||^2)
+    over their number. Output neurons, of which no squares are sent, are left out; noise that silos add to their own
+    updates is in it.
+
+    Parameters
+    ----------
+    aggregates : sequence of Aggregate
+        One a cohort: channels update (size,), masked coordinates 0, and unit_energy (units,).
+    live : bool (size,)
+
+    Raises
+    ------
+    EncodingError
+        Channels are missing or of another length.
+    """
+    mean, _ = pooled_mean(aggregates, "update", units.size)
+    squares = sum(float(channel_sum(aggregate, "unit_energy", units.count).sum()) for aggregate in aggregates)
+    spread = squares / sum(aggregate.silos for aggregate in aggregates) - float(units.unit_sum(mean**2).sum())
+    return max(0.0, spread) / max(1.0, float(units.unit_sum(live).sum()))
 
 
 def cross_cohort(aggregates: Sequence[Aggregate], units: UnitMap, live: NDArray[np.bool_] | None = None) -> Agreement:

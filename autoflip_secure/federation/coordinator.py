@@ -284,8 +284,16 @@ class Coordinator:
 
     def _report_exploration(self, number: int) -> None:
         """How like the first map this one is: whether exploring once is enough."""
-        if self._pruning.likeness is not None:
-            self._event("explored", round=number, cosine_to_first=round(self._pruning.likeness, 4))
+        likeness = self._pruning.likeness
+        if likeness is not None:
+            self._event(
+                "explored",
+                round=number,
+                cosine_to_first=round(likeness.cosine, 4),
+                cosine_by_chance=round(likeness.chance, 4),
+                rank_to_first=round(likeness.rank, 4),
+                overlap_to_first=round(likeness.overlap, 4),
+            )
 
     def _prune(self, number: int) -> None:
         state = self.state
@@ -328,6 +336,7 @@ class Coordinator:
             "clip": terms.clip if terms.trust != "none" else None,
             "agreement": None if agreement is None else round(agreement.overall, 4),
             "agreement_average": self._pruning.agreement_average,
+            "update_variance": self._pruning.update_variance,
             "params_live": int(state.model.mask.sum()),
             "params_dense": self._dense_size,
             "flops": flops(state.model.spec),
@@ -362,6 +371,9 @@ class Coordinator:
     def _finish(self) -> None:
         model = self.state.model.to_bytes()
         write_atomically(self._folder.model, model)
+        importance = self._pruning.importance(self.state.model)
+        if importance is not None:
+            write_atomically(self._folder.importance, importance)
         if self._view is not None:
             self._view.close(model)
 

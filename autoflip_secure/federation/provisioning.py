@@ -79,6 +79,10 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     @property
+    def importance(self) -> Path:
+        return self.path / "importance.safetensors"
+
+    @property
     def _coordinator(self) -> Path:
         return self.path / "federation"
 

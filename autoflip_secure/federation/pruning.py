@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoflip_secure.autoflip.agreement import Agreement, cross_cohort, moments
+from autoflip_secure.autoflip.agreement import Agreement, cross_cohort, moments, update_variance
 from autoflip_secure.autoflip.compaction import Compaction, compact
 from autoflip_secure.autoflip.exploration import explored_guidance
-from autoflip_secure.autoflip.guidance import Guidance
+from autoflip_secure.autoflip.guidance import Guidance, Level
+from autoflip_secure.autoflip.importance import ImportanceRecord
+from autoflip_secure.autoflip.likeness import MapLikeness, compare_maps
 from autoflip_secure.autoflip.mask import PruneSettings, choose_mask
 from autoflip_secure.autoflip.own_energy import own_energy
 from autoflip_secure.autoflip.pooling import pooled_mean
@@ -23,7 +25,7 @@ from autoflip_secure.autoflip.units import UnitMap
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.schedule import Schedule
-from autoflip_secure.models.spec import ModelSpec, unit_layers
+from autoflip_secure.models.spec import ModelSpec, dense_spec, layout_of, unit_layers
 from autoflip_secure.seeds import stream
 from autoflip_secure.sums.channels import Aggregate
 
@@ -56,8 +58,10 @@ class PruningController:
     ----------
     agreement : Agreement or None
         Of the round last observed, if it measured any.
-    likeness : float or None
-        Cosine between the map that the round last observed explored and the first one; None where there is none.
+    likeness : MapLikeness or None
+        Of the map that the round last observed explored and the first one; None where there is none.
+    update_variance : float or None
+        Of the round last observed (`agreement.update_variance`); None where no squares were summed beside updates.
     """
 
     def __init__(
@@ -70,14 +74,18 @@ class PruningController:
         self._own = EnergyAccumulator.empty(self._units.size)
         self._start = start
         self._decided = False
-        self._explored, self._first_map = np.zeros(self._units.size), np.zeros(0, np.float32)
+        self._explored = np.zeros(self._units.size)
+        self._record = ImportanceRecord.start(self._guidance.values)
         self.agreement: Agreement | None = None
-        self.likeness: float | None = None
+        self.likeness: MapLikeness | None = None
+        self.update_variance: float | None = None
         self._rule: str = config.prune
         if config.prune == "autoflip":
             usual = "hybrid" if config.trust == "none" else "product-agreement"
             self._rule = usual if config.score == "usual" else config.score
         self._noised = config.trust != "none"
+        usual_level: Level = "unit" if self._noised else "parameter"
+        self._level: Level = usual_level if config.guidance_level == "usual" else config.guidance_level
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """State for the checkpoint."""
@@ -90,7 +98,7 @@ class PruningController:
             "own": self._own.energy,
             "start": self._start,
             "explored": self._explored,
-            "first_map": self._first_map,
+            **self._record.arrays(),
         }
 
     def facts(self) -> dict[str, Any]:
@@ -117,7 +125,8 @@ class PruningController:
         self._energy = EnergyAccumulator(arrays["energy"], arrays["energy_variance"], facts["energy_rounds"])
         self._own = EnergyAccumulator(arrays["own"], np.zeros_like(arrays["own"]), facts["own_rounds"])
         self._decided = facts["decided"]
-        self._start, self._explored, self._first_map = (arrays[n] for n in ("start", "explored", "first_map"))
+        self._start, self._explored = arrays["start"], arrays["explored"]
+        self._record = ImportanceRecord.restored(arrays)
 
     @property
     def units(self) -> int:
@@ -141,9 +150,9 @@ class PruningController:
 
         `silo_variance` is what noise adds to each live coordinate of every silo's own update (trust local).
         """
-        self.agreement = self.likeness = None
+        self.agreement = self.likeness = self.update_variance = None
         if "deviation" in aggregates[0].channels:
-            self._explore(explored_guidance(aggregates, self._units.layout, live))
+            self._explore(explored_guidance(aggregates, self._units.layout, live), live)
         if not self._noised and aggregates[0].channels.keys() & {"deviation", "unit_energy"}:
             self._own = self._own.add_exact(own_energy(aggregates, self._units, live))
         if "update" not in aggregates[0].channels:
@@ -154,6 +163,7 @@ class PruningController:
             self._explored = before + pooled_mean(aggregates, "update", self._units.size)[0]
         if "unit_energy" in aggregates[0].channels:
             self.agreement = moments(aggregates[0], self._units, live, silo_variance)
+            self.update_variance = update_variance(aggregates, self._units, live)
         elif len(aggregates) > 1:
             self.agreement = cross_cohort(aggregates, self._units, live)
         if silo_variance:
@@ -165,18 +175,17 @@ class PruningController:
                 self.agreement,
                 self._units,
                 rate=self._config.eta,
-                level="unit" if self._noised else "parameter",
+                level=self._level,
                 live=live,
             )
 
-    def _explore(self, found: NDArray[np.float32]) -> None:
+    def _explore(self, found: NDArray[np.float32], live: NDArray[np.bool_]) -> None:
         """Take a map as guidance. What agreement said so far stays."""
-        if self._first_map.size:
-            norms = float(np.linalg.norm(found) * np.linalg.norm(self._first_map))
-            self.likeness = float(found @ self._first_map) / norms if norms else 0.0
+        if self._record.first_map.size:
+            self.likeness = compare_maps(self._record.first_here, found, self._units, live)
             self._guidance = replace(self._guidance, values=found)
         else:
-            self._first_map = found
+            self._record = self._record.explored(found)
             self._guidance = Guidance.start(found, self._units)
 
     def draw(self, model: ModelPayload) -> ModelPayload:
@@ -209,8 +218,9 @@ class PruningController:
         """
         target = self._target_after(round)
         assert target is not None, "ask is_decision first"
-        before, units = model.weights, self._units
-        found, kept = self._pruned(model, self._scores(round, model), prune_settings(self._config, target))
+        before, units, scores = model.weights, self._units, self._scores(round, model)
+        self._record = self._record.decided(self._guidance.values, scores.parameters)
+        found, kept = self._pruned(model, scores, prune_settings(self._config, target))
         if self._config.trust == "none" and self._schedule.leaves_the_model(round) and not self._decided:
             found = replace(found, weights=at_scale(before, found.weights, units, self._units, kept))
         self._decided = True
@@ -232,7 +242,19 @@ class PruningController:
         self._guidance = self._guidance.compact(compaction)
         self._energy, self._own = self._energy.compact(compaction), self._own.compact(compaction)
         self._start, self._explored = self._start[compaction.kept], self._explored[compaction.kept]
-        self._first_map = self._first_map[compaction.kept] if self._first_map.size else self._first_map
+        self._record = self._record.compact(compaction)
+
+    def importance(self, model: ModelPayload) -> bytes | None:
+        """What the dense network's parameters were worth, and which live in the end (`ImportanceRecord.to_bytes`).
+
+        None for methods that neither map importance nor score weights.
+        """
+        if not self._record.holds_anything:
+            return None
+        spec = model.spec
+        dense = layout_of(dense_spec(spec.name, spec.input_shape, spec.outputs))
+        learnt = self._record.first_map.size or self._guidance.rounds
+        return self._record.to_bytes(dense, self._guidance.values if learnt else None, model.mask)
 
     def layer_report(self, model: ModelPayload) -> list[dict[str, Any]]:
         """Agreement and live share of each unit layer, for metrics."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoflip_secure.autoflip.agreement import Agreement, cross_cohort, moments
+from autoflip_secure.autoflip.agreement import Agreement, cross_cohort, moments, update_variance
 from autoflip_secure.autoflip.units import UnitMap
 from autoflip_secure.errors import EncodingError
 from autoflip_secure.models.spec import ModelSpec
@@ -40,6 +40,29 @@ def test_moments_is_the_mean_inner_product_of_different_silos(seed: int, silos: 
     for layer in range(2):
         of = SMALL.layer == layer
         assert np.isclose(agreement.per_layer[layer], (agreement.rho * energy)[of].sum() / energy[of].sum())
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 7), st.booleans())
+def test_update_variance_is_the_silos_variance_coordinate_by_coordinate(seed: int, silos: int, masked: bool) -> None:
+    updates = draw(seed, 2 * silos, shared=1.0)
+    live = np.random.default_rng(seed).random(SMALL.size) < (0.6 if masked else 1.0)
+    updates[:, ~live] = 0.0
+    cohorts = [
+        Aggregate(
+            0, cohort, silos, {"update": rows.sum(axis=0), "unit_energy": sum(SMALL.unit_sum(row**2) for row in rows)},
+            minimum=2,
+        )
+        for cohort, rows in enumerate((updates[:silos], updates[silos:]))
+    ]  # fmt: skip
+    counted = live & (SMALL.owner < SMALL.count)
+    expected = updates.var(axis=0)[counted].sum() / counted.sum()
+    assert np.isclose(update_variance(cohorts, SMALL, live), expected)
+
+
+def test_update_variance_of_one_mind_is_nothing(make_aggregate: Callable[..., Aggregate]) -> None:
+    same = make_aggregate([draw(0, 1)[0]] * 5, SMALL)
+    assert np.isclose(update_variance([same], SMALL, np.ones(SMALL.size, np.bool_)), 0, atol=1e-9)
 
 
 def test_identical_silos_agree_fully(make_aggregate: Callable[..., Aggregate]) -> None:

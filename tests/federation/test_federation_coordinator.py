@@ -423,6 +423,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_model(make_config, make_fede
     assert load_checkpoint(stopped.checkpoint).round == 2
     run(stopped, config)
     assert stopped.model.read_bytes() == whole.model.read_bytes()
+    assert stopped.importance.read_bytes() == whole.importance.read_bytes()
     lines = [list(read_json_lines(folder.metrics)) for folder in (whole, stopped)]
     volatile = {"seconds", "download_bytes_per_silo", "upload_bytes_total_per_silo"}  # joining again costs bytes
     for one, two in zip(*lines, strict=True):

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load
 
 from autoflip_secure.autoflip.flops import flops
 from autoflip_secure.autoflip.start_scale import at_scale
 from autoflip_secure.autoflip.units import UnitMap
 from autoflip_secure.config import ResolvedConfig
+from autoflip_secure.federation.global_masks import pruning_controller
 from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.pruning import PruningController
 from autoflip_secure.federation.run_state import RunState, load_checkpoint, save_checkpoint
@@ -261,10 +263,13 @@ def test_a_new_map_replaces_guidance_and_is_compared_with_the_first(make: Make, 
     assert controller.likeness is None
     guidance = controller.arrays()["guidance"]
     controller.observe(10, [Aggregate(10, 0, 4, {"deviation": first})], dense.mask)
-    assert controller.likeness == pytest.approx(1.0)
+    assert controller.likeness is not None
+    assert (controller.likeness.cosine, controller.likeness.rank) == pytest.approx((1.0, 1.0))
     controller.observe(20, [Aggregate(20, 0, 4, {"deviation": other})], dense.mask)
     assert controller.likeness is not None
-    assert 0.5 < controller.likeness < 0.95
+    assert 0.5 < controller.likeness.cosine < 0.95
+    assert abs(controller.likeness.cosine - controller.likeness.chance) < 0.05, "the maps have nothing in common"
+    assert abs(controller.likeness.rank) < 0.5
     assert not np.array_equal(controller.arrays()["guidance"], guidance)
     controller.observe(21, sums_of(controller, _, dense, 21), dense.mask)
     assert controller.likeness is None
@@ -281,6 +286,68 @@ def test_only_the_first_decision_of_a_cold_start_scales_weights(make: Make, dens
     twin.observe(again, sums_of(twin, config, scaled, again), scaled.mask)
     later, kept = twin.decide(again, scaled)
     np.testing.assert_array_equal(later.weights[later.mask], scaled.weights[kept][later.mask])
+
+
+def test_a_map_is_compared_with_the_first_one_s_part_of_a_smaller_network(make: Make, dense: ModelPayload) -> None:
+    controller, _ = make(explore_every=10, prune_steps=1, prune_flops=0.4)
+    first = stream(1, "map").random(dense.mask.size)
+    controller.observe(0, [Aggregate(0, 0, 4, {"deviation": first})], dense.mask)
+    smaller, kept = controller.decide(0, dense)
+    again = np.where(smaller.mask, first[kept], 0.0)
+    controller.observe(10, [Aggregate(10, 0, 4, {"deviation": again})], smaller.mask)
+    assert controller.likeness is not None
+    # Both are scaled tensor by tensor, each by its own range.
+    assert controller.likeness.cosine > 0.99
+    assert controller.likeness.cosine > controller.likeness.chance + 0.05
+
+
+@pytest.mark.parametrize("trust", TRUSTS)
+def test_importance_is_written_for_the_dense_network_and_names_who_lives(
+    make: Make, dense: ModelPayload, trust: str
+) -> None:
+    controller, config = make(**TRUSTS[trust], prune_steps=2)
+    model, _ = play(controller, config, dense, range(config.rounds))
+    written = controller.importance(model)
+    assert written is not None
+    found = load(written)
+    assert all(values.size == dense.mask.size for values in found.values())
+    assert found["mask"].sum() == model.mask.sum()
+    assert ("first_map" in found) == (trust != "distributed"), "no deviations are summed there"
+    # All dense parameters but those that live keep what was last known of them.
+    assert found["first_score"].max() == found["last_score"].max() == 1
+    assert found["guidance"].min() >= 0
+    values = np.sort(found["guidance"][found["mask"] > 0])
+    np.testing.assert_array_equal(values, np.sort(controller.arrays()["guidance"][model.mask].astype(np.float16)))
+
+
+@pytest.mark.parametrize("prune", ["none", "random", "feddst", "eflprune", "fedmask"])
+def test_methods_without_scores_write_no_importance(make_config, dense: ModelPayload, prune: str) -> None:
+    config = make_config(prune=prune, silos=8, rounds=40)
+    controller = pruning_controller(config, Schedule(config), dense.spec, start_of(dense))
+    assert controller.importance(controller.draw(dense)) is None
+
+
+def test_update_variance_is_known_where_squares_are_summed_beside_updates(make: Make, dense: ModelPayload) -> None:
+    controller, config = make()
+    controller.observe(0, sums_of(controller, config, dense, 0), dense.mask)
+    assert controller.update_variance is None
+    controller.observe(1, sums_of(controller, config, dense, 1), dense.mask)
+    assert controller.update_variance is not None
+    assert controller.update_variance >= 0
+    noised, config = make(**TRUSTS["distributed"])
+    noised.observe(0, sums_of(noised, config, dense, 0), dense.mask)
+    assert noised.update_variance is None
+
+
+@pytest.mark.parametrize("level", ["unit", "parameter"])
+def test_the_level_of_guidance_may_be_chosen(make: Make, dense: ModelPayload, level: str) -> None:
+    controller, _ = make(guidance_level=level, eta=1.0)
+    update = stream(4, "update").normal(size=dense.mask.size)
+    energy = controller._units.unit_sum(update**2)
+    same = Aggregate(1, 0, 4, {"update": 4 * update, "unit_energy": 4 * energy})
+    controller.observe(1, [same], dense.mask)
+    guidance, incoming = controller.arrays()["guidance"], controller._units.incoming[0][:6]
+    assert (np.ptp(guidance[incoming]) == 0) == (level == "unit")
 
 
 def test_layers_are_reported_with_units_live_and_agreement(make: Make, dense: ModelPayload) -> None:
