@@ -87,6 +87,8 @@ def build_summary(
         "seconds_secure_sum": facts["seconds_secure_sum"],
         "ledgers": ledgers,
         "insecure_reproducible_noise": config.insecure_reproducible_noise,
+        "bad_silos": config.bad_silos,
+        "cohort_filter": config.cohort_filter,
         "note": facts["task_note"],
         "privacy": {**describe(plan), "holds": promise_holds(config), "grid_delta": facts.get("grid_delta", 0.0)},
         "package_versions": {name: importlib.metadata.version(name) for name in PACKAGES},

@@ -64,6 +64,14 @@ def alarms(summary: Summary) -> list[tuple[str, str]]:
                 "not publish this model or anything else of this run if its records are private.",
             )
         )
+    if summary.get("bad_silos"):
+        found.append(
+            (
+                "some silos spoilt the sums on purpose",
+                f"The run played an attack against itself (--bad-silos {summary['bad_silos']}); events.jsonl names the "
+                "silos. Its scores say how far the attack got, and its model is of no other use.",
+            )
+        )
     reason = promise_broken(summary)
     if reason is not None:
         found.append(("the differential-privacy promise does not hold", f"Reason: {reason}."))
