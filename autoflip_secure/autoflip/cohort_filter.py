@@ -97,11 +97,13 @@ def judge(means: Values, noise: Values | None = None) -> Verdict:
         weights = (norms == 0.0).astype(np.float64)
         z = np.where(norms > 0, CERTAINTY, 0.0)
         return Verdict(np.zeros(len(means)), norms, z, weights)
-    cosines = _cosines(means * np.minimum(1.0, quiet / np.maximum(norms, np.finfo(np.float64).tiny))[:, None])
+    cosines = _cosines(means * (quiet / np.maximum(norms, quiet))[:, None])
     away = _cosine_scores(cosines)
     excess, spread = _norm_excess(norms, quiet)
     weights = np.exp(-2.0 * np.maximum(excess - DOUBT * spread, 0.0))
     weights *= np.clip((CERTAINTY - away) / (CERTAINTY - DOUBT), 0.0, 1.0)
+    if weights.max() == 0.0:  # quiet cohorts point away, and the others are too long for a double to hold their weight
+        weights[norms == norms.min()] = 1.0
     return Verdict(cosines, norms, np.maximum(away, excess / spread), weights)
 
 
@@ -112,7 +114,7 @@ def _quiet(norms: Values) -> float:
 
 def _norm_excess(norms: Values, quiet: float) -> tuple[Values, float]:
     """How far each logarithm of a norm lies above the quiet one (0 below), and the spread of the quieter half."""
-    logs = np.log(np.maximum(norms, np.finfo(np.float64).tiny) / quiet)
+    logs = np.log(np.maximum(norms, np.finfo(np.float64).tiny)) - np.log(quiet)
     quieter = np.sort(logs)[: len(logs) // 2 + 1]
     spread = max(MAD_TO_STD * float(np.median(np.abs(quieter))), LEAST_NORM_SPREAD)
     return np.maximum(logs, 0.0), spread

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.federation.schedule import Schedule
 
-__all__ = ["RotationBound", "determined", "rotation_bound"]
+__all__ = ["RotationBound", "determined", "rotation_bound", "warnings_of"]
 
 TOLERANCE = 1e-8
 
@@ -50,12 +52,12 @@ class RotationBound:
         )
 
 
-def determined(sums: np.ndarray) -> np.ndarray:
+def determined(sums: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which unknowns a 0/1 matrix of sums (rows) determines: those whose unit vector lies in its row space, bool (n,).
 
     The projection on the row space, V V^T of its right singular vectors, has 1 on the diagonal exactly there.
     """
-    _, values, right = np.linalg.svd(sums)
+    _, values, right = np.linalg.svd(sums, full_matrices=False)
     rank = int((values > TOLERANCE * values.max()).sum())
     return np.asarray((right[:rank] ** 2).sum(axis=0) > 1 - TOLERANCE)
 
@@ -64,7 +66,7 @@ def rotation_bound(schedule: Schedule) -> RotationBound:
     """Bound of a run's own plan; survivors are taken to be the whole cohorts."""
     first = schedule.plan(0)
     silos = schedule.whole().cohorts[0]
-    rows: list[np.ndarray] = []
+    rows: list[NDArray[np.float64]] = []
     one = None
     for round in range(schedule.rounds):
         rows += [np.isin(silos, cohort).astype(float) for cohort in schedule.plan(round).cohorts]
@@ -74,6 +76,16 @@ def rotation_bound(schedule: Schedule) -> RotationBound:
         if known.all():
             return _bound(len(silos), len(first.cohorts), one, round + 1)
     return _bound(len(silos), len(first.cohorts), one, None)
+
+
+def warnings_of(config: ResolvedConfig) -> list[str]:
+    """What must be said before a run starts: spoilt on purpose, or cohorts that rotate."""
+    found = []
+    if config.bad_silos is not None:
+        found.append(f"some silos spoil the sums on purpose (--bad-silos {config.bad_silos})")
+    if config.allow_cohort_rotation:
+        found.append(rotation_bound(Schedule(config)).sentence())
+    return found
 
 
 def _bound(silos: int, cohorts: int, one: int | None, every: int | None) -> RotationBound:
