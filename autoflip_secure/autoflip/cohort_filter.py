@@ -38,6 +38,9 @@ DOUBT, CERTAINTY = 3.0, 5.0
 
 NOISE_DEVIATIONS = 3.0
 
+SMALLEST = 1e-150
+"""A length whose inverse, summed over cohorts, is still a double."""
+
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
@@ -60,7 +63,7 @@ class Verdict:
 def geometric_median(points: Values, steps: int = 30) -> Values:
     """Point of least summed distance to `points` (k, size), by Weiszfeld's iteration from their mean, shape (size,)."""
     centre: Values = points.mean(axis=0)
-    least = 1e-9 * max(float(np.linalg.norm(points, axis=1).max()), np.finfo(np.float64).tiny)
+    least = max(1e-9 * float(np.linalg.norm(points, axis=1).max()), SMALLEST)
     for _ in range(steps):
         weights = 1.0 / np.maximum(np.linalg.norm(points - centre, axis=1), least)
         centre = (weights / weights.sum()) @ points
