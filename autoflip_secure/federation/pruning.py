@@ -164,10 +164,10 @@ class PruningController:
         if "unit_energy" in aggregates[0].channels:
             self.agreement = moments(aggregates[0], self._units, live, silo_variance)
             self.update_variance = update_variance(aggregates, self._units, live)
-        elif len(aggregates) > 1:
-            self.agreement = cross_cohort(aggregates, self._units, live)
         if silo_variance:
             aggregates = [replace(a, noise_std={"update": (a.silos * silo_variance) ** 0.5}) for a in aggregates]
+        if self.agreement is None and len(aggregates) > 1:
+            self.agreement = cross_cohort(aggregates, self._units, live)
         self._energy = self._energy.add(aggregates, live)
         if self.agreement is not None:
             self._guidance = self._guidance.update(
