@@ -49,7 +49,7 @@ def figures(rows: list[Row], stem: Path) -> None:
 
 
 def compared(rows: list[Row]) -> dict[str, list[Row]]:
-    """Rows of a task by method: dense ones, and those of its smallest networks, started cold where there is a choice."""
+    """Rows of a task by method: dense ones, and its smallest networks, started cold where there is a choice."""
     targets = [row["flops"] for row in rows if row["flops"] is not None]
     mine = [row for row in rows if row["flops"] in (None, min(targets, default=1)) and row["start"] in ("cold", "")]
     return {method: select(mine, method=method) for method in dict.fromkeys(row["method"] for row in mine)}
