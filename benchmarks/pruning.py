@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -157,6 +158,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="take up no new run after so long")
     parser.add_argument("--fresh", action="store_true", help="forget the rows already there")
     parser.add_argument("--task", default="", help="only tasks whose name contains this")
+    parser.add_argument("--only", default="", help="only runs whose 'task | method | start | FLOPs' match this pattern")
     arguments = parser.parse_args()
     name = "pruning-quick" if arguments.quick else "pruning"
     table = RunTable(RESULTS / f"{name}.json", fresh=arguments.fresh)
@@ -172,6 +174,7 @@ def main() -> None:
         for task in tasks
         if seed < task.seeds
         for facts, options in settings(task, starts, main=arguments.main)
+        if re.search(arguments.only, " | ".join(str(fact) for fact in facts.values()))
     ]
     reading_data = tuple(task.options for task in tasks if task.data)
     traced = {options for facts, options, _ in wanted if facts["method"] in TRACED and facts["flops"] == SHOWN}
