@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DP ?= --dp-epsilon 8
 ARGS ?=
 
-.PHONY: sim test lint bench-sim bench-secagg bench-privacy bench-pruning bench-robustness bench-ablations bench-landscape bench-compaction bench-ckks bench-threats clean
+.PHONY: sim test lint bench-sim bench-secagg bench-privacy bench-pruning bench-robustness bench-ablations bench-agreement bench-landscape bench-compaction bench-ckks bench-threats clean
 
 sim: $(VENV)/.installed
 	$(BIN)/python -m autoflip_secure.sim $(DP) $(ARGS)
@@ -37,6 +37,9 @@ bench-pruning: $(VENV)/.installed-test
 
 bench-ablations: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/ablations.py $(ARGS)
+
+bench-agreement: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/agreement_levels.py $(ARGS)
 
 bench-landscape: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/landscape.py $(ARGS)
