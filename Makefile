@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DP ?= --dp-epsilon 8
 ARGS ?=
 
-.PHONY: sim test lint bench-sim bench-secagg bench-privacy bench-pruning bench-ablations bench-landscape bench-compaction bench-ckks bench-threats clean
+.PHONY: sim test lint bench-sim bench-secagg bench-privacy bench-pruning bench-robustness bench-ablations bench-landscape bench-compaction bench-ckks bench-threats clean
 
 sim: $(VENV)/.installed
 	$(BIN)/python -m autoflip_secure.sim $(DP) $(ARGS)
@@ -43,6 +43,9 @@ bench-landscape: $(VENV)/.installed-test
 
 bench-compaction: $(VENV)/.installed
 	$(BIN)/python benchmarks/compaction.py $(ARGS)
+
+bench-robustness: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/robustness.py $(ARGS)
 
 bench-ckks bench-threats: $(VENV)/.installed-test
 	@echo "$@: not available in this version" >&2; exit 2

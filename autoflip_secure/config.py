@@ -175,10 +175,21 @@ class RunConfig(BaseModel):
         "readjustments (0: 10, fewer in short runs)",
     )
     cohorts: int | None = Field(
-        None, ge=1, le=16, description="cohorts summed apart in rounds that measure agreement [epsilon above 2: 2]"
+        None,
+        ge=1,
+        le=16,
+        description="cohorts summed apart in rounds that measure agreement [epsilon above 2: 2; filter: of 4]",
     )
     agreement_every: int | None = Field(
         None, ge=0, description="measure agreement by cohorts every so many rounds (0: never)"
+    )
+    cohort_filter: bool = Field(
+        False, description="sum fixed cohorts apart in every round and weigh down one that disagrees with the rest"
+    )
+    allow_cohort_rotation: bool = Field(
+        False,
+        description="with --cohort-filter: draw the cohorts anew each round; without DP their sums then show single "
+        "silos after a few rounds, how many is printed",
     )
     eta: float = Field(0.1, ge=0, le=1, description="rate at which guidance follows the model")
     guidance_level: Literal["usual", "unit", "parameter"] = Field(
@@ -192,6 +203,11 @@ class RunConfig(BaseModel):
 
     # Where and how it runs
     dropout: float = Field(0.0, ge=0, lt=1, description="probability that a silo drops in a round, at a random stage")
+    bad_silos: str | None = Field(
+        None,
+        description="simulation only: KIND:FRACTION of the silos spoil the sum (noise:0.2 | label-flip:0.4 | "
+        "scaling:0.1); the report is marked",
+    )
     engine: Literal["local", "ray"] = Field("local", description="local | ray (Flower's simulation)")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto | cpu | cuda")
     workers: int | None = Field(

@@ -114,10 +114,13 @@ def _run(folder: RunFolder, config: ResolvedConfig, *, quiet: bool, summary: str
 
     from autoflip_secure.federation.engines import run_federation
     from autoflip_secure.federation.finish import finish
+    from autoflip_secure.federation.rotation import warnings_of
     from autoflip_secure.report.html import write_report
     from autoflip_secure.report.progress import Progress
 
     with Progress(config, folder.path, quiet=quiet) as progress:
+        for warning in warnings_of(config):
+            progress.say(f"WARNING: {warning}")
         try:
             outcome = run_federation(folder, config, progress.round_done)
         except KeyboardInterrupt:

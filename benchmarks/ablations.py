@@ -2,9 +2,9 @@
 
     python benchmarks/ablations.py [--quick] [--seeds 5] [--jobs J] [--minutes M] [--fresh] [--topic NAME]
 
-Each figure is a run of the command line on 5,000 digits of MNIST and their small CNN, silos skewed in two ways, at 25 %
-and 12 % of the FLOPs. Differences to the base of a topic are paired by seed. Rows already in results/ablations.json are
-kept, so an interrupted benchmark goes on; a run that two topics share is made once.
+Each figure is a run of the command line on MNIST 5k and its small CNN, silos skewed in two ways, at 25 and 12 % of the
+FLOPs. Differences to the base of a topic are paired by seed. Rows already in results/ablations.json are kept, so an
+interrupted benchmark goes on; a run that two topics share is made once.
 
 Writes results/ablations.{json,md,png}; with --quick results/ablations-quick.*.
 """

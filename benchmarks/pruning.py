@@ -1,6 +1,7 @@
 """`make bench-pruning`: AutoFLIP from sums beside other ways to prune, at equal FLOPs and through the same secure sum.
 
-    python benchmarks/pruning.py [--quick] [--seeds 5] [--jobs J] [--minutes M] [--fresh] [--task NAME]
+    python benchmarks/pruning.py [--quick] [--seeds 5] [--jobs J] [--minutes M] [--fresh] [--task NAME] [--main]
+                                 [--start cold | warm]
 
 Each figure is a run of the command line. Every method explores in the first round and reaches the same share of the
 dense network's measured FLOPs on a physically smaller network; `cold` starts training from the common start with the
@@ -16,6 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,14 +29,69 @@ from pruning_report import markdown, plot
 from pruning_traces import importance_of, traces_of
 from run_table import DATA, RESULTS, RunTable, simulate
 
-TASKS = {
-    "mnist5k, cnn-tanh, dirichlet:0.1": "--dataset mnist5k --model cnn-tanh --partition dirichlet:0.1 --rounds 40",
-    "mnist5k, cnn6, pathological:2": "--preset quick-mnist --rounds 40",
-    "cifar10 (JPEG copy), resnet-small, pathological:2": "--preset quick-cifar10",
-    "MNIST by writer, cnn6": "--preset quick-femnist",
-    "Shakespeare by speaker, char-lstm": "--preset quick-shakespeare",
-}
-EMBEDDED = tuple(TASKS)[:2]
+
+@dataclass(frozen=True)
+class PruningTask:
+    """Data, network and training of one table.
+
+    Attributes
+    ----------
+    name : str
+    options : str
+        Of the command line. All methods keep at most the same share of the weights, so that uploads compare too.
+    flops : tuple of float
+        Shares of the dense network's FLOPs that are kept.
+    seeds : int
+        Most seeds; tasks that take long have fewer.
+    data : bool
+        Whether it needs the folder of data sets.
+    """
+
+    name: str
+    options: str
+    flops: tuple[float, ...]
+    seeds: int = 5
+    data: bool = True
+
+
+TASKS = (
+    PruningTask(
+        "MNIST, cnn-tanh, dirichlet:0.1",
+        "--dataset mnist --model cnn-tanh --partition dirichlet:0.1 --rounds 40 --prune-threshold 0.6",
+        (0.12, 0.48),
+    ),
+    PruningTask(
+        "MNIST, cnn-tanh, dirichlet:0.1, 100 rounds",
+        "--dataset mnist --model cnn-tanh --partition dirichlet:0.1 --rounds 100 --prune-threshold 0.6",
+        (0.48,),
+        seeds=3,
+    ),
+    PruningTask("MNIST by writer, cnn6", "--preset quick-femnist --prune-threshold 0.6", (0.48,), seeds=3),
+    PruningTask(
+        "CIFAR-10 (lossy JPEG copy), resnet-small, dirichlet:0.5",
+        "--preset quick-cifar10 --partition dirichlet:0.5 --prune-threshold 0.6",
+        (0.48,),
+        seeds=3,
+    ),
+    PruningTask(
+        "Shakespeare by speaker, char-lstm",
+        "--preset quick-shakespeare --local-steps 5 --rounds 12 --prune-threshold 0.6",
+        (0.48,),
+        seeds=3,
+    ),
+    PruningTask(
+        "mnist5k, cnn6, pathological:2",
+        "--preset quick-mnist --rounds 40 --prune-threshold 0.6",
+        (0.12, 0.48),
+        data=False,
+    ),
+)
+QUICK = PruningTask(
+    "mnist5k, cnn-tanh, dirichlet:0.1",
+    "--dataset mnist5k --model cnn-tanh --partition dirichlet:0.1 --rounds 40 --prune-threshold 0.6",
+    (0.12,),
+    data=False,
+)
 DENSE = {
     "FedAvg": "--prune none",
     "FedProx": "--prune none --prox-mu 0.1",
@@ -41,6 +99,7 @@ DENSE = {
     # Of plain FedAvg no squares are summed: how far silos are apart is read from a network of which nothing dies.
     DENSE_WITH_SQUARES: "--prune-flops 1 --prune-threshold 0 --no-warm-start",
 }
+AUTOFLIP = "AutoFLIP (hybrid)"
 PRUNED = {
     "random units": "--prune random",
     "magnitude": "--prune magnitude",
@@ -51,70 +110,81 @@ PRUNED = {
     "FedMask, global mask": "--prune fedmask",
     "guidance": "--score guidance",
     "guidance x agreement": "--score guidance-agreement",
-    "size x energy": "--score product",
-    "size x energy x agreement": "--score product-agreement",
-    "AutoFLIP (hybrid)": "--score hybrid",
+    "size x shared energy": "--score product",
+    "size x shared energy x agreement": "--score product-agreement",
+    "size x own energy": "--score own-product",
+    AUTOFLIP: "--score hybrid",
 }
-TRACED = ("guidance x agreement", "AutoFLIP (hybrid)")
+TRACED = ("guidance x agreement", AUTOFLIP)
 """Importance is drawn of their first seed at one FLOP target, started warm."""
 UNEXPLORED = ("random units", "FedDST, mask chosen from sums", "EFLPrune")
 """Nothing is explored first: no choice of start."""
 STARTS = {"cold": "--no-warm-start", "warm": "--warm-start"}
-FLOPS = (0.48, 0.25, 0.12)
+MAIN = ("FedAvg", "random units", "magnitude", "guidance x agreement", AUTOFLIP)
+"""What `--main` leaves of the methods: the claim, and what it is measured against."""
 FIGURES = (
     "accuracy", "loss", "flops_ratio", "params_ratio", "upload_ratio", "upload_ratio_total", "rounds_aborted",
     "agreement_final", "seconds_training", "seconds_total",
 )  # fmt: skip
 
 
-def settings(task: str, flops: tuple[float, ...], starts: tuple[str, ...]) -> list[tuple[dict[str, Any], str]]:
+def settings(task: PruningTask, starts: tuple[str, ...], *, main: bool) -> list[tuple[dict[str, Any], str]]:
     """(facts, options) of every run of a task."""
     made = [
-        ({"task": task, "method": method, "start": "", "flops": None}, f"{TASKS[task]} {options}")
+        ({"task": task.name, "method": method, "start": "", "flops": None}, f"{task.options} {options}")
         for method, options in DENSE.items()
+        if method in MAIN or not main
     ]
-    for kept, (method, options), start in product(flops, PRUNED.items(), starts):
+    for kept, start, (method, options) in product(task.flops, starts, PRUNED.items()):
         explored = method not in UNEXPLORED
-        if not explored and start != starts[0]:
+        if (not explored and start != starts[0]) or (main and method not in MAIN):
             continue
-        facts = {"task": task, "method": method, "start": start if explored else "", "flops": kept}
+        facts = {"task": task.name, "method": method, "start": start if explored else "", "flops": kept}
         warmth = f" {STARTS[start]}" if explored else ""
-        made.append((facts, f"{TASKS[task]} {options} --prune-flops {kept}{warmth}"))
+        made.append((facts, f"{task.options} {options} --prune-flops {kept}{warmth}"))
     return made
 
 
 def main() -> None:
     """Run what is missing and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one task, one seed, one budget: about ten minutes")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="one small task, one seed, warm starts: about ten minutes")
+    parser.add_argument(
+        "--main", action="store_true", help="only AutoFLIP, FedAvg, random units, magnitude and the rule of the design"
+    )
+    parser.add_argument("--start", choices=tuple(STARTS), help="only this start [both]")
+    parser.add_argument("--seeds", type=int, default=5, help="at most; tasks that take long have fewer")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="take up no new run after so long")
     parser.add_argument("--fresh", action="store_true", help="forget the rows already there")
     parser.add_argument("--task", default="", help="only tasks whose name contains this")
+    parser.add_argument("--only", default="", help="only runs whose 'task | method | start | FLOPs' match this pattern")
     arguments = parser.parse_args()
     name = "pruning-quick" if arguments.quick else "pruning"
     table = RunTable(RESULTS / f"{name}.json", fresh=arguments.fresh)
-    tasks = [task for task in TASKS if arguments.task in task and (task in EMBEDDED or DATA.is_dir())]
-    flops, starts = ((0.25,), ("warm",)) if arguments.quick else (FLOPS, tuple(STARTS))
+    starts = (arguments.start,) if arguments.start else (("warm",) if arguments.quick else tuple(STARTS))
+    if arguments.quick:
+        tasks, seeds = [QUICK], 1
+    else:
+        tasks = [task for task in TASKS if arguments.task in task.name and (DATA.is_dir() or not task.data)]
+        seeds = arguments.seeds
     wanted = [
         (facts, options, seed)
-        for task in (tasks[:1] if arguments.quick else tasks)
-        for seed in range(1 if arguments.quick else arguments.seeds)
-        for facts, options in settings(task, flops, starts)
+        for seed in range(seeds)
+        for task in tasks
+        if seed < task.seeds
+        for facts, options in settings(task, starts, main=arguments.main)
+        if re.search(arguments.only, " | ".join(str(fact) for fact in facts.values()))
     ]
-    traced = {
-        options
-        for facts, options, _ in wanted
-        if facts["method"] in TRACED and facts["flops"] == SHOWN and facts["start"] == "warm"
-    }
+    reading_data = tuple(task.options for task in tasks if task.data)
+    traced = {options for facts, options, _ in wanted if facts["method"] in TRACED and facts["flops"] == SHOWN}
 
     def run(options: str, seed: int) -> dict[str, Any]:
         def read(folder: Path) -> dict[str, Any]:
             importance = importance_of(folder) if options in traced and seed == 0 else {}
             return {**traces_of(folder), **importance}
 
-        return simulate(options, seed, FIGURES, data=not options.startswith(EMBEDDED_OPTIONS), read=read)
+        return simulate(options, seed, FIGURES, data=options.startswith(reading_data), read=read)
 
     table.fill(wanted, arguments.jobs, arguments.minutes, run)
     text = markdown(table.rows) + f"\nMade by `python benchmarks/pruning.py` on {json.dumps(machine('torch'))}.\n"
@@ -122,9 +192,6 @@ def main() -> None:
     plot(table.rows, RESULTS / f"{name}.png")
     figures(table.rows, RESULTS / name)
     print(text)
-
-
-EMBEDDED_OPTIONS = tuple(TASKS[task] for task in EMBEDDED)
 
 
 if __name__ == "__main__":

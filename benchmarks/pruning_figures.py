@@ -22,8 +22,8 @@ __all__ = ["figures"]
 
 Row = dict[str, Any]
 
-SHOWN = 0.25
-"""Share of the FLOPs at which curves are compared."""
+SHOWN = 0.12
+"""Share of the FLOPs at which importance is traced."""
 DENSE_WITH_SQUARES = "FedAvg, squares summed"
 LEVELS = np.arange(0.3, 1.0, 0.02)
 
@@ -49,8 +49,9 @@ def figures(rows: list[Row], stem: Path) -> None:
 
 
 def compared(rows: list[Row]) -> dict[str, list[Row]]:
-    """Rows of a task by method: dense ones, and pruned ones of one FLOP target, warm where there is a choice."""
-    mine = [row for row in rows if row["flops"] in (None, SHOWN) and row["start"] in ("warm", "")]
+    """Rows of a task by method: dense ones, and its smallest networks, started cold where there is a choice."""
+    targets = [row["flops"] for row in rows if row["flops"] is not None]
+    mine = [row for row in rows if row["flops"] in (None, min(targets, default=1)) and row["start"] in ("cold", "")]
     return {method: select(mine, method=method) for method in dict.fromkeys(row["method"] for row in mine)}
 
 

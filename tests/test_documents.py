@@ -17,6 +17,7 @@ DOCUMENTS = (
     "protocols/secagg/graph.md",
     "protocols/secagg/messages.md",
     "threat_models/README.md",
+    "threat_models/bad-silos.md",
     "threat_models/peer-secagg.md",
 )
 

@@ -18,7 +18,9 @@ ALLOWED = {
     "secagg": {"base", "sums"},
     "privacy": {"base", "sums", "models"},
     "training": {"base", "models"},
-    "federation": {"base", "config", "sums", "models", "data", "autoflip", "secagg", "privacy", "training"},
+    # What bad silos send, arrays to arrays; a simulated silo's contribution is wrapped in it by federation.
+    "attacks": {"base"},
+    "federation": {"base", "config", "sums", "models", "data", "attacks", "autoflip", "secagg", "privacy", "training"},
     "config": {"base"},
     "presets": {"base"},
     "options": {"base", "config", "presets"},

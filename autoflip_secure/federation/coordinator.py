@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from flwr.serverapp import Grid
 
+from autoflip_secure.attacks.bad_silos import BadSilos
 from autoflip_secure.autoflip.flops import flops
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.data.records import Records
 from autoflip_secure.data.task import Task
 from autoflip_secure.errors import BudgetExhausted, CannotContinue
 from autoflip_secure.federation.adaptive_clip import AdaptiveClip
+from autoflip_secure.federation.cohort_watch import CohortWatch
 from autoflip_secure.federation.dropout import likely_dropout
 from autoflip_secure.federation.events import JsonLines, keep_lines
 from autoflip_secure.federation.exchange import StageExchange
@@ -79,6 +81,7 @@ class Coordinator:
         self._checkpoint()
         self._events = JsonLines(folder.events, stamp=True)
         self._metrics = JsonLines(folder.metrics)
+        self._cohorts = CohortWatch(config, self._schedule, self._event)
         self._view = ServerView(folder.server_view) if config.record_server_view else None
         self._exchange = StageExchange(
             grid, self.state.traffic, timeout=config.stage_timeout, view=self._view, event=self._event
@@ -108,6 +111,8 @@ class Coordinator:
             The run stopped; a checkpoint of the last whole round is on disk.
         """
         try:
+            self._announce_bad_silos()
+            self._cohorts.begin()
             self._join()
             self._census()
             while self.state.round < self._schedule.rounds:
@@ -119,6 +124,12 @@ class Coordinator:
         return self.state
 
     # Start
+
+    def _announce_bad_silos(self) -> None:
+        if self._config.bad_silos is not None:
+            bad = BadSilos.parse(self._config.bad_silos)
+            silos = sorted(bad.silos(self._config.seed, self._config.silos))
+            self._event("bad_silos", kind=bad.kind, fraction=bad.fraction, strength=bad.strength, silos=silos)
 
     def _fresh_state(self, dense: Any) -> RunState:
         records = self._task.nominal_records or 0
@@ -204,10 +215,11 @@ class Coordinator:
         plan = self._schedule.plan(number)
         terms = self._terms(number)
         live = state.model.mask
-        aggregates = [
+        sums = [
             self._clip.in_first_units(scatter(a, state.model))
             for a in self._sums.run(state, plan.phase, plan, self._channels(number), terms)
         ]
+        aggregates = self._cohorts.passed(number, plan, sums)
         self._step(number, aggregates)
         if self._schedule.prunes:
             self._pruning.observe(number, aggregates, live, self._silo_variance(terms))
@@ -218,7 +230,7 @@ class Coordinator:
         state.round += 1
         scores = self._scorer.score(state, number)
         seconds = time.perf_counter() - started
-        self._record(number, plan, terms, aggregates, scores, seconds)
+        self._record(number, plan, terms, sums, scores, seconds)
         self._checkpoint()
 
     def _terms(self, number: int) -> PrivacyTerms:

@@ -9,10 +9,17 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from autoflip_secure.attacks.bad_silos import BadSilos
 from autoflip_secure.config import ResolvedConfig, RunConfig
 from autoflip_secure.data.task import Task
 from autoflip_secure.errors import ConfigError
-from autoflip_secure.federation.schedule import bears_two_moments, cohort_minimum, default_colluders, round_half_up
+from autoflip_secure.federation.schedule import (
+    bears_two_moments,
+    cohort_minimum,
+    default_colluders,
+    largest_cohorts,
+    round_half_up,
+)
 from autoflip_secure.secagg.graph import MAX_COMPLETE
 from autoflip_secure.secagg.roster import MAX_SILOS, MIN_SILOS
 
@@ -86,9 +93,12 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> Reso
             f"--adaptive-clip {config.adaptive_clip}: the clip follows a noised sum over the silos; it needs "
             "--dp-epsilon with --dp-trust distributed"
         )
-    moments = 2 if trust != "distributed" and config.prune == "autoflip" else 1
+    _check_robustness(config, task, silos)
+    # With the cohort filter a cohort takes the place of the whole, and its sum comes without squares (see Schedule).
+    smallest = silos // (config.cohorts or largest_cohorts(silos)) if config.cohort_filter else silos
+    moments = 2 if trust != "distributed" and config.prune == "autoflip" and not config.cohort_filter else 1
     one_shot = trust == "distributed" or config.prune == "snip"
-    colluders = default_colluders(silos, moments) if config.colluders is None else config.colluders
+    colluders = default_colluders(silos, moments, smallest) if config.colluders is None else config.colluders
     explore_rounds = training.explore_rounds if config.explore_rounds is None else config.explore_rounds
     if trust != "distributed" and explore_rounds != 1:
         raise ConfigError(
@@ -121,7 +131,7 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> Reso
         "cohorts": _cohorts(config, silos, colluders),
         "agreement_every": 20,
         "prune_steps": 1 if one_shot else 3,
-        "warm_start": _goes_on_from_exploration(config, silos, colluders),
+        "warm_start": _goes_on_from_exploration(config, smallest, silos, colluders),
         "evaluations": training.evaluations,
     }
     given = config.model_dump()
@@ -193,6 +203,25 @@ def _check_mask_training(config: RunConfig) -> None:
         )
 
 
+def _check_robustness(config: RunConfig, task: Task, silos: int) -> None:
+    """Refuse bad silos that there are not, and rotation without what rotates.
+
+    Raises
+    ------
+    ConfigError
+        Names the option.
+    """
+    if config.allow_cohort_rotation and not config.cohort_filter:
+        raise ConfigError("--allow-cohort-rotation: rotates the cohorts of --cohort-filter; give both or neither")
+    if config.bad_silos is None:
+        return
+    bad = BadSilos.parse(config.bad_silos)
+    if bad.fraction > 0 and not bad.silos(config.seed, silos):
+        raise ConfigError(f"--bad-silos {config.bad_silos}: that part of {silos} silos is none; give a larger fraction")
+    if bad.kind == "label-flip" and task.kind == "survival":
+        raise ConfigError(f"--bad-silos {config.bad_silos}: {task.name} has no labels to flip; use noise or scaling")
+
+
 def _local_steps(config: RunConfig, task: Task, silos: int, training: _Training) -> int:
     """Steps of a round. Epochs are of a silo's nominal share: a true count would tell how many records a silo has."""
     if config.local_epochs is None:
@@ -246,11 +275,11 @@ def _clip_factor(config: RunConfig, usual: float) -> float:
     return 1.0 if config.adaptive_clip is None or config.clip is None else usual / config.clip
 
 
-def _goes_on_from_exploration(config: RunConfig, silos: int, colluders: int) -> bool:
+def _goes_on_from_exploration(config: RunConfig, smallest: int, silos: int, colluders: int) -> bool:
     """With DP exploration is training that was paid for; its sum beside its squares needs a silo more."""
     if config.trust != "local":
         return config.trust == "distributed"
-    return bears_two_moments(round_half_up(config.participation * silos), silos, colluders, config.min_cohort)
+    return bears_two_moments(round_half_up(config.participation * smallest), silos, colluders, config.min_cohort)
 
 
 def _silos(config: RunConfig, partition: str, natural_silos: int | None) -> int:
@@ -287,6 +316,8 @@ def _cohorts(config: RunConfig, silos: int, colluders: int) -> int:
     Two cohorts carry 2.25 times the noise of one while they last (10 silos), and at epsilon 2 and below even the
     agreement of the whole model drowns in it: benchmarks/results/agreement.md.
     """
+    if config.cohort_filter:
+        return largest_cohorts(silos)
     if config.trust != "distributed" or config.prune != "autoflip" or silos > MAX_COMPLETE:
         return 1
     if (config.dp_epsilon or 0.0) <= READABLE_AGREEMENT:

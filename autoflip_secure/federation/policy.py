@@ -31,8 +31,10 @@ class SiloPolicy(BaseModel):
         Both are held at the run's delta, and the least of all caps binds.
     colluders : silos that must be tolerated as colluders, at least.
     min_cohort : least fraction of a cohort that must survive.
+    rotating_cohorts : cohorts drawn anew each round are accepted without DP, although their sums together may show this
+        silo's updates.
     simulated : this is no institution but a part of a simulation: options that exist for tests are accepted
-        (predictable noise, drops on purpose, sums in clear under distributed noise).
+        (predictable noise, drops and spoilt updates on purpose, sums in clear under distributed noise).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,6 +47,7 @@ class SiloPolicy(BaseModel):
     delta: float = Field(1e-5, gt=0, lt=1)
     colluders: int = Field(0, ge=0)
     min_cohort: float = Field(0.8, gt=0, le=1)
+    rotating_cohorts: bool = False
     simulated: bool = False
 
     @classmethod
@@ -57,6 +60,7 @@ class SiloPolicy(BaseModel):
             delta=config.dp_delta,
             colluders=config.colluders,
             min_cohort=config.min_cohort,
+            rotating_cohorts=config.allow_cohort_rotation,
             simulated=True,
         )
 
@@ -110,10 +114,14 @@ class SiloPolicy(BaseModel):
         self._check_privacy(config.trust, config.dp_delta, config.colluders)
         if config.dp_epsilon is not None and config.dp_epsilon > self.epsilon:
             raise PolicyRefusal(f"policy epsilon: the run asks for {config.dp_epsilon}, the cap is {self.epsilon}")
+        if config.allow_cohort_rotation and config.trust == "none" and not self.rotating_cohorts:
+            raise PolicyRefusal("policy rotating_cohorts: without DP the sums of changing cohorts show single silos")
         if self.simulated:
             return
         if config.insecure_reproducible_noise:
             raise PolicyRefusal("policy simulated: noise drawn from a seed protects nobody")
+        if config.bad_silos is not None:
+            raise PolicyRefusal("policy simulated: an institution does not spoil the sum on purpose")
         if config.dropout > 0:
             raise PolicyRefusal("policy simulated: an institution does not drop out on purpose")
         if config.aggregation == "none" and config.trust == "distributed":

@@ -20,6 +20,7 @@ from autoflip_secure.autoflip.own_energy import own_energy
 from autoflip_secure.autoflip.pooling import pooled_mean
 from autoflip_secure.autoflip.score_rules import Evidence, keep_scores
 from autoflip_secure.autoflip.scores import EnergyAccumulator, KeepScores
+from autoflip_secure.autoflip.start_scale import at_scale
 from autoflip_secure.autoflip.units import UnitMap
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.federation.model_payload import ModelPayload
@@ -72,6 +73,7 @@ class PruningController:
         self._energy = EnergyAccumulator.empty(self._units.size)
         self._own = EnergyAccumulator.empty(self._units.size)
         self._start = start
+        self._decided = False
         self._explored = np.zeros(self._units.size)
         self._record = ImportanceRecord.start(self._guidance.values)
         self.agreement: Agreement | None = None
@@ -107,6 +109,7 @@ class PruningController:
             "guidance_rounds": guidance.rounds,
             "energy_rounds": self._energy.rounds,
             "own_rounds": self._own.rounds,
+            "decided": self._decided,
         }
 
     def restore(self, spec: ModelSpec, arrays: dict[str, NDArray[Any]], facts: dict[str, Any]) -> None:
@@ -121,6 +124,7 @@ class PruningController:
         )
         self._energy = EnergyAccumulator(arrays["energy"], arrays["energy_variance"], facts["energy_rounds"])
         self._own = EnergyAccumulator(arrays["own"], np.zeros_like(arrays["own"]), facts["own_rounds"])
+        self._decided = facts["decided"]
         self._start, self._explored = arrays["start"], arrays["explored"]
         self._record = ImportanceRecord.restored(arrays)
 
@@ -160,10 +164,10 @@ class PruningController:
         if "unit_energy" in aggregates[0].channels:
             self.agreement = moments(aggregates[0], self._units, live, silo_variance)
             self.update_variance = update_variance(aggregates, self._units, live)
-        elif len(aggregates) > 1:
-            self.agreement = cross_cohort(aggregates, self._units, live)
         if silo_variance:
             aggregates = [replace(a, noise_std={"update": (a.silos * silo_variance) ** 0.5}) for a in aggregates]
+        if self.agreement is None and len(aggregates) > 1:
+            self.agreement = cross_cohort(aggregates, self._units, live)
         self._energy = self._energy.add(aggregates, live)
         if self.agreement is not None:
             self._guidance = self._guidance.update(
@@ -205,15 +209,22 @@ class PruningController:
     def decide(self, round: int, model: ModelPayload) -> tuple[ModelPayload, NDArray[np.int64]]:
         """Choose the mask after `round` and remove dead units.
 
+        A network that starts from its untrained weights is given back their scale (`autoflip.start_scale`). Not under
+        DP, whose step sizes were chosen without.
+
         Returns
         -------
         The smaller model, and the old flat indices that survive (for optimiser state).
         """
         target = self._target_after(round)
         assert target is not None, "ask is_decision first"
-        scores = self._scores(round, model)
+        before, units, scores = model.weights, self._units, self._scores(round, model)
         self._record = self._record.decided(self._guidance.values, scores.parameters)
-        return self._pruned(model, scores, prune_settings(self._config, target))
+        found, kept = self._pruned(model, scores, prune_settings(self._config, target))
+        if self._config.trust == "none" and self._schedule.leaves_the_model(round) and not self._decided:
+            found = replace(found, weights=at_scale(before, found.weights, units, self._units, kept))
+        self._decided = True
+        return found, kept
 
     def _pruned(
         self, model: ModelPayload, scores: KeepScores, settings: PruneSettings

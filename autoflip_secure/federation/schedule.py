@@ -12,7 +12,13 @@ from autoflip_secure.secagg.graph import MAX_COMPLETE
 from autoflip_secure.secagg.rules import HARD_FLOOR, most_colluders, share_threshold
 from autoflip_secure.seeds import stream
 
-__all__ = ["RoundPlan", "Schedule", "cohort_minimum", "default_colluders"]
+__all__ = ["LEAST_FILTERED", "RoundPlan", "Schedule", "cohort_minimum", "default_colluders", "largest_cohorts"]
+
+LEAST_FILTERED = 4
+"""Fewest cohorts among which one can be told from the rest."""
+
+FILTERED_SIZE = 4
+"""Silos of a cohort where the cohort filter is on and nobody says otherwise."""
 
 
 UNEXPLORED = ("none", "random", "feddst", "eflprune")
@@ -41,9 +47,15 @@ class RoundPlan:
     minimum: tuple[int, ...]
 
 
-def default_colluders(silos: int, moments: int) -> int:
-    """One colluder in ten silos, at least one where threshold and smallest sum can bear it."""
-    return max(0, min(max(1, silos // 10), most_colluders(silos), silos - 2 - moments))
+def default_colluders(silos: int, moments: int, smallest: int | None = None) -> int:
+    """One colluder in ten silos, one where threshold and `smallest` cohort (default: all silos) can bear it."""
+    bears = (silos if smallest is None else smallest) - 2 - moments
+    return max(0, min(max(1, silos // 10), most_colluders(silos), bears))
+
+
+def largest_cohorts(silos: int) -> int:
+    """Cohorts of the filter: of four silos or more, at least `LEAST_FILTERED` of them, at most 16."""
+    return min(16, max(LEAST_FILTERED, silos // FILTERED_SIZE))
 
 
 def cohort_minimum(size: int, silos: int, colluders: int, min_cohort: float, moments: int) -> int:
@@ -80,6 +92,8 @@ class Schedule:
             )
         if self._cohorts > 1 and self._silos > MAX_COMPLETE:
             raise ConfigError(f"--cohorts {self._cohorts}: above {MAX_COMPLETE} silos a sum is over one cohort, give 1")
+        if config.cohort_filter:
+            self._check_filter()
         if self.explores and config.explore_rounds >= self.rounds:
             raise ConfigError(f"--explore-rounds {config.explore_rounds}: must be below --rounds {self.rounds}")
         if config.prune == "fedmask" and self.rounds < 2 + config.warm_start:
@@ -90,8 +104,7 @@ class Schedule:
                 f"{every}: --prune feddst readjusts in the first half of the run; give 2 rounds or more, "
                 "and --explore-every of at most their half"
             )
-        order = stream(config.seed, "cohorts").permutation(self._silos) + 1
-        self._groups = [sorted(int(silo) for silo in order[i :: self._cohorts]) for i in range(self._cohorts)]
+        self._groups = self._drawn_groups()
         # Cohorts have the same sizes in all rounds that measure agreement, and in all that do not.
         kinds = {
             (self._measures_agreement(round), self.is_exploration(round)): round
@@ -136,15 +149,23 @@ class Schedule:
 
     @property
     def moments(self) -> int:
-        """Moments of one coordinate that a round releases: sums, and energies where they are sent."""
-        return 2 if self.sends_energy else 1
+        """Moments of one coordinate that a round releases: sums, and energies or deviations where they come along."""
+        return 2 if self.sends_energy or self._explores_in_two_moments else 1
+
+    @property
+    def _explores_in_two_moments(self) -> bool:
+        config = self._config
+        return config.prune == "autoflip" and config.trust != "distributed" and config.warm_start
 
     @property
     def sends_energy(self) -> bool:
         """Whether training rounds carry unit energies (the moments form of agreement).
 
         Not where the silos are too few for two moments of one coordinate: pruning then rests on the exploration alone.
+        Nor with the cohort filter: the cohorts' sums tell the agreement, and cohorts bear one moment with a silo less.
         """
+        if self._config.cohort_filter:
+            return False
         if self._config.prune != "autoflip" or self._config.trust == "distributed":
             return False
         if self._config.warm_start:
@@ -172,9 +193,9 @@ class Schedule:
         return not self.leaves_the_model(round) or (self._config.trust == "none" and self.sends_energy)
 
     def plan(self, round: int) -> RoundPlan:
-        """Plan of one round."""
+        """Plan of one round. Silos of a run with the cohort filter compute it too, and refuse other cohorts."""
         phase = "explore" if self.is_exploration(round) else "train"
-        groups = self._groups if self._measures_agreement(round) else [list(range(1, self._silos + 1))]
+        groups = self._groups_of(round)
         present = self._participants(round)
         cohorts = tuple(tuple(silo for silo in group if silo in present) for group in groups)
         return RoundPlan(phase, cohorts, tuple(self._minimum(len(cohort)) for cohort in cohorts))
@@ -183,6 +204,32 @@ class Schedule:
         """Plan of a census or an evaluation: everybody in one cohort."""
         everybody = tuple(range(1, self._silos + 1))
         return RoundPlan("evaluate", (everybody,), (self._minimum(len(everybody)),))
+
+    def _check_filter(self) -> None:
+        config = self._config
+        if self._cohorts < LEAST_FILTERED:
+            raise ConfigError(f"--cohorts {self._cohorts}: --cohort-filter compares {LEAST_FILTERED} cohorts or more")
+        for flag, share in (
+            ("--participation", config.participation),
+            ("--explore-participation", config.explore_participation),
+        ):
+            if share is not None and share < 1 and not config.allow_cohort_rotation:
+                raise ConfigError(
+                    f"{flag} {share}: changes who is in a cohort from round to round, and the sums then estimate "
+                    "single silos; with --cohort-filter give 1, or --allow-cohort-rotation"
+                )
+
+    def _drawn_groups(self, *round: int) -> list[list[int]]:
+        """Silos dealt to cohorts, for the whole run or for one round."""
+        order = stream(self._config.seed, "cohorts", *round).permutation(self._silos) + 1
+        return [sorted(int(silo) for silo in order[i :: self._cohorts]) for i in range(self._cohorts)]
+
+    def _groups_of(self, round: int) -> list[list[int]]:
+        if self._config.allow_cohort_rotation:
+            return self._drawn_groups(round)
+        if self._config.cohort_filter or self._measures_agreement(round):
+            return self._groups
+        return [list(range(1, self._silos + 1))]
 
     def _measures_agreement(self, round: int) -> bool:
         if self._config.prune != "autoflip" or self._cohorts == 1:
@@ -203,7 +250,7 @@ class Schedule:
             return frozenset(range(1, self._silos + 1))
         generator = stream(self._config.seed, "participation", round)
         present: list[int] = []
-        for group in self._groups:
+        for group in self._groups_of(round) if config.allow_cohort_rotation else self._groups:
             present += [group[i] for i in generator.permutation(len(group))[: _drawn(share, len(group))]]
         return frozenset(present)
 

@@ -12,10 +12,12 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from autoflip_secure.attacks.bad_silos import BadSilos
 from autoflip_secure.errors import AutoflipSecureError, BudgetExhausted, PolicyRefusal
 from autoflip_secure.federation.dropout import drops
 from autoflip_secure.federation.join import JoinRequest
 from autoflip_secure.federation.policy import SiloPolicy
+from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.federation.terms import check_grid, check_terms
 from autoflip_secure.federation.wire import Request
 from autoflip_secure.privacy.ledger import Ledger, LedgerLine
@@ -88,6 +90,7 @@ class Session:
         self._ledger, self.secure_sum, self._database = ledger, secure_sum, database
         self._config, self._digest = request.config, request.digest()
         self._contributor: Contributor | None = None
+        self._schedule: Schedule | None = None
         database.execute(_COHORTS)
 
     def is_away(self, request: Request) -> bool:
@@ -160,7 +163,12 @@ class Session:
         return model
 
     def _check_cohort(self, manifest: Manifest) -> None:
-        """Without DP two sums of one round whose cohorts differ would subtract to the silos in between: refuse."""
+        """Without DP two sums of one round whose cohorts differ would subtract to the silos in between: refuse.
+
+        With the cohort filter the cohorts are those that the joined configuration fixes, DP or not.
+        """
+        if self._config.cohort_filter:
+            self._check_fixed_cohorts(manifest)
         if manifest.privacy.trust != "none":
             return
         cohort = msgpack.packb(list(manifest.cohorts[manifest.cohort_of(self._silo)]))
@@ -171,6 +179,16 @@ class Session:
             raise PolicyRefusal(
                 f"round {manifest.round} was asked for before with another cohort; without DP the difference of the "
                 "two sums would show single silos"
+            )
+
+    def _check_fixed_cohorts(self, manifest: Manifest) -> None:
+        if self._schedule is None:
+            self._schedule = Schedule(self._config)
+        trains = manifest.phase in ("explore", "train")
+        plan = self._schedule.plan(manifest.round) if trains else self._schedule.whole()
+        if manifest.cohorts != plan.cohorts:
+            raise PolicyRefusal(
+                f"round {manifest.round} was asked for with other cohorts than the joined run fixes for its filter"
             )
 
     def _check_plan(self, manifest: Manifest) -> None:
@@ -203,5 +221,11 @@ class Session:
             task = Task.from_json(self._request.task)
             data = read_silo(self._folder / "data", task)
             device = str(pick_device(self._config.device))
-            self._contributor = Contributor(self._config, task, data, self._silo, device)
+            bad = None if self._config.bad_silos is None else BadSilos.parse(self._config.bad_silos)
+            if bad is None or self._silo not in bad.silos(self._config.seed, self._config.silos):
+                self._contributor = Contributor(self._config, task, data, self._silo, device)
+            else:
+                from autoflip_secure.federation.bad_contributor import BadContributor
+
+                self._contributor = BadContributor(bad, self._config, task, data, self._silo, device)
         return self._contributor

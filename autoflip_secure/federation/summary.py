@@ -12,6 +12,8 @@ from autoflip_secure.federation.client_app import silo_folder
 from autoflip_secure.federation.events import read_json_lines
 from autoflip_secure.federation.plan import SessionPlan, describe
 from autoflip_secure.federation.provisioning import RunFolder
+from autoflip_secure.federation.rotation import rotation_bound
+from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.privacy.ledger import Ledger
 from autoflip_secure.privacy.plan import DATASETS
 from autoflip_secure.storage import open_silo_database
@@ -87,6 +89,9 @@ def build_summary(
         "seconds_secure_sum": facts["seconds_secure_sum"],
         "ledgers": ledgers,
         "insecure_reproducible_noise": config.insecure_reproducible_noise,
+        "bad_silos": config.bad_silos,
+        "cohort_filter": config.cohort_filter,
+        "cohort_rotation": rotation_bound(Schedule(config)).sentence() if config.allow_cohort_rotation else None,
         "note": facts["task_note"],
         "privacy": {**describe(plan), "holds": promise_holds(config), "grid_delta": facts.get("grid_delta", 0.0)},
         "package_versions": {name: importlib.metadata.version(name) for name in PACKAGES},

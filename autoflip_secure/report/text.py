@@ -64,6 +64,17 @@ def alarms(summary: Summary) -> list[tuple[str, str]]:
                 "not publish this model or anything else of this run if its records are private.",
             )
         )
+    if summary.get("bad_silos"):
+        found.append(
+            (
+                "some silos spoilt the sums on purpose",
+                f"The run played an attack against itself (--bad-silos {summary['bad_silos']}); events.jsonl names the "
+                "silos. Its scores say how far the attack got, and its model is of no other use.",
+            )
+        )
+    rotates = summary.get("cohort_rotation")
+    if rotates and summary.get("dp_trust", "none") == "none":
+        found.append(("the sums of this run together may show single silos", f"Without DP {rotates}."))
     reason = promise_broken(summary)
     if reason is not None:
         found.append(("the differential-privacy promise does not hold", f"Reason: {reason}."))

@@ -81,6 +81,9 @@ OTHER: dict[str, Any] = {
     "run_dir": Path("/run"),
     "record_server_view": True,
     "stage_timeout": 5.0,
+    "cohort_filter": True,
+    "allow_cohort_rotation": True,
+    "bad_silos": "noise:0.2",
 }
 """A valid value of every field that is not its default."""
 

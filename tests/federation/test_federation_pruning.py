@@ -13,6 +13,8 @@ import pytest
 from safetensors.numpy import load
 
 from autoflip_secure.autoflip.flops import flops
+from autoflip_secure.autoflip.start_scale import at_scale
+from autoflip_secure.autoflip.units import UnitMap
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.federation.global_masks import pruning_controller
 from autoflip_secure.federation.model_payload import ModelPayload
@@ -143,7 +145,11 @@ def test_compaction_takes_the_same_places_of_weights_and_optimiser(make: Make, d
         controller.observe(past, sums_of(controller, config, dense, past), dense.mask)
     smaller, kept = controller.decide(round, dense)
     assert kept.size == smaller.mask.size < dense.mask.size
-    np.testing.assert_array_equal(smaller.weights[smaller.mask], dense.weights[kept][smaller.mask])
+    expected = np.where(smaller.mask, dense.weights[kept], np.float32(0))
+    if trust == "none":  # a cold start: untrained weights keep their scale
+        expected = at_scale(dense.weights, expected, UnitMap.of(dense.spec), UnitMap.of(smaller.spec), kept)
+        assert not np.array_equal(expected[smaller.mask], dense.weights[kept][smaller.mask])
+    np.testing.assert_array_equal(smaller.weights, expected)
     assert smaller.records == dense.records
 
 
@@ -267,6 +273,19 @@ def test_a_new_map_replaces_guidance_and_is_compared_with_the_first(make: Make, 
     assert not np.array_equal(controller.arrays()["guidance"], guidance)
     controller.observe(21, sums_of(controller, _, dense, 21), dense.mask)
     assert controller.likeness is None
+
+
+def test_only_the_first_decision_of_a_cold_start_scales_weights(make: Make, dense: ModelPayload) -> None:
+    first, config = make(explore_every=2)
+    first.observe(0, sums_of(first, config, dense, 0), dense.mask)
+    scaled, _ = first.decide(0, dense)
+    twin = PruningController(config, Schedule(config), scaled.spec, scaled.weights)
+    twin.restore(scaled.spec, first.arrays(), first.facts())
+    assert twin.facts()["decided"]
+    again = next(r for r in range(1, config.rounds) if twin.is_decision(r) and twin._schedule.leaves_the_model(r))
+    twin.observe(again, sums_of(twin, config, scaled, again), scaled.mask)
+    later, kept = twin.decide(again, scaled)
+    np.testing.assert_array_equal(later.weights[later.mask], scaled.weights[kept][later.mask])
 
 
 def test_a_map_is_compared_with_the_first_one_s_part_of_a_smaller_network(make: Make, dense: ModelPayload) -> None:

@@ -143,6 +143,8 @@ def test_last_measured_agreement_of_a_layer_is_the_last_that_was_measured(make_r
 ALARMS = {
     "saw": "Warning: the coordinator saw every silo",
     "noise": "Warning: the privacy noise is reproducible",
+    "spoilt": "Warning: some silos spoilt the sums on purpose",
+    "rotates": "Warning: the sums of this run together may show single silos",
     "void": "Warning: the differential-privacy promise does not hold",
 }
 
@@ -158,6 +160,9 @@ ALARMS = {
         ({"insecure_reproducible_noise": True}, {"noise", "void"}),
         ({"dp_trust": "local", "insecure_reproducible_noise": True}, {"noise", "void"}),
         ({"epsilon_spent": 8.2}, {"void"}),
+        ({"bad_silos": "noise:0.2"}, {"spoilt"}),
+        ({"dp": False, "cohort_rotation": "cohorts rotate"}, {"rotates"}),
+        ({"cohort_rotation": "cohorts rotate"}, set()),
         ({"epsilon_spent": 8.0}, set()),
     ],
 )

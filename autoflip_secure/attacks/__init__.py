@@ -1,0 +1,1 @@
+"""Adversaries that a simulation plays against itself. Nothing honest rests on this folder."""

@@ -1,0 +1,165 @@
+"""Cohort filter: which cohorts' mean updates disagree with the rest, from the cohorts' sums alone.
+
+Two marks of a spoilt cohort. Its mean is *longer* than the quiet cohorts' (noise, scaling, and labels that the model
+has learnt to contradict all pull harder than honest silos do), or it *points away* from the centre of the others.
+Centres and spreads are order statistics (Huber and Ronchetti 2009, Robust Statistics, ch. 5), so a few cohorts cannot
+set them. Length is compared with a lower quartile and not with the median: bad silos spread over cohorts, and the
+spoilt ones may be the majority, while making a cohort's sum shorter takes knowledge of what the other silos send.
+
+A long mean keeps the inverse square of its length as weight, as an estimate weighs by its variance: most silos of a
+spoilt cohort are honest, and to leave their records out altogether costs more than a little noise does. A mean that
+points away has no such excuse and loses its weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoflip_secure.errors import EncodingError
+from autoflip_secure.sums.channels import Aggregate
+
+__all__ = ["Verdict", "filtered", "geometric_median", "judge"]
+
+Values = NDArray[np.float64]
+
+MAD_TO_STD = 1.4826
+"""Standard deviation of normal numbers over their median absolute deviation."""
+
+LEAST_COSINE_SPREAD = 0.1
+LEAST_NORM_SPREAD = 0.1
+"""Spreads below which differences are not held against a cohort: of cosines, and of logarithms of norms."""
+
+DOUBT, CERTAINTY = 3.0, 5.0
+"""z up to which a cohort keeps its weight, and from which direction leaves it none; linear between."""
+
+NOISE_DEVIATIONS = 3.0
+
+SMALLEST = 1e-150
+"""A length whose inverse, summed over cohorts, is still a double."""
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """One round's judgement of m cohorts; all arrays float64 (m,).
+
+    Attributes
+    ----------
+    cosines : of each mean with the geometric median of the others, their lengths limited.
+    norms : of the means, less what privacy noise adds to them.
+    z : the larger of the two robust scores, 0 where a cohort is like the rest or better.
+    weights : within [0, 1], never all 0.
+    """
+
+    cosines: Values
+    norms: Values
+    z: Values
+    weights: Values
+
+
+def geometric_median(points: Values, steps: int = 30) -> Values:
+    """Point of least summed distance to `points` (k, size), by Weiszfeld's iteration from their mean, shape (size,)."""
+    centre: Values = points.mean(axis=0)
+    least = max(1e-9 * float(np.linalg.norm(points, axis=1).max()), SMALLEST)
+    for _ in range(steps):
+        weights = 1.0 / np.maximum(np.linalg.norm(points - centre, axis=1), least)
+        centre = (weights / weights.sum()) @ points
+    return centre
+
+
+def judge(means: Values, noise: Values | None = None) -> Verdict:
+    """Weigh cohorts by how their mean updates compare.
+
+    Parameters
+    ----------
+    means : float64 (m, size), m >= 4
+    noise : float64 (m,), optional
+        Standard deviation of the privacy noise on a coordinate of each mean; default none. Its known part is taken off
+        the norms, and norms that noise alone could make are no sign of anything.
+
+    Raises
+    ------
+    EncodingError
+        Fewer than four cohorts, or a value that is not finite.
+    """
+    if means.ndim != 2 or len(means) < 4:
+        raise EncodingError(f"the cohort filter compares four cohorts or more, got means of shape {means.shape}")
+    if not np.isfinite(means).all():
+        raise EncodingError("a cohort's sum is not finite; training diverged, lower the learning rate")
+    size = means.shape[1]
+    variance = np.zeros(len(means)) if noise is None else noise**2
+    # What noise alone may leave of a squared norm once its mean, size v, is taken off: v sqrt(2 size) is one deviation.
+    floor = NOISE_DEVIATIONS * variance * np.sqrt(2.0 * size)
+    norms = np.sqrt(np.maximum((means**2).sum(axis=1) - size * variance, floor))
+    quiet = _quiet(norms)
+    if quiet == 0.0:
+        # Most cohorts moved nothing, which no direction can be compared with; one that moved is the exception.
+        weights = (norms == 0.0).astype(np.float64)
+        z = np.where(norms > 0, CERTAINTY, 0.0)
+        return Verdict(np.zeros(len(means)), norms, z, weights)
+    cosines = _cosines(means * (quiet / np.maximum(norms, quiet))[:, None])
+    away = _cosine_scores(cosines)
+    excess, spread = _norm_excess(norms, quiet)
+    weights = np.exp(-2.0 * np.maximum(excess - DOUBT * spread, 0.0))
+    weights *= np.clip((CERTAINTY - away) / (CERTAINTY - DOUBT), 0.0, 1.0)
+    if weights.max() == 0.0:  # quiet cohorts point away, and the others are too long for a double to hold their weight
+        weights[norms == norms.min()] = 1.0
+    return Verdict(cosines, norms, np.maximum(away, excess / spread), weights)
+
+
+def _quiet(norms: Values) -> float:
+    """Lower quartile of the norms, the second smallest of up to seven."""
+    return float(np.sort(norms)[max(1, len(norms) // 4)])
+
+
+def _norm_excess(norms: Values, quiet: float) -> tuple[Values, float]:
+    """How far each logarithm of a norm lies above the quiet one (0 below), and the spread of the quieter half."""
+    logs = np.log(np.maximum(norms, np.finfo(np.float64).tiny)) - np.log(quiet)
+    quieter = np.sort(logs)[: len(logs) // 2 + 1]
+    spread = max(MAD_TO_STD * float(np.median(np.abs(quieter))), LEAST_NORM_SPREAD)
+    return np.maximum(logs, 0.0), spread
+
+
+def _cosine_scores(cosines: Values) -> Values:
+    """How far each cosine lies below the median one, in spreads; 0 above."""
+    middle = float(np.median(cosines))
+    spread = max(MAD_TO_STD * float(np.median(np.abs(cosines - middle))), LEAST_COSINE_SPREAD)
+    return np.maximum(middle - cosines, 0.0) / spread
+
+
+def _cosines(means: Values) -> Values:
+    """Cosine of each row with the geometric median of the others; 0 where either is 0."""
+    found = np.zeros(len(means))
+    for index, mine in enumerate(means):
+        others = geometric_median(np.delete(means, index, axis=0))
+        lengths = float(np.linalg.norm(mine) * np.linalg.norm(others))
+        found[index] = float(mine @ others) / lengths if lengths > 0 else 0.0
+    return found
+
+
+def filtered(aggregates: Sequence[Aggregate], verdict: Verdict) -> list[Aggregate]:
+    """The sums that are left, so scaled that their pooled mean is the weighted mean of the cohorts' means.
+
+    Cohorts of weight 0 are left out. The others' sums and noise are multiplied by w_c sum(m) / sum(w m), over the
+    cohorts that are left, of m_c silos each. What pools sums over silos then sees the filter's mean, and what compares
+    cohorts the same cohorts, so agreement reads lower while some are weighed down.
+    """
+    left = [index for index in range(len(aggregates)) if verdict.weights[index] > 0]
+    silos = np.array([aggregates[index].silos for index in left], np.float64)
+    weights = verdict.weights[left]
+    scale = float(silos.sum() / (weights @ silos))
+    kept = []
+    for index, weight in zip(left, weights, strict=True):
+        kept.append(_multiplied(aggregates[index], scale * float(weight)))
+    return kept
+
+
+def _multiplied(aggregate: Aggregate, factor: float) -> Aggregate:
+    return replace(
+        aggregate,
+        channels={name: factor * values for name, values in aggregate.channels.items()},
+        noise_std={name: factor * std for name, std in aggregate.noise_std.items()},
+    )

@@ -1,0 +1,65 @@
+"""The coordinator's cohort filter in a run: judges each round's sums, says so in events, and hands on what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from autoflip_secure.autoflip.cohort_filter import Verdict, filtered, judge
+from autoflip_secure.config import ResolvedConfig
+from autoflip_secure.federation.rotation import rotation_bound
+from autoflip_secure.federation.schedule import RoundPlan, Schedule
+from autoflip_secure.sums.channels import Aggregate
+
+__all__ = ["CohortWatch"]
+
+NAMED_BELOW = 1.0
+"""A cohort of less weight is named in events."""
+
+
+class CohortWatch:
+    """The filter where `--cohort-filter` asks for it; else sums pass as they are.
+
+    It judges by what the round sends: updates where there are any, else the deviations of exploration.
+    """
+
+    def __init__(self, config: ResolvedConfig, schedule: Schedule, event: Callable[..., None]) -> None:
+        self._config, self._schedule, self._event = config, schedule, event
+
+    def begin(self) -> None:
+        """Say once what the filter opens: the cohorts, and how soon rotating ones determine single silos."""
+        config = self._config
+        if not config.cohort_filter:
+            return
+        cohorts = [list(cohort) for cohort in self._schedule.plan(0).cohorts]
+        if not config.allow_cohort_rotation:
+            self._event("cohort_filter", cohorts=cohorts, rotates=False)
+            return
+        bound = rotation_bound(self._schedule)
+        self._event("cohort_filter", cohorts=cohorts, rotates=True, **bound.facts(), warning=bound.sentence())
+
+    def passed(self, round: int, plan: RoundPlan, aggregates: Sequence[Aggregate]) -> list[Aggregate]:
+        """The sums to go on with, in the full layout: those of cohorts of weight above 0, weighed."""
+        if not self._config.cohort_filter:
+            return list(aggregates)
+        channel = "update" if "update" in aggregates[0].channels else "deviation"
+        verdict = judge(
+            np.stack([aggregate.mean(channel) for aggregate in aggregates]),
+            np.array([aggregate.mean_noise_std(channel) for aggregate in aggregates]),
+        )
+        for index in np.flatnonzero(verdict.weights < NAMED_BELOW):
+            self._event("cohort_filtered", round=round, **self._told(plan, verdict, int(index)))
+        return filtered(aggregates, verdict)
+
+    @staticmethod
+    def _told(plan: RoundPlan, verdict: Verdict, index: int) -> dict[str, Any]:
+        return {
+            "cohort": index,
+            "silos": list(plan.cohorts[index]),
+            "cosine": round(float(verdict.cosines[index]), 4),
+            "norm": round(float(verdict.norms[index]), 6),
+            "z": round(float(verdict.z[index]), 2),
+            "weight": round(float(verdict.weights[index]), 4),
+        }

@@ -1,0 +1,125 @@
+"""Does agreement between silos tell what to prune? Of whole units and of single weights, `make bench-agreement`.
+
+    python benchmarks/agreement_levels.py [--quick] [--seeds 10] [--fresh]
+
+How far ten silos move a unit or a weight can be counted in four ways, which differ in how much agreement counts:
+
+    own       Q = mean_k d_k^2               not at all: what silos do on their own, AutoFLIP's deviations
+    shared    E = (mean_k d_k)^2 = Q (1 + (n - 1) rho) / n     as far as it survives the sum
+    cross     mu2 = E less what independent silos would leave in it = Q rho     wholly; below zero it counts as 0
+    agreement rho alone
+
+each by itself and times size (|w|). For every one the network is pruned, trained on by the same federation and scored;
+only the score differs. `cold`: scored after an exploration, trained from the common start. `warm`: scored over eight
+rounds of training that goes on. Units are pruned to 12 % of the operations, weights to 5 % of the weights. Comparisons
+are paired by seed.
+
+Writes results/agreement_levels.{json,md,png}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from levels_federation import SILOS, SPEC, Federation, RoundSums, test_records, units
+from levels_report import markdown, plot
+from machine import machine
+from numpy.typing import NDArray
+from run_table import RESULTS, RunTable
+
+from autoflip_secure.autoflip.mask import PruneSettings, choose_mask
+from autoflip_secure.seeds import stream
+
+Values = NDArray[np.float64]
+
+PARTITIONS = ("iid", "dirichlet:0.1", "pathological:2")
+STARTS = ("warm", "cold")
+LEVELS = {"units": 0.12, "weights": 0.05}
+WARM_ROUNDS, ROUNDS, LAST = 8, 16, 4
+LEAST = 1e-15
+
+
+def unit_scores(weights: Values, sums: RoundSums) -> dict[str, Values]:
+    """Scores of units, (units,): energies are of all incoming parameters of a unit."""
+    of = units()
+    size = np.sqrt(of.unit_sum(np.where(of.prunable, weights**2, 0.0)))
+    own, shared = of.unit_sum(sums.own), of.unit_sum(sums.shared)
+    return _family(size, own, shared)
+
+
+def weight_scores(weights: Values, sums: RoundSums) -> dict[str, Values]:
+    """Scores of single weights, (size,)."""
+    return _family(np.abs(weights), sums.own, sums.shared)
+
+
+def _family(size: Values, own: Values, shared: Values) -> dict[str, Values]:
+    cross = np.maximum((SILOS * shared - own) / (SILOS - 1), LEAST)
+    agreement = np.clip(cross / np.maximum(own, LEAST), 0.0, 1.0)
+    lengths = {"own": np.sqrt(own), "shared": np.sqrt(shared), "cross": np.sqrt(cross), "agreement": agreement}
+    return {"size": size, **lengths, **{f"size x {name}": size * length for name, length in lengths.items()}}
+
+
+def mask_of(level: str, scores: Values) -> NDArray[np.bool_]:
+    """The mask that the project's own `choose_mask` makes of scores of one level."""
+    of, everything = units(), np.ones(units().size, np.bool_)
+    if level == "units":
+        settings = PruneSettings(threshold=0.0, flops_kept=LEVELS[level], hysteresis=0.0)
+        return choose_mask(SPEC, of, np.ones(of.size), scores, settings, everything).mask
+    settings = PruneSettings(threshold=1 - LEVELS[level], layer_floor=0.02, hysteresis=0.0)
+    return choose_mask(SPEC, of, scores, np.ones(of.count), settings, everything).mask
+
+
+def compare(how: str, start: str, level: str, seed: int) -> dict[str, list[float]]:
+    """Accuracies by score: when pruned, 1 and 4 rounds later, and in the last rounds."""
+    federation = Federation(how, seed)
+    if start == "cold":
+        begin, sums = federation.start, federation.explore()
+        judged = begin.double().numpy() + sums.moved
+    else:
+        begin, sums = federation.train_dense(WARM_ROUNDS)
+        judged = begin.double().numpy()
+    made = (unit_scores if level == "units" else weight_scores)(judged, sums)
+    made = {"random": stream(seed, "random scores").random(made["size"].size), **made}
+    masks = [np.ones(units().size, np.bool_), *(mask_of(level, scores) for scores in made.values())]
+    found = federation.train_pruned(begin, np.stack(masks), ROUNDS, LAST)
+    return {name: [round(float(v), 4) for v in found[:, i]] for i, name in enumerate(("dense", *made))}
+
+
+def main() -> None:
+    """Run what is missing and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two seeds of the skewed partitions: about two minutes")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="take up no new run after so long")
+    parser.add_argument("--fresh", action="store_true", help="forget the rows already there")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    name = "agreement_levels-quick" if arguments.quick else "agreement_levels"
+    table = RunTable(RESULTS / f"{name}.json", fresh=arguments.fresh)
+    wanted: list[tuple[dict[str, Any], str, int]] = [
+        ({"partition": how, "start": start, "level": level}, f"{how} {start} {level}", seed)
+        for seed in range(2 if arguments.quick else arguments.seeds)
+        for how, start, level in product(PARTITIONS[1:] if arguments.quick else PARTITIONS, STARTS, LEVELS)
+    ]
+
+    def run(options: str, seed: int) -> dict[str, Any]:
+        started = time.perf_counter()
+        found = compare(*options.split(), seed)
+        return {"by_score": found, "seconds": round(time.perf_counter() - started, 1)}
+
+    table.fill(wanted, 1, arguments.minutes, run)
+    text = markdown(table.rows, test_records()[2])
+    text += f"\nMade by `python benchmarks/agreement_levels.py` on {json.dumps(machine('torch'))}.\n"
+    (RESULTS / f"{name}.md").write_text(text)
+    plot(table.rows, RESULTS / f"{name}.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""The cohort filter in a run: fixed cohorts that silos hold the coordinator to, and what it does against bad silos."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autoflip_secure.attacks.bad_silos import BadSilos
+from autoflip_secure.config import ResolvedConfig
+from autoflip_secure.data.silo_folder import SiloData
+from autoflip_secure.errors import ConfigError, PolicyRefusal
+from autoflip_secure.federation import client_app
+from autoflip_secure.federation.bad_contributor import BadContributor
+from autoflip_secure.federation.client_app import silo_folder
+from autoflip_secure.federation.contribution import Contributor
+from autoflip_secure.federation.engines import run_federation
+from autoflip_secure.federation.events import read_json_lines
+from autoflip_secure.federation.join import JOIN_STAGE, JoinRequest
+from autoflip_secure.federation.policy import SiloPolicy
+from autoflip_secure.federation.rotation import determined, rotation_bound
+from autoflip_secure.federation.schedule import Schedule
+from autoflip_secure.federation.silo import Silo
+from autoflip_secure.federation.terms import deviation_channel, energy_channel, update_channel
+from autoflip_secure.federation.wire import Request
+
+FILTER: dict[str, Any] = {"silos": 16, "cohort_filter": True, "rounds": 4}
+
+
+@pytest.fixture(autouse=True)
+def _close_silos() -> Any:
+    client_app.close_silos()
+    yield
+    client_app.close_silos()
+
+
+# Cohorts
+
+
+@pytest.mark.parametrize(("silos", "cohorts", "size"), [(20, None, 4), (20, 4, 5), (20, 6, 3), (12, None, 3)])
+def test_cohorts_are_the_same_in_every_round_and_bear_no_squares(make_config, silos, cohorts, size) -> None:
+    config = make_config(**{**FILTER, "silos": silos, "cohorts": cohorts, "prune": "autoflip", "rounds": 12})
+    schedule = Schedule(config)
+    plans = [schedule.plan(round) for round in range(config.rounds)]
+    assert {plan.cohorts for plan in plans} == {plans[0].cohorts}
+    assert sorted(silo for cohort in plans[0].cohorts for silo in cohort) == list(range(1, silos + 1))
+    assert min(map(len, plans[0].cohorts)) == size
+    assert (schedule.sends_energy, schedule.moments) == (False, 1)
+    assert min(plans[0].minimum) >= 3
+
+
+def test_default_colluders_are_what_a_cohort_bears(make_config) -> None:
+    chosen = make_config(**{**FILTER, "silos": 20, "colluders": None})
+    assert chosen.colluders == 1
+    assert Schedule(chosen).plan(0).minimum == (4,) * 5
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"cohorts": 3}, "--cohorts 3"),
+        ({"silos": 10}, "--colluders"),
+        ({"participation": 0.5}, "--participation 0.5"),
+        ({"explore_participation": 0.5}, "--explore-participation 0.5"),
+    ],
+)
+def test_what_the_filter_cannot_bear_is_refused(make_config, options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        Schedule(make_config(**{**FILTER, **options}))
+
+
+def test_rotation_goes_with_the_filter_only(make_config) -> None:
+    with pytest.raises(ConfigError, match="--allow-cohort-rotation"):
+        make_config(allow_cohort_rotation=True)
+
+
+def test_rotation_draws_cohorts_anew_and_its_bound_holds(make_config) -> None:
+    config = make_config(**{**FILTER, "silos": 20, "rounds": 12, "allow_cohort_rotation": True})
+    schedule = Schedule(config)
+    assert len({schedule.plan(round).cohorts for round in range(12)}) == 12
+    bound = rotation_bound(schedule)
+    assert bound.least == 5
+    assert bound.least <= bound.all < 12
+    assert bound.one <= bound.all
+    rows = [np.isin(range(1, 21), c) for round in range(bound.all) for c in schedule.plan(round).cohorts]
+    constant = np.arange(20.0) ** 2
+    found = np.linalg.lstsq(np.array(rows, float), np.array(rows, float) @ constant, rcond=None)[0]
+    np.testing.assert_allclose(found, constant, atol=1e-6)
+    fixed = rotation_bound(Schedule(make_config(**{**FILTER, "silos": 20})))
+    assert (fixed.one, fixed.all) == (None, None)
+    assert "after" in bound.sentence()
+
+
+def test_what_sums_determine() -> None:
+    assert determined(np.array([[1.0, 1, 0], [1, 0, 0]])).tolist() == [True, True, False]
+    assert not determined(np.array([[1.0, 1, 0], [0, 1, 1]])).any()
+
+
+# Silos
+
+
+def ask(silo: Silo, folder: Any, config: ResolvedConfig, manifest: Any, model: Any) -> Any:
+    return silo.answer(Request("clear", manifest.round, manifest.attempt, manifest.to_bytes(), model.to_bytes()))
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_silo_refuses_other_cohorts_than_it_joined(
+    private: bool, make_config, make_federation, make_manifest, model, task
+) -> None:
+    options = {"dp_epsilon": 8.0, "dp_trust": "local"} if private else {}
+    config = make_config(**{**FILTER, **options})
+    folder = make_federation(config)
+    silo = Silo(silo_folder(folder.path, 1))
+    from autoflip_secure.privacy.accounting import Mechanism
+
+    planned = {"train": [Mechanism(config.sampling_rate, 2.0, 40)]} if private else {}
+    request = JoinRequest(folder.session(), config, task.to_json(), planned)
+    reply = silo.answer(Request(JOIN_STAGE, 0, 0, request.sign(folder.coordinator_identity())))
+    log = silo_folder(folder.path, 1) / "silo.log"
+    assert reply.status == "ok", log.read_text()
+    honest = make_manifest(config, model, session=folder.session(), config_hash=request.digest())
+    assert ask(silo, folder, config, honest, model).status == "ok", log.read_text()
+    mine = next(i for i, cohort in enumerate(honest.cohorts) if 1 in cohort)
+    other = (mine + 1) % len(honest.cohorts)
+    cohorts = [list(cohort) for cohort in honest.cohorts]
+    away = next(silo for silo in cohorts[mine] if silo != 1)
+    cohorts[mine][cohorts[mine].index(away)], cohorts[other][0] = cohorts[other][0], away
+    swapped = tuple(tuple(sorted(cohort)) for cohort in cohorts)
+    whole = (tuple(range(1, 17)),)
+    for attack in (
+        replace(honest, round=2, cohorts=swapped),
+        replace(honest, round=2, cohorts=whole, minimum=(13,)),
+        replace(honest, round=2, cohorts=(honest.cohorts[mine],), minimum=(4,)),
+    ):
+        assert ask(silo, folder, config, attack, model).status == "refused"
+        assert "other cohorts than the joined run fixes" in log.read_text().splitlines()[-1]
+    assert ask(silo, folder, config, replace(honest, round=2), model).status == "ok", log.read_text()
+
+
+def test_an_institution_refuses_to_spoil_and_to_rotate(make_config) -> None:
+    policy = {"aggregations": ("none",), "trusts": ("none", "distributed")}
+    with pytest.raises(PolicyRefusal, match="spoil"):
+        SiloPolicy(**policy).check_run(make_config(bad_silos="noise:0.25", prune="none"))
+    rotating = make_config(**{**FILTER, "allow_cohort_rotation": True})
+    with pytest.raises(PolicyRefusal, match="rotating_cohorts"):
+        SiloPolicy(**policy).check_run(rotating)
+    SiloPolicy(**policy, rotating_cohorts=True).check_run(rotating)
+
+
+# Bad silos
+
+
+@pytest.mark.parametrize(
+    ("text", "named"), [("noise:0.01", "is none"), ("noise:0.7", "0..0.5"), ("theft:0.2", "label-flip")]
+)
+def test_bad_silos_that_make_no_sense_are_refused(make_config, text: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        make_config(bad_silos=text)
+
+
+@pytest.mark.parametrize("kind", ["noise", "scaling", "label-flip"])
+def test_what_a_bad_silo_sends(kind: str, make_config, make_manifest, model, records, task) -> None:
+    config = make_config()
+    live, units = int(model.mask.sum()), sum(model.spec.widths)
+    manifest = make_manifest(
+        config, model, channels=(deviation_channel(live), update_channel(config, live), energy_channel(units))
+    )
+    bad = BadSilos.parse(f"{kind}:0.25")
+    honest = Contributor(config, task, SiloData(records), 1, "cpu")._vectors(manifest, model)
+    sent = BadContributor(bad, config, task, SiloData(records), 1, "cpu")._vectors(manifest, model)
+    assert {name: v.shape for name, v in sent.items()} == {name: v.shape for name, v in honest.items()}
+    if kind == "noise":
+        assert np.linalg.norm(sent["update"]) == pytest.approx(10 * np.linalg.norm(honest["update"]), rel=1e-6)
+        cosine = sent["update"] @ honest["update"] / np.linalg.norm(sent["update"]) / np.linalg.norm(honest["update"])
+        assert abs(cosine) < 0.1
+        np.testing.assert_allclose(sent["deviation"], sent["update"] ** 2)
+        assert sent["unit_energy"].sum() <= sent["deviation"].sum()
+    elif kind == "scaling":
+        np.testing.assert_allclose(sent["update"], 10 * honest["update"])
+        np.testing.assert_allclose(sent["unit_energy"], 100 * honest["unit_energy"])
+    else:
+        flipped = replace(records, y=task.classes - 1 - records.y)
+        expected = Contributor(config, task, SiloData(flipped), 1, "cpu")._vectors(manifest, model)
+        np.testing.assert_array_equal(sent["update"], expected["update"])
+        assert not np.array_equal(sent["update"], honest["update"])
+
+
+def test_under_distributed_noise_the_gradient_sum_is_what_is_spoilt(
+    make_config, make_manifest, model, records, task
+) -> None:
+    config = make_config(dp_epsilon=8.0, insecure_reproducible_noise=True)
+    manifest = make_manifest(config, model)
+    sent = {}
+    for kind in ("noise", "scaling"):
+        bad = BadSilos.parse(f"{kind}:0.25")
+        sent[kind] = BadContributor(bad, config, task, SiloData(records), 1, "cpu")._vectors(manifest, model)["update"]
+    honest = Contributor(config, task, SiloData(records), 1, "cpu")._vectors(manifest, model)["update"]
+    np.testing.assert_allclose(sent["scaling"], 10 * honest, rtol=1e-5)
+    assert np.linalg.norm(sent["noise"]) == pytest.approx(10 * np.linalg.norm(honest), rel=1e-5)
+
+
+# Through the secure sum
+
+
+def test_a_run_with_the_filter_names_the_spoilt_cohorts(make_config, make_federation) -> None:
+    config = make_config(
+        **{**FILTER, "aggregation": "secagg", "prune": "autoflip", "bad_silos": "noise:0.125:30", "seed": 1}
+    )
+    folder = make_federation(config)
+    lines: list[dict[str, Any]] = []
+    run_federation(folder, config, lines.append)
+    events = list(read_json_lines(folder.events))
+    bad = set(next(e for e in events if e["event"] == "bad_silos")["silos"])
+    cohorts = next(e for e in events if e["event"] == "cohort_filter")["cohorts"]
+    assert len(bad) == 2
+    assert len(lines) == 4
+    spoilt = {index for index, cohort in enumerate(cohorts) if bad & set(cohort)}
+    left: list[float] = []
+    for round in range(4):
+        named = {e["cohort"]: e["weight"] for e in events if e["event"] == "cohort_filtered" and e["round"] == round}
+        assert spoilt <= set(named)
+        left += [named[index] for index in spoilt]
+    # A bad silo's noise is a multiple of its own update, which shrinks as it learns: rounds differ.
+    assert max(left) < 0.5
+    assert sum(left) / len(left) < 0.2
+    assert [line["cohorts"] for line in lines] == [4] * 4
+    assert [line["silos"] for line in lines] == [16] * 4
+    assert any(line["agreement"] is not None for line in lines)
