@@ -67,7 +67,8 @@ def markdown(rows: list[Row], rounds: tuple[int, ...]) -> str:
         "trains all the while. In percent, mean ± 95 % interval over seeds. Maps are not negative, so their cosine is "
         "high by construction: the column beside it says what shuffling the entries of each tensor leaves of it. Rank "
         "correlation (Spearman's, of the units' mean importance, ranks taken within layers) is 0 by chance. The last "
-        "column is the share of each layer's best quarter of units in the first map that is still there: 25 by chance.",
+        "column is the share of each layer's best quarter of units in the first map that is still there: 25 by chance. "
+        "Two maps of one model, from other batches, are not compared: what batches alone change counts as change here.",
         "",
         f"| task | round | seeds | {' | '.join(MEASURES.values())} | accuracy at the end |",
         "|" + "---|" * (len(MEASURES) + 4),
