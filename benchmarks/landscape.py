@@ -31,6 +31,8 @@ TASKS = {
 }
 EMBEDDED = tuple(TASKS)[:2]
 LENGTH = "--rounds 101 --explore-every 10"
+SAME_MODEL = "--rounds 3 --explore-every 1"
+"""Every round explores and, started cold, leaves the model as it is: what other batches alone change of a map."""
 QUICK_LENGTH = "--rounds 11 --explore-every 5"
 LATER = (10, 50, 100)
 MEASURES = {
@@ -58,6 +60,17 @@ def measured(rows: list[Row], name: str, round: int) -> list[float]:
     return [row[name] for group in rows for row in group["figures"]["maps"] if row["round"] == round]
 
 
+def fresh_maps(rows: list[Row], name: str) -> list[float]:
+    """A measure of the maps of the untrained model, their mean a value a seed."""
+    return [statistics.mean(found[name] for found in row["figures"]["maps"]) for row in rows]
+
+
+def line(task: str, which: str, values: dict[str, list[float]], accuracy: str) -> str:
+    """One row of the table."""
+    shown = " | ".join(mean(values[name]) for name in MEASURES)
+    return f"| {task} | {which} | {len(values['rank'])} | {shown} | {accuracy} |"
+
+
 def markdown(rows: list[Row], rounds: tuple[int, ...]) -> str:
     """The whole file."""
     lines = [
@@ -68,18 +81,18 @@ def markdown(rows: list[Row], rounds: tuple[int, ...]) -> str:
         "high by construction: the column beside it says what shuffling the entries of each tensor leaves of it. Rank "
         "correlation (Spearman's, of the units' mean importance, ranks taken within layers) is 0 by chance. The last "
         "column is the share of each layer's best quarter of units in the first map that is still there: 25 by chance. "
-        "Two maps of one model, from other batches, are not compared: what batches alone change counts as change here.",
+        "`same model`: second and third maps of the untrained model from other batches, what a map's own noise leaves.",
         "",
-        f"| task | round | seeds | {' | '.join(MEASURES.values())} | accuracy at the end |",
+        f"| task | map of round | seeds | {' | '.join(MEASURES.values())} | accuracy at the end |",
         "|" + "---|" * (len(MEASURES) + 4),
     ]
     for task in dict.fromkeys(row["task"] for row in rows):
-        mine = select(rows, task=task)
+        again, mine = select(rows, task=task, same_model=True), select(rows, task=task, same_model=False)
+        if again:
+            lines.append(line(task, "same model", {name: fresh_maps(again, name) for name in MEASURES}, "-"))
         accuracy = mean([row["figures"]["accuracy"] for row in mine])
         for round in rounds:
-            values = {name: measured(mine, name, round) for name in MEASURES}
-            shown = " | ".join(mean(values[name]) for name in MEASURES)
-            lines.append(f"| {task} | {round} | {len(values['rank'])} | {shown} | {accuracy} |")
+            lines.append(line(task, str(round), {name: measured(mine, name, round) for name in MEASURES}, accuracy))
     return "\n".join([*lines, ""])
 
 
@@ -95,7 +108,7 @@ def plot(rows: list[Row], path: Path) -> None:
         return
     figure, panels = plt.subplots(1, len(tasks), figsize=(4.8 * len(tasks), 3.6), squeeze=False, sharey=True)
     for task, panel in zip(tasks, panels[0], strict=True):
-        mine = select(rows, task=task)
+        mine = select(rows, task=task, same_model=False)
         rounds = sorted({found["round"] for row in mine for found in row["figures"]["maps"]})
         for name, label in MEASURES.items():
             values = [measured(mine, name, round) for round in rounds]
@@ -131,7 +144,12 @@ def main() -> None:
         tasks = [task for task in tasks if task == EMBEDDED[1]]
     length = QUICK_LENGTH if arguments.quick else LENGTH
     seeds = range(1 if arguments.quick else arguments.seeds)
-    wanted = [({"task": task}, f"{TASKS[task]} {length}", seed) for seed in seeds for task in tasks]
+    wanted = [
+        ({"task": task, "same_model": same}, f"{TASKS[task]} {SAME_MODEL if same else length}", seed)
+        for seed in seeds
+        for task in tasks
+        for same in (True, False)
+    ]
     embedded = tuple(TASKS[task] for task in EMBEDDED)
     table.fill(
         wanted,
