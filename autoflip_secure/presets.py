@@ -40,12 +40,18 @@ PRESETS: Mapping[str, Options] = MappingProxyType(
         "paper-femnist": {**_PAPER, "dataset": "femnist", "model": "femnist-cnn", "partition": "natural"},
         "paper-mnist-writers": {**_PAPER, "dataset": "mnist-writers", "model": "femnist-cnn", "partition": "natural"},
         "paper-shakespeare": {**_PAPER, "dataset": "shakespeare", "model": "char-lstm", "partition": "natural"},
-        "quick-mnist": {**_QUICK, "dataset": "mnist5k", "model": "cnn6", "partition": "pathological:2"},
+        "quick-mnist": {
+            **_QUICK, "dataset": "mnist5k", "model": "cnn6", "partition": "pathological:2",
+            "optimizer": "adam", "learning_rate": 1e-3,
+        },
         "quick-cifar10": {
             **_QUICK, "dataset": "cifar10", "model": "resnet-small", "partition": "pathological:2",
             "optimizer": "adam", "learning_rate": 1e-3,
         },
-        "quick-femnist": {**_QUICK, "dataset": "mnist-writers", "model": "cnn6", "partition": "natural"},
+        "quick-femnist": {
+            **_QUICK, "dataset": "mnist-writers", "model": "cnn6", "partition": "natural",
+            "optimizer": "adam", "learning_rate": 1e-3,
+        },
         "quick-shakespeare": {
             **_QUICK, "dataset": "shakespeare", "model": "char-lstm", "partition": "natural",
             "optimizer": "adam", "learning_rate": 3e-3,

@@ -45,8 +45,8 @@ def markdown(rows: list[Row], scored_on: str) -> str:
         "counts the worse the choice, down to that of random units: a unit that silos pull different ways is one that "
         "tells their classes apart. Energy counted silo by silo, before anything cancels, is the best there is, and it "
         "is what AutoFLIP's deviations are.",
-        "- **Of single weights it does.** Moves of a weight that cancel in the sum were for nothing, so the energy that "
-        "is left in the sum is the better guide on skewed silos, at a cold start by far. Agreement by itself, without "
+        "- **Of single weights it does.** Moves of a weight that cancel in the sum were for nothing, so the energy "
+        "that is left in it is the better guide on skewed silos, at a cold start by far. Agreement by itself, without "
         "how far a weight moves, is no guide at all.",
         "- With iid silos all energies rank alike, and size does as well as they do or better.",
         "- Differences shrink as training goes on after pruning; a warm start leaves less to choose.",

@@ -115,15 +115,16 @@ def _own_product(evidence: Evidence, units: UnitMap) -> KeepScores:
 
 
 def _hybrid(evidence: Evidence, units: UnitMap) -> KeepScores:
-    """Units by size times own energy, single weights by size times shared energy.
+    """Units by own energy, single weights by size times shared energy.
 
     Agreement has opposite signs at the two levels (benchmarks/results/agreement_levels.md). A unit that silos pull
     different ways is one that tells their classes apart, and the network cannot do without it; a weight whose moves
-    cancel in the sum has moved for nothing.
+    cancel in the sum has moved for nothing. Where exploration sums no updates (too few silos for two moments), weights
+    go by size times own energy until the first round of training.
     """
     weights = np.abs(evidence.weights.astype(np.float64))
-    shared = np.sqrt(np.maximum(_known(evidence.energy).energy, 0.0))
-    return KeepScores(weights * shared, _own_product(evidence, units).units)
+    left = evidence.energy if evidence.energy.rounds else _known(evidence.own)
+    return KeepScores(weights * np.sqrt(np.maximum(left.energy, 0.0)), _own_energy(evidence, units).units)
 
 
 def _magnitude(evidence: Evidence, units: UnitMap) -> KeepScores:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autoflip_secure.autoflip.cohort_filter import Verdict, filtered, judge
 from autoflip_secure.config import ResolvedConfig
@@ -40,13 +42,29 @@ class CohortWatch:
         bound = rotation_bound(self._schedule)
         self._event("cohort_filter", cohorts=cohorts, rotates=True, **bound.facts(), warning=bound.sentence())
 
-    def passed(self, round: int, plan: RoundPlan, aggregates: Sequence[Aggregate]) -> list[Aggregate]:
-        """The sums to go on with, in the full layout: those of cohorts of weight above 0, weighed."""
+    def passed(
+        self,
+        round: int,
+        plan: RoundPlan,
+        aggregates: Sequence[Aggregate],
+        live: NDArray[np.bool_],
+        silo_variance: float = 0.0,
+    ) -> list[Aggregate]:
+        """The sums to go on with, in the full layout: those of cohorts of weight above 0, weighed.
+
+        Only `live` coordinates are judged: masked ones are not sent and carry no noise. `silo_variance` is what silos
+        add to each of theirs on their own (trust local); from here on the sums say so themselves.
+        """
         if not self._config.cohort_filter:
             return list(aggregates)
         channel = "update" if "update" in aggregates[0].channels else "deviation"
+        if silo_variance and channel == "update":
+            noise = [(aggregate.silos * silo_variance) ** 0.5 for aggregate in aggregates]
+            aggregates = [
+                replace(a, noise_std={**a.noise_std, "update": std}) for a, std in zip(aggregates, noise, strict=True)
+            ]
         verdict = judge(
-            np.stack([aggregate.mean(channel) for aggregate in aggregates]),
+            np.stack([aggregate.mean(channel)[live] for aggregate in aggregates]),
             np.array([aggregate.mean_noise_std(channel) for aggregate in aggregates]),
         )
         for index in np.flatnonzero(verdict.weights < NAMED_BELOW):

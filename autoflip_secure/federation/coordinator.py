@@ -219,7 +219,7 @@ class Coordinator:
             self._clip.in_first_units(scatter(a, state.model))
             for a in self._sums.run(state, plan.phase, plan, self._channels(number), terms)
         ]
-        aggregates = self._cohorts.passed(number, plan, sums)
+        aggregates = self._cohorts.passed(number, plan, sums, live, self._silo_variance(terms))
         self._step(number, aggregates)
         if self._schedule.prunes:
             self._pruning.observe(number, aggregates, live, self._silo_variance(terms))

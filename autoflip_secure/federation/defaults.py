@@ -192,11 +192,14 @@ def _check_sparse_training(config: RunConfig) -> None:
 
 def _check_mask_training(config: RunConfig) -> None:
     for flag, given in (
+        ("--optimizer adam", config.optimizer != "sgd"),
         ("--prox-mu", config.prox_mu > 0),
+        ("--cohort-filter", config.cohort_filter),
+        ("--bad-silos", config.bad_silos is not None and not config.bad_silos.startswith("label-flip")),
         ("--server-optimizer", config.server_optimizer != "average"),
     ):
         if given:
-            raise ConfigError(f"{flag}: --prune fedmask learns masks, its weights do not move; leave it out")
+            raise ConfigError(f"{flag}: --prune fedmask sums masks, not updates of weights; leave it out")
     if config.explore_every:
         raise ConfigError(
             f"--explore-every {config.explore_every}: --prune fedmask has its parameters once; leave it out"

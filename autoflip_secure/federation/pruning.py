@@ -50,8 +50,8 @@ UNINFORMED = 0.5
 class PruningController:
     """Guidance, accumulated energy and agreement of one run, and the mask by one of `score_rules.RULES`.
 
-    AutoFLIP's usual rule without DP keeps units by size x the silos' own energy and single weights by size x shared
-    energy; with DP, units by size x shared energy x (1 + agreement) / 2, with energy and agreement as far as noise
+    AutoFLIP's usual rule without DP keeps units by the silos' own energy and single weights by size x shared energy;
+    with DP, units by size x shared energy x (1 + agreement) / 2, with energy and agreement as far as noise
     leaves them: squares of single silos' updates, which own energy is made of, are mostly noise then.
 
     Attributes
@@ -155,16 +155,16 @@ class PruningController:
             self._explore(explored_guidance(aggregates, self._units.layout, live), live)
         if not self._noised and aggregates[0].channels.keys() & {"deviation", "unit_energy"}:
             self._own = self._own.add_exact(own_energy(aggregates, self._units, live))
+        if self._schedule.is_exploration(round) and round >= self._config.explore_rounds:
+            self._explored = np.zeros(self._units.size)  # from another model: what was explored before says nothing
         if "update" not in aggregates[0].channels:
             return
         if self._schedule.is_exploration(round):
-            again = round >= self._config.explore_rounds  # from another model: what was explored before says nothing
-            before = np.zeros(self._units.size) if again else self._explored
-            self._explored = before + pooled_mean(aggregates, "update", self._units.size)[0]
+            self._explored = self._explored + pooled_mean(aggregates, "update", self._units.size)[0]
         if "unit_energy" in aggregates[0].channels:
             self.agreement = moments(aggregates[0], self._units, live, silo_variance)
             self.update_variance = update_variance(aggregates, self._units, live)
-        if silo_variance:
+        if silo_variance and not any(a.noise_std.get("update") for a in aggregates):
             aggregates = [replace(a, noise_std={"update": (a.silos * silo_variance) ** 0.5}) for a in aggregates]
         if self.agreement is None and len(aggregates) > 1:
             self.agreement = cross_cohort(aggregates, self._units, live)
@@ -200,7 +200,11 @@ class PruningController:
         generator = stream(self._config.seed, "random units")
         settings = replace(prune_settings(self._config, self._config.prune_flops), threshold=0.0)
         scores = KeepScores(generator.random(self._units.size), generator.random(self._units.count))
-        return self._pruned(model, scores, settings)[0]
+        units = self._units
+        found, kept = self._pruned(model, scores, settings)
+        if self._config.trust == "none":
+            found = replace(found, weights=at_scale(model.weights, found.weights, units, self._units, kept))
+        return found
 
     def is_decision(self, round: int) -> bool:
         """Whether the mask is chosen anew after `round`."""

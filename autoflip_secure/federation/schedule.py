@@ -54,7 +54,7 @@ def default_colluders(silos: int, moments: int, smallest: int | None = None) -> 
 
 
 def largest_cohorts(silos: int) -> int:
-    """Cohorts of the filter: of four silos or more, at least `LEAST_FILTERED` of them, at most 16."""
+    """Cohorts of the filter: of four silos where there are enough, at least `LEAST_FILTERED` of them, at most 16."""
     return min(16, max(LEAST_FILTERED, silos // FILTERED_SIZE))
 
 
@@ -265,7 +265,7 @@ class Schedule:
 
 
 def _drawn(share: float, silos: int) -> int:
-    return max(1, round_half_up(share * silos))
+    return min(silos, max(1, round_half_up(share * silos)))
 
 
 def round_half_up(value: float) -> int:

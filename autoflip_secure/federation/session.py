@@ -38,6 +38,9 @@ CREATE TABLE IF NOT EXISTS cohorts (
 """
 
 
+TRAINING = ("explore", "train")
+"""Phases in which records train the model: one a round."""
+
 AFTER_RECORDS = "the contribution failed after the records were touched"
 
 
@@ -135,12 +138,14 @@ class Session:
         terms, config = manifest.privacy, self._config
         if manifest.session != self._request.session:
             raise PolicyRefusal("the manifest belongs to a session this silo did not join")
+        if manifest.phase in TRAINING and manifest.round >= config.rounds:
+            raise PolicyRefusal(f"round {manifest.round} is beyond the {config.rounds} of the run this silo joined")
         if manifest.config_hash != self._digest:
             raise PolicyRefusal("the manifest's configuration is not the one this silo joined")
         if terms.trust != config.trust:
             raise PolicyRefusal("the manifest's trust mode is not the one this silo joined")
         counts_bits = any(channel.name == "clip_bits" for channel in manifest.channels)
-        if counts_bits != (config.adaptive_clip is not None and manifest.phase in ("explore", "train")):
+        if counts_bits != (config.adaptive_clip is not None and manifest.phase in TRAINING):
             raise PolicyRefusal("the manifest and the run this silo joined disagree whether the clip is adaptive")
         if terms.colluders < config.colluders or terms.delta > config.dp_delta:
             raise PolicyRefusal("the manifest promises less than the run this silo joined: colluders or delta")
@@ -165,26 +170,31 @@ class Session:
     def _check_cohort(self, manifest: Manifest) -> None:
         """Without DP two sums of one round whose cohorts differ would subtract to the silos in between: refuse.
 
+        Refused too: other channels in a second asking, since what training finds is the same, and each moment of it
+        that is released needs a survivor more.
+
         With the cohort filter the cohorts are those that the joined configuration fixes, DP or not.
         """
         if self._config.cohort_filter:
             self._check_fixed_cohorts(manifest)
         if manifest.privacy.trust != "none":
             return
-        cohort = msgpack.packb(list(manifest.cohorts[manifest.cohort_of(self._silo)]))
-        key = (manifest.session, manifest.round, manifest.phase)
-        self._database.execute("INSERT OR IGNORE INTO cohorts VALUES (?, ?, ?, ?)", (*key, cohort))
+        names = sorted(channel.name for channel in manifest.channels)
+        asked = msgpack.packb([list(manifest.cohorts[manifest.cohort_of(self._silo)]), names])
+        key = (manifest.session, manifest.round, "train" if manifest.phase in TRAINING else manifest.phase)
+        self._database.execute("INSERT OR IGNORE INTO cohorts VALUES (?, ?, ?, ?)", (*key, asked))
         query = "SELECT cohort FROM cohorts WHERE session = ? AND round = ? AND phase = ?"
-        if self._database.execute(query, key).fetchone() != (cohort,):
+        if self._database.execute(query, key).fetchone() != (asked,):
             raise PolicyRefusal(
-                f"round {manifest.round} was asked for before with another cohort; without DP the difference of the "
-                "two sums would show single silos"
+                f"round {manifest.round} was asked for before with another cohort or for other channels; without DP "
+                "the difference of two sums would show single silos, and a sum and squares opened one after the other "
+                "need as many survivors as both at once"
             )
 
     def _check_fixed_cohorts(self, manifest: Manifest) -> None:
         if self._schedule is None:
             self._schedule = Schedule(self._config)
-        trains = manifest.phase in ("explore", "train")
+        trains = manifest.phase in TRAINING
         plan = self._schedule.plan(manifest.round) if trains else self._schedule.whole()
         if manifest.cohorts != plan.cohorts:
             raise PolicyRefusal(

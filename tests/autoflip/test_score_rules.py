@@ -76,7 +76,7 @@ def test_each_rule_is_its_formula(evidence: Evidence) -> None:
     np.testing.assert_allclose(scores("own-product")[1], size * units)
     parameters, of_units = scores("hybrid")
     np.testing.assert_allclose(parameters, np.abs(evidence.weights) * np.sqrt(evidence.energy.energy))
-    np.testing.assert_allclose(of_units, size * units)
+    np.testing.assert_allclose(of_units, units)
     parameters, units = scores("guidance")
     agreement = evidence.guidance.agreement
     np.testing.assert_allclose(scores("product-agreement")[1], product * (1 + agreement) / 2)
@@ -95,9 +95,17 @@ def test_before_any_update_size_alone_ranks(evidence: Evidence) -> None:
     early = replace(evidence, energy=nothing, own=nothing)
     size = keep_scores("magnitude", early, UNITS)
     fan_in = np.array([incoming.size for incoming in UNITS.incoming])
-    for rule in ("product", "own-product", "hybrid"):
+    for rule in ("product", "own-product"):
         np.testing.assert_allclose(keep_scores(rule, early, UNITS).units, size.units * np.sqrt(fan_in))
-    np.testing.assert_allclose(keep_scores("hybrid", early, UNITS).parameters, size.parameters)
+    hybrid = keep_scores("hybrid", early, UNITS)
+    np.testing.assert_allclose(hybrid.parameters, size.parameters)
+    np.testing.assert_allclose(hybrid.units, np.sqrt(fan_in))
+
+
+def test_where_no_updates_were_summed_weights_go_by_own_energy(evidence: Evidence) -> None:
+    explored = replace(evidence, energy=EnergyAccumulator.empty(UNITS.size))
+    found = keep_scores("hybrid", explored, UNITS).parameters
+    np.testing.assert_allclose(found, np.abs(evidence.weights) * np.sqrt(evidence.own.energy))
 
 
 def test_diverged_weights_are_refused(evidence: Evidence) -> None:

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 from autoflip_secure.attacks.bad_silos import BadSilos
-from autoflip_secure.config import ResolvedConfig
+from autoflip_secure.config import ResolvedConfig, RunConfig
+from autoflip_secure.data.registry import load
 from autoflip_secure.data.silo_folder import SiloData
 from autoflip_secure.errors import ConfigError, PolicyRefusal
 from autoflip_secure.federation import client_app
 from autoflip_secure.federation.bad_contributor import BadContributor
 from autoflip_secure.federation.client_app import silo_folder
+from autoflip_secure.federation.cohort_watch import CohortWatch
 from autoflip_secure.federation.contribution import Contributor
+from autoflip_secure.federation.defaults import resolve
 from autoflip_secure.federation.engines import run_federation
 from autoflip_secure.federation.events import read_json_lines
 from autoflip_secure.federation.join import JOIN_STAGE, JoinRequest
@@ -25,6 +28,7 @@ from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.federation.silo import Silo
 from autoflip_secure.federation.terms import deviation_channel, energy_channel, update_channel
 from autoflip_secure.federation.wire import Request
+from autoflip_secure.sums.channels import Aggregate
 
 FILTER: dict[str, Any] = {"silos": 16, "cohort_filter": True, "rounds": 4}
 
@@ -199,6 +203,37 @@ def test_under_distributed_noise_the_gradient_sum_is_what_is_spoilt(
     honest = Contributor(config, task, SiloData(records), 1, "cpu")._vectors(manifest, model)["update"]
     np.testing.assert_allclose(sent["scaling"], 10 * honest, rtol=1e-5)
     assert np.linalg.norm(sent["noise"]) == pytest.approx(10 * np.linalg.norm(honest), rel=1e-5)
+
+
+# What is judged
+
+
+@pytest.mark.parametrize("options", [{"dp_epsilon": 8.0}, {"dp_epsilon": 8.0, "dp_trust": "local"}])
+def test_masked_coordinates_say_nothing(make_config, options: dict[str, Any]) -> None:
+    """They carry no noise: were they counted, the noise taken off would hide how long a spoilt cohort's mean is."""
+    config = make_config(**{**FILTER, **options})
+    schedule = Schedule(config)
+    draw, size = np.random.default_rng(0), 4000
+    live = np.arange(size) % 2 == 0
+    shared = draw.normal(size=size) * 0.1
+    noised = [shared + draw.normal(size=size) * std for std in (0.5, 0.5, 0.5, 5.0)]
+    distributed = config.trust == "distributed"
+    noise = {"update": 2.0} if distributed else {}
+    sums = [Aggregate(1, c, 4, {"update": 4 * np.where(live, m, 0.0)}, noise) for c, m in enumerate(noised)]
+    told: list[dict[str, Any]] = []
+    watch = CohortWatch(config, schedule, lambda event, **fields: told.append({"event": event, **fields}))
+    left = watch.passed(1, schedule.plan(1), sums, live, 0.0 if distributed else 4 * 0.5**2)
+    assert [event["cohort"] for event in told] == [3]
+    assert told[0]["weight"] < 0.2
+    assert [a.mean_noise_std("update") for a in left[:3]] == pytest.approx([left[0].mean_noise_std("update")] * 3)
+    assert 0.5 < left[0].mean_noise_std("update") < 0.8, "scaled with the sum it is of"
+
+
+@pytest.mark.parametrize("options", [{"cohort_filter": True}, {"bad_silos": "noise:0.25"}, {"optimizer": "adam"}])
+def test_masks_are_not_filtered_and_not_spoilt(options: dict[str, Any]) -> None:
+    run = RunConfig.create(prune="fedmask", silos=16, **options)
+    with pytest.raises(ConfigError, match="fedmask"):
+        resolve(run, load("digits", None, 0).task, natural_silos=None)
 
 
 # Through the secure sum

@@ -379,4 +379,8 @@ def test_random_units_meet_the_flop_target_and_follow_the_seed(make: Make, dense
     assert first.mask.all(), "whole units go, single parameters stay"
     assert np.array_equal(first.weights, again.weights)
     assert not np.array_equal(first.weights, other.weights)
-    assert np.isin(first.weights, dense.weights).all()
+    assert not np.isin(first.weights, dense.weights).all(), "untrained weights are given their scale back"
+    noised, _ = make(prune="random", seed=0, **TRUSTS["distributed"])
+    private = noised.draw(dense)
+    assert np.isin(private.weights, dense.weights).all()
+    np.testing.assert_array_equal(np.sign(private.weights), np.sign(first.weights))

@@ -535,7 +535,7 @@ def test_sums_bear_the_colluders_of_policy_and_run(
 
 
 def test_a_simulated_drop_is_an_answer_that_costs_nothing(start: Start) -> None:
-    joined = start(dropout=0.5)
+    joined = start(dropout=0.5, rounds=40)
     joined.join()
     statuses = [joined.clear(round=round).status for round in range(40)]
     assert set(statuses) == {"ok", "dropped"}
@@ -545,7 +545,7 @@ def test_a_simulated_drop_is_an_answer_that_costs_nothing(start: Start) -> None:
 
 def test_an_institution_drops_out_for_nobody(start: Start) -> None:
     """Also where a configuration with drops got past the check at joining."""
-    joined = start(dropout=0.9)
+    joined = start(dropout=0.9, rounds=20)
     joined.join()
     session = joined.silo._open_session()
     session._policy = session._policy.model_copy(update={"simulated": False})

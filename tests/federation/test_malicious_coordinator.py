@@ -336,6 +336,26 @@ def test_without_dp_a_second_cohort_for_one_round_is_refused(attacker) -> None:
     refused(attack, attack.ask(second), "another cohort", lines=2)
 
 
+def test_without_dp_a_sum_and_squares_of_one_round_are_not_had_one_after_the_other(attacker) -> None:
+    """Each alone is opened with a survivor less than both at once."""
+    attack = attacker("none")
+    assert attack.join().status == "ok"
+    model = attack.model()
+    first = attack.manifest(model, phase="explore", channels=(deviation_channel(int(model.mask.sum())),))
+    assert attack.ask(first).status == "ok", attack.log()
+    for phase in ("explore", "train"):
+        second = attack.manifest(model, phase=phase, attempt=1)
+        refused(attack, attack.ask(second), "other channels", lines=1)
+
+
+@pytest.mark.parametrize("trust", ["none", "local"])
+def test_a_round_beyond_the_joined_run_is_refused(attacker, trust: str) -> None:
+    attack = attacker(trust)
+    assert attack.join().status == "ok"
+    late = attack.manifest(attack.model(), round=attack.config.rounds)
+    refused(attack, attack.ask(late), "beyond the 6")
+
+
 def test_squares_are_refused_under_distributed_noise(tmp_path: Path) -> None:
     attack = Attacker(tmp_path / "run", "distributed")
     attack.joined = attack.request()
