@@ -146,7 +146,10 @@ class RunConfig(BaseModel):
         "hybrid",
     ] = Field("usual", description="what autoflip keeps by [hybrid; with DP product-agreement]")
     prune_threshold: float | None = Field(
-        None, ge=0, lt=1, description="parameters scoring in the lowest part of this size die [0.3; distributed: 0.6]"
+        None,
+        ge=0,
+        lt=1,
+        description="lowest part of the parameters that dies [0.3; distributed: 0.6; random: 0]",
     )
     prune_flops: float | None = Field(
         None,

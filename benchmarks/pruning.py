@@ -61,6 +61,11 @@ TASKS = (
         (0.12, 0.48),
     ),
     PruningTask(
+        "MNIST, cnn-tanh, dirichlet:0.1, a tenth of the weights",
+        "--dataset mnist --model cnn-tanh --partition dirichlet:0.1 --rounds 40 --prune-threshold 0.9",
+        (0.48,),
+    ),
+    PruningTask(
         "MNIST, cnn-tanh, dirichlet:0.1, 100 rounds",
         "--dataset mnist --model cnn-tanh --partition dirichlet:0.1 --rounds 100 --prune-threshold 0.6",
         (0.48,),

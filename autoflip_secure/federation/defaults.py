@@ -124,7 +124,7 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> Reso
         "sampling_rate": training.sampling_rate,
         "batch_size": training.batch_size,
         "colluders": colluders,
-        "prune_threshold": 0.6 if trust == "distributed" else 0.3,
+        "prune_threshold": _threshold(config),
         "prune_flops": 0.5,
         "explore_rounds": explore_rounds,
         "explore_steps": training.explore_steps,
@@ -143,6 +143,13 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> Reso
             "--no-warm-start: exploration under distributed noise is training that was paid for; it goes on"
         )
     return ResolvedConfig.create(**{**given, **filled})
+
+
+def _threshold(config: RunConfig) -> float:
+    """Share of the weights that die. Random units are the baseline of whole units: weights only where that is said."""
+    if config.prune == "random":
+        return 0.0
+    return 0.6 if config.trust == "distributed" else 0.3
 
 
 def _check_training(config: RunConfig) -> None:

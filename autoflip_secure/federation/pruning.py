@@ -191,14 +191,15 @@ class PruningController:
     def draw(self, model: ModelPayload) -> ModelPayload:
         """What training starts from: the model itself, unless it is pruned before anything is learnt (random units).
 
-        Random units make a network of the FLOP target, drawn from the run's seed.
+        Random units make a network of the FLOP target, drawn from the run's seed; single weights go with them where
+        `--prune-threshold` says how many, at random too.
 
         The baseline that every score has to beat: it costs nothing, and all rounds train the small network.
         """
         if self._config.prune != "random":
             return model
         generator = stream(self._config.seed, "random units")
-        settings = replace(prune_settings(self._config, self._config.prune_flops), threshold=0.0)
+        settings = prune_settings(self._config, self._config.prune_flops)
         scores = KeepScores(generator.random(self._units.size), generator.random(self._units.count))
         units = self._units
         found, kept = self._pruned(model, scores, settings)

@@ -382,5 +382,7 @@ def test_random_units_meet_the_flop_target_and_follow_the_seed(make: Make, dense
     assert not np.isin(first.weights, dense.weights).all(), "untrained weights are given their scale back"
     noised, _ = make(prune="random", seed=0, **TRUSTS["distributed"])
     private = noised.draw(dense)
+    sparse, _ = make(prune="random", seed=0, prune_threshold=0.8)
+    assert 0.15 < sparse.draw(dense).mask.sum() / dense.mask.size < 0.3
     assert np.isin(private.weights, dense.weights).all()
     np.testing.assert_array_equal(np.sign(private.weights), np.sign(first.weights))
