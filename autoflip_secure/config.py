@@ -199,7 +199,9 @@ class RunConfig(BaseModel):
         "usual",
         description="unit | parameter: what a round tells apart as it moves guidance [parameter; with DP unit]",
     )
-    prune_steps: int | None = Field(None, ge=1, le=100, description="mask decisions on the way to the target")
+    prune_steps: int | None = Field(
+        None, ge=1, le=100, description="mask decisions on the way to the target [one, or three]"
+    )
     warm_start: bool | None = Field(
         None, description="go on from the explored model instead of the common start [with DP: yes]"
     )

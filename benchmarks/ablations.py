@@ -53,6 +53,15 @@ TOPICS = {
     "agreement in size x energy": Topic(
         {"size x energy": "--score product", "size x energy x agreement": "--score product-agreement"}
     ),
+    "decisions on the way": Topic({"1": "", "3": "--prune-steps 3"}),
+    "score": Topic(
+        {
+            "hybrid": "",
+            "own energy": "--score own-energy",
+            "size x own energy": "--score own-product",
+            "size x shared energy": "--score product",
+        }
+    ),
     "threshold Tp": Topic(
         {"0.3": "", "0": "--prune-threshold 0", "0.6": "--prune-threshold 0.6", "0.8": "--prune-threshold 0.8"}
     ),

@@ -97,7 +97,6 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> Reso
     # With the cohort filter a cohort takes the place of the whole, and its sum comes without squares (see Schedule).
     smallest = silos // (config.cohorts or largest_cohorts(silos)) if config.cohort_filter else silos
     moments = 2 if trust != "distributed" and config.prune == "autoflip" and not config.cohort_filter else 1
-    one_shot = trust == "distributed" or config.prune == "snip"
     colluders = default_colluders(silos, moments, smallest) if config.colluders is None else config.colluders
     explore_rounds = training.explore_rounds if config.explore_rounds is None else config.explore_rounds
     if trust != "distributed" and explore_rounds != 1:
@@ -130,7 +129,7 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> Reso
         "explore_steps": training.explore_steps,
         "cohorts": _cohorts(config, silos, colluders),
         "agreement_every": 20,
-        "prune_steps": 1 if one_shot else 3,
+        "prune_steps": _prune_steps(config),
         "warm_start": _goes_on_from_exploration(config, smallest, silos, colluders),
         "evaluations": training.evaluations,
     }
@@ -143,6 +142,16 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> Reso
             "--no-warm-start: exploration under distributed noise is training that was paid for; it goes on"
         )
     return ResolvedConfig.create(**{**given, **filled})
+
+
+def _prune_steps(config: RunConfig) -> int:
+    """One decision where the scores say all at once: under distributed noise, for SNIP, and at a cold start, whose
+    network has learnt nothing yet that pruning could disturb and does better by training small from the first round on
+    (benchmarks/results/ablations.md). Else three, over the first half of the training."""
+    if config.trust == "distributed" or config.prune == "snip":
+        return 1
+    cold = config.trust == "none" and not config.warm_start and config.prune in ("autoflip", "magnitude", "prunefl")
+    return 1 if cold else 3
 
 
 def _threshold(config: RunConfig) -> float:
