@@ -55,7 +55,8 @@ def task_table(rows: list[Row], task: str) -> list[str]:
         "| upload % of FedAvg | training s |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for facts in dict.fromkeys((row["flops"], row["method"], row["start"]) for row in mine):
+    made = dict.fromkeys((row["flops"], row["method"], row["start"]) for row in mine)
+    for facts in sorted(made, key=lambda facts: (facts[0] is not None, -(facts[0] or 0))):
         flops, method, start = facts
         group = select(mine, flops=flops, method=method, start=start)
         scores = by_seed(group)
