@@ -137,6 +137,8 @@ def main() -> None:
             rows.append({"name": setting, "options": options, "seed": seed, "summary": summary})
             path.write_text(json.dumps({"machine": machine("torch"), "rows": rows}, indent=1))
             print(f"{setting}, seed {seed}: {scores([summary], 'accuracy', 'c_index')}", file=sys.stderr, flush=True)
+    order = list(ROWS | REAL)
+    rows.sort(key=lambda row: order.index(row["name"]))  # rows made anew stand where they stood
     text = f"{table(rows)}\n\nMean ± standard error over seeds. Made by `python benchmarks/{name.split('-')[0]}.py`"
     text += f" on {json.dumps(machine('torch'))}.\n"
     (RESULTS / f"{name}.md").write_text(text)
