@@ -147,7 +147,7 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> Reso
 def _prune_steps(config: RunConfig) -> int:
     """One decision where the scores say all at once: under distributed noise, for SNIP, and at a cold start, whose
     network has learnt nothing yet that pruning could disturb and does better by training small from the first round on
-    (benchmarks/results/ablations.md). Else three, over the first half of the training."""
+    (`make bench-ablations ARGS="--topic decisions"`). Else three, over the first half of the training."""
     if config.trust == "distributed" or config.prune == "snip":
         return 1
     cold = config.trust == "none" and not config.warm_start and config.prune in ("autoflip", "magnitude", "prunefl")

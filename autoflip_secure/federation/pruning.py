@@ -201,11 +201,7 @@ class PruningController:
         generator = stream(self._config.seed, "random units")
         settings = prune_settings(self._config, self._config.prune_flops)
         scores = KeepScores(generator.random(self._units.size), generator.random(self._units.count))
-        units = self._units
-        found, kept = self._pruned(model, scores, settings)
-        if self._config.trust == "none":
-            found = replace(found, weights=at_scale(model.weights, found.weights, units, self._units, kept))
-        return found
+        return self._pruned(model, scores, settings, untrained=True)[0]
 
     def is_decision(self, round: int) -> bool:
         """Whether the mask is chosen anew after `round`."""
@@ -223,22 +219,23 @@ class PruningController:
         """
         target = self._target_after(round)
         assert target is not None, "ask is_decision first"
-        before, units, scores = model.weights, self._units, self._scores(round, model)
+        scores = self._scores(round, model)
         self._record = self._record.decided(self._guidance.values, scores.parameters)
-        found, kept = self._pruned(model, scores, prune_settings(self._config, target))
-        if self._config.trust == "none" and self._schedule.leaves_the_model(round) and not self._decided:
-            found = replace(found, weights=at_scale(before, found.weights, units, self._units, kept))
+        untrained = self._schedule.leaves_the_model(round) and not self._decided
         self._decided = True
-        return found, kept
+        return self._pruned(model, scores, prune_settings(self._config, target), untrained=untrained)
 
     def _pruned(
-        self, model: ModelPayload, scores: KeepScores, settings: PruneSettings
+        self, model: ModelPayload, scores: KeepScores, settings: PruneSettings, *, untrained: bool
     ) -> tuple[ModelPayload, NDArray[np.int64]]:
         decision = choose_mask(model.spec, self._units, scores.parameters, scores.units, settings, model.mask)
         compaction = compact(model.spec, decision.dead_units)
         mask = decision.mask[compaction.kept]
         weights = np.where(mask, model.weights[compaction.kept], np.float32(0))
+        units = self._units
         self._shrink(compaction)
+        if untrained and self._config.trust == "none":
+            weights = at_scale(model.weights, weights, units, self._units, compaction.kept)
         return replace(model, spec=compaction.spec, weights=weights, mask=mask), compaction.kept
 
     def _shrink(self, compaction: Compaction) -> None:
