@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autoflip_secure.training.concordance import concordance
+from autoflip_secure.training.memory_layout import channels_last
 from autoflip_secure.training.metric_form import METRIC_SENSITIVITY, MetricForm
 from autoflip_secure.training.private_metrics import PrivateScores, metric_vector, scores_from_vector
 from autoflip_secure.training.scores import Scores, auroc, score
@@ -46,7 +47,7 @@ def predict(
     filling = -len(features) % batch
     # Batches have one shape: float32 kernels are chosen by shape, and a record more must not move others' scores.
     filled = torch.cat([features, features.new_zeros(filling, *features.shape[1:])])
-    outputs = torch.cat([module(part.to(device)).float().cpu() for part in torch.split(filled, batch)])
+    outputs = torch.cat([module(channels_last(part.to(device))).float().cpu() for part in torch.split(filled, batch)])
     module.train(was_training)
     predictions = outputs[: len(features)]
     return (predictions if kind == "survival" else torch.softmax(predictions, dim=1)).numpy()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from autoflip_secure.errors import ConfigError, DataError
 from autoflip_secure.models.layout import ParameterLayout
 from autoflip_secure.models.losses import LOSSES
+from autoflip_secure.training.memory_layout import channels_last, lay_out
 
 __all__ = ["batches", "mean_gradient", "train_locally"]
 
@@ -102,13 +103,13 @@ def train_locally(
         optimiser = torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
     was_training = module.training
     module.train()
-    _lay_out(module, torch.channels_last)
+    lay_out(module, torch.channels_last)
     _zero(parameters, dead)
     start = [parameter.detach().clone() for parameter in parameters] if prox_mu else []
     for indices in batches(len(x), batch_size, steps, generator):
         chosen = indices.to(x.device)
         optimiser.zero_grad()
-        torch.autograd.backward(LOSSES[loss](module(_channels_last(x[chosen])), y[chosen]) / len(chosen))
+        torch.autograd.backward(LOSSES[loss](module(channels_last(x[chosen])), y[chosen]) / len(chosen))
         for parameter, origin in zip(parameters, start, strict=bool(start)):
             assert parameter.grad is not None
             parameter.grad.add_(parameter.detach() - origin, alpha=prox_mu)
@@ -118,7 +119,7 @@ def train_locally(
         optimiser.step()
     optimiser.zero_grad()
     module.train(was_training)
-    _lay_out(module, torch.contiguous_format)
+    lay_out(module, torch.contiguous_format)
 
 
 GRADIENT_BATCH = 256
@@ -134,21 +135,10 @@ def mean_gradient(module: nn.Module, x: Tensor, y: Tensor, *, loss: str = "cross
     total = [torch.zeros_like(parameter) for parameter in parameters]
     for start in range(0, len(x), GRADIENT_BATCH):
         part = slice(start, start + GRADIENT_BATCH)
-        found = torch.autograd.grad(LOSSES[loss](module(x[part]), y[part]), parameters)
+        found = torch.autograd.grad(LOSSES[loss](module(channels_last(x[part])), y[part]), parameters)
         for sums, gradient in zip(total, found, strict=True):
             sums += gradient
     return torch.cat([(sums / len(x)).reshape(-1).cpu() for sums in total])
-
-
-def _lay_out(module: nn.Module, layout: torch.memory_format) -> None:
-    """Order filters in memory, in place; their shape and values stay."""
-    for parameter in module.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=layout)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
 def _dead_masks(module: nn.Module, live: Tensor | None) -> list[Tensor | None] | None:
