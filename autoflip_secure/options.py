@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 
-from autoflip_secure.config import RunConfig, flag_of, load_config_file
+from autoflip_secure.config import ResolvedConfig, RunConfig, flag_of, load_config_file
 from autoflip_secure.errors import AutoflipSecureError, InputError, Interrupted
 from autoflip_secure.presets import preset_options
 
@@ -62,17 +62,23 @@ def config_from(options: dict[str, Any], file: Path | None, preset: str | None =
 
     Local steps and local epochs are two ways to say one thing, so that either replaces a preset's other.
 
+    `model_fields_set` of what comes back is what the user chose. A preset, and the config.toml of an earlier run, say
+    more: they were written for one method, and what another one does not use of them is no contradiction.
+
     Raises
     ------
     ConfigError
         Names the option.
     """
-    chosen = {**(load_config_file(file) if file is not None else {}), **options}
-    base = preset_options(preset)
+    written = load_config_file(file) if file is not None else {}
+    base, chosen = preset_options(preset), {**written, **options}
+    if ResolvedConfig.__annotations__.keys() <= written.keys():  # a run's own, which holds every option
+        base, chosen = {**base, **written}, options
     for one, other in (("local_steps", "local_epochs"), ("local_epochs", "local_steps")):
         if one in chosen:
             base.pop(other, None)
-    return RunConfig.create(**{**base, **chosen})
+    config = RunConfig.create(**{**base, **chosen})
+    return RunConfig.model_construct(_fields_set=set(chosen), **dict(config))
 
 
 def run_command(app: typer.Typer, arguments: list[str] | None = None) -> int:

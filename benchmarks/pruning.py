@@ -38,7 +38,10 @@ class PruningTask:
     ----------
     name : str
     options : str
-        Of the command line. All methods keep at most the same share of the weights, so that uploads compare too.
+        Of the command line.
+    threshold : float
+        Share of the weights that dies at least, the same for all methods that prune weights, so that uploads compare
+        too.
     flops : tuple of float
         Shares of the dense network's FLOPs that are kept.
     seeds : int
@@ -49,6 +52,7 @@ class PruningTask:
 
     name: str
     options: str
+    threshold: float
     flops: tuple[float, ...]
     seeds: int = 5
     data: bool = True
@@ -57,43 +61,50 @@ class PruningTask:
 TASKS = (
     PruningTask(
         "MNIST, cnn-tanh, dirichlet:0.1",
-        "--dataset mnist --model cnn-tanh --partition dirichlet:0.1 --rounds 40 --prune-threshold 0.6",
+        "--dataset mnist --model cnn-tanh --partition dirichlet:0.1 --rounds 40",
+        0.6,
         (0.12, 0.48),
     ),
     PruningTask(
         "MNIST, cnn-tanh, dirichlet:0.1, a tenth of the weights",
-        "--dataset mnist --model cnn-tanh --partition dirichlet:0.1 --rounds 40 --prune-threshold 0.9",
+        "--dataset mnist --model cnn-tanh --partition dirichlet:0.1 --rounds 40",
+        0.9,
         (0.48,),
     ),
     PruningTask(
         "MNIST, cnn-tanh, dirichlet:0.1, 100 rounds",
-        "--dataset mnist --model cnn-tanh --partition dirichlet:0.1 --rounds 100 --prune-threshold 0.6",
+        "--dataset mnist --model cnn-tanh --partition dirichlet:0.1 --rounds 100",
+        0.6,
         (0.48,),
         seeds=3,
     ),
-    PruningTask("MNIST by writer, cnn6", "--preset quick-femnist --prune-threshold 0.6", (0.48,), seeds=3),
+    PruningTask("MNIST by writer, cnn6", "--preset quick-femnist", 0.6, (0.48,), seeds=3),
     PruningTask(
         "CIFAR-10 (lossy JPEG copy), resnet-small, dirichlet:0.5",
-        "--preset quick-cifar10 --partition dirichlet:0.5 --prune-threshold 0.6",
+        "--preset quick-cifar10 --partition dirichlet:0.5",
+        0.6,
         (0.48,),
         seeds=3,
     ),
     PruningTask(
         "Shakespeare by speaker, char-lstm",
-        "--preset quick-shakespeare --local-steps 5 --rounds 12 --prune-threshold 0.6",
+        "--preset quick-shakespeare --local-steps 5 --rounds 12",
+        0.6,
         (0.48,),
         seeds=3,
     ),
     PruningTask(
         "mnist5k, cnn6, pathological:2",
-        "--preset quick-mnist --rounds 40 --prune-threshold 0.6",
+        "--preset quick-mnist --rounds 40",
+        0.6,
         (0.12, 0.48),
         data=False,
     ),
 )
 QUICK = PruningTask(
     "mnist5k, cnn-tanh, dirichlet:0.1",
-    "--dataset mnist5k --model cnn-tanh --partition dirichlet:0.1 --rounds 40 --prune-threshold 0.6",
+    "--dataset mnist5k --model cnn-tanh --partition dirichlet:0.1 --rounds 40",
+    0.6,
     (0.12,),
     data=False,
 )
@@ -124,6 +135,8 @@ TRACED = ("guidance x agreement", AUTOFLIP)
 """Importance is drawn of their first seed at one FLOP target, started warm."""
 UNEXPLORED = ("random units", "FedDST, mask chosen from sums", "EFLPrune")
 """Nothing is explored first: no choice of start."""
+WHOLE_UNITS = ("FedAvg", "FedProx", "FedAdam", "EFLPrune", "FedMask, global mask")
+"""Methods that take no share of single weights: what FedMask masks in the end is for its votes to say."""
 STARTS = {"cold": "--no-warm-start", "warm": "--warm-start"}
 MAIN = ("FedAvg", "random units", "magnitude", "guidance x agreement", AUTOFLIP)
 """What `--main` leaves of the methods: the claim, and what it is measured against."""
@@ -135,8 +148,12 @@ FIGURES = (
 
 def settings(task: PruningTask, starts: tuple[str, ...], *, main: bool) -> list[tuple[dict[str, Any], str]]:
     """(facts, options) of every run of a task."""
+    shared = {
+        method: task.options + ("" if method in WHOLE_UNITS else f" --prune-threshold {task.threshold}")
+        for method in (*DENSE, *PRUNED)
+    }
     made = [
-        ({"task": task.name, "method": method, "start": "", "flops": None}, f"{task.options} {options}")
+        ({"task": task.name, "method": method, "start": "", "flops": None}, f"{shared[method]} {options}")
         for method, options in DENSE.items()
         if method in MAIN or not main
     ]
@@ -146,7 +163,7 @@ def settings(task: PruningTask, starts: tuple[str, ...], *, main: bool) -> list[
             continue
         facts = {"task": task.name, "method": method, "start": start if explored else "", "flops": kept}
         warmth = f" {STARTS[start]}" if explored else ""
-        made.append((facts, f"{task.options} {options} --prune-flops {kept}{warmth}"))
+        made.append((facts, f"{shared[method]} {options} --prune-flops {kept}{warmth}"))
     return made
 
 

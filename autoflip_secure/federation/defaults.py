@@ -9,10 +9,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from autoflip_secure.attacks.bad_silos import BadSilos
 from autoflip_secure.config import ResolvedConfig, RunConfig
 from autoflip_secure.data.task import Task
 from autoflip_secure.errors import ConfigError
+from autoflip_secure.federation.option_checks import check_options, check_robustness
 from autoflip_secure.federation.schedule import (
     bears_two_moments,
     cohort_minimum,
@@ -27,7 +27,6 @@ __all__ = ["resolve"]
 
 
 TEXT_MODEL = "char-lstm"
-OWN_SCORES = ("own-energy", "own-product", "hybrid")
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> Reso
             f"--local-steps {config.local_steps}: distributed noise covers one gradient sum a round, so it is 1; "
             "more local steps need --dp-trust local"
         )
-    _check_training(config)
+    check_options(config)
     if config.target_accuracy is not None and task.kind == "survival":
         raise ConfigError(f"--target-accuracy: {task.name} is scored by its C-index and has no accuracy; leave it out")
     if config.adaptive_clip is not None and trust != "distributed":
@@ -93,7 +92,7 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> Reso
             f"--adaptive-clip {config.adaptive_clip}: the clip follows a noised sum over the silos; it needs "
             "--dp-epsilon with --dp-trust distributed"
         )
-    _check_robustness(config, task, silos)
+    check_robustness(config, task, silos)
     # With the cohort filter a cohort takes the place of the whole, and its sum comes without squares (see Schedule).
     smallest = silos // (config.cohorts or largest_cohorts(silos)) if config.cohort_filter else silos
     moments = 2 if trust != "distributed" and config.prune == "autoflip" and not config.cohort_filter else 1
@@ -159,86 +158,6 @@ def _threshold(config: RunConfig) -> float:
     if config.prune == "random":
         return 0.0
     return 0.6 if config.trust == "distributed" else 0.3
-
-
-def _check_training(config: RunConfig) -> None:
-    """Refuse what would have no effect.
-
-    Raises
-    ------
-    ConfigError
-        Names the option.
-    """
-    if config.trust != "none":
-        for flag, given in (("--optimizer adam", config.optimizer != "sgd"), ("--prox-mu", config.prox_mu > 0)):
-            if given:
-                raise ConfigError(f"{flag}: with --dp-epsilon silos take plain DP-SGD steps; leave one of them out")
-    if config.trust == "distributed" and config.explore_every:
-        raise ConfigError(
-            f"--explore-every {config.explore_every}: under distributed noise every round's sum refines the map; leave "
-            "it out"
-        )
-    if config.prune in ("feddst", "fedmask") and config.trust != "none":
-        what = {"feddst": "regrows weights by gradients", "fedmask": "adds up masks"}[config.prune]
-        raise ConfigError(
-            f"--prune {config.prune}: {what} that no noise is planned for; leave out --dp-epsilon, or prune by "
-            "autoflip or magnitude"
-        )
-    if config.prune == "feddst":
-        _check_sparse_training(config)
-    if config.prune == "fedmask":
-        _check_mask_training(config)
-    if config.local_epochs is not None and config.local_steps is not None:
-        raise ConfigError(f"--local-epochs {config.local_epochs}: give either it or --local-steps")
-    if config.score in OWN_SCORES and config.trust != "none":
-        raise ConfigError(
-            f"--score {config.score}: it needs squares of the silos' own updates, which are noise under --dp-epsilon; "
-            "use product-agreement or product"
-        )
-    if config.score != "usual" and config.prune != "autoflip":
-        raise ConfigError(f"--score {config.score}: is a choice of --prune autoflip, not of {config.prune}")
-
-
-def _check_sparse_training(config: RunConfig) -> None:
-    if config.prune_threshold == 0:
-        raise ConfigError("--prune-threshold 0: --prune feddst trains a sparse network; give the share that is masked")
-    if config.prune_threshold_kind != "quantile":
-        raise ConfigError("--prune-threshold-kind absolute: --prune feddst keeps a share of each layer; leave it out")
-
-
-def _check_mask_training(config: RunConfig) -> None:
-    for flag, given in (
-        ("--optimizer adam", config.optimizer != "sgd"),
-        ("--prox-mu", config.prox_mu > 0),
-        ("--cohort-filter", config.cohort_filter),
-        ("--bad-silos", config.bad_silos is not None and not config.bad_silos.startswith("label-flip")),
-        ("--server-optimizer", config.server_optimizer != "average"),
-    ):
-        if given:
-            raise ConfigError(f"{flag}: --prune fedmask sums masks, not updates of weights; leave it out")
-    if config.explore_every:
-        raise ConfigError(
-            f"--explore-every {config.explore_every}: --prune fedmask has its parameters once; leave it out"
-        )
-
-
-def _check_robustness(config: RunConfig, task: Task, silos: int) -> None:
-    """Refuse bad silos that there are not, and rotation without what rotates.
-
-    Raises
-    ------
-    ConfigError
-        Names the option.
-    """
-    if config.allow_cohort_rotation and not config.cohort_filter:
-        raise ConfigError("--allow-cohort-rotation: rotates the cohorts of --cohort-filter; give both or neither")
-    if config.bad_silos is None:
-        return
-    bad = BadSilos.parse(config.bad_silos)
-    if bad.fraction > 0 and not bad.silos(config.seed, silos):
-        raise ConfigError(f"--bad-silos {config.bad_silos}: that part of {silos} silos is none; give a larger fraction")
-    if bad.kind == "label-flip" and task.kind == "survival":
-        raise ConfigError(f"--bad-silos {config.bad_silos}: {task.name} has no labels to flip; use noise or scaling")
 
 
 def _local_steps(config: RunConfig, task: Task, silos: int, training: _Training) -> int:

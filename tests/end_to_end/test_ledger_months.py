@@ -21,7 +21,7 @@ from autoflip_secure.sim import main as sim
 
 SILOS = 3
 OPTIONS = (
-    "--dataset", "digits", "--model", "mlp", "--silos", str(SILOS), "--rounds", "2", "--explore-rounds", "1",
+    "--dataset", "digits", "--model", "mlp", "--silos", str(SILOS), "--rounds", "2",
     "--colluders", "0", "--prune", "none", "--workers", "0", "--dp-epsilon", "2", "--quiet",
 )  # fmt: skip
 

@@ -306,7 +306,7 @@ def test_a_silo_takes_as_many_steps_as_its_ledger_was_charged(
     config, manifest = local_manifest(make_config, make_manifest, model, steps=7, noise_multiplier=1.5)
     for phase in ("train", "explore"):
         contributor(config, 1).contribute(replace(manifest, phase=phase), model)
-    plain = make_config(local_steps=2, explore_steps=3)
+    plain = make_config(prune="magnitude", local_steps=2, explore_steps=3)
     contributor(plain, 1).contribute(make_manifest(plain, model, terms={"steps": 7}), model)
     assert [options["steps"] for options in taken] == [7, 7, 7]
     private = {name: taken[0][name] for name in ("sampling_rate", "clip", "noise_multiplier", "nominal_records")}

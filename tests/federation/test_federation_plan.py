@@ -132,7 +132,7 @@ def test_terms_say_what_a_round_does(plans, trust: str) -> None:
 
 
 def test_without_dp_terms_promise_nothing(make_config, task) -> None:
-    config = make_config(local_steps=3, explore_steps=7)
+    config = make_config(prune="magnitude", local_steps=3, explore_steps=7)
     plan = session_plan(config, task, Schedule(config), public_test=False)
     assert plan.mechanisms() == {}
     assert [plan.train_terms(exploring).steps for exploring in (True, False)] == [7, 3]

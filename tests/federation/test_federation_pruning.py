@@ -341,7 +341,7 @@ def test_update_variance_is_known_where_squares_are_summed_beside_updates(make: 
 
 @pytest.mark.parametrize("level", ["unit", "parameter"])
 def test_the_level_of_guidance_may_be_chosen(make: Make, dense: ModelPayload, level: str) -> None:
-    controller, _ = make(guidance_level=level, eta=1.0)
+    controller, _ = make(guidance_level=level, eta=1.0, score="guidance")
     update = stream(4, "update").normal(size=dense.mask.size)
     energy = controller._units.unit_sum(update**2)
     same = Aggregate(1, 0, 4, {"update": 4 * update, "unit_energy": 4 * energy})
@@ -365,7 +365,7 @@ def test_layers_are_reported_with_units_live_and_agreement(make: Make, dense: Mo
 
 
 def test_guidance_may_stay_as_explored(make: Make, dense: ModelPayload) -> None:
-    controller, config = make(eta=0.0)
+    controller, config = make(eta=0.0, score="guidance")
     play(controller, config, dense, range(3))
 
 
@@ -380,7 +380,7 @@ def test_random_units_meet_the_flop_target_and_follow_the_seed(make: Make, dense
     assert np.array_equal(first.weights, again.weights)
     assert not np.array_equal(first.weights, other.weights)
     assert not np.isin(first.weights, dense.weights).all(), "untrained weights are given their scale back"
-    noised, _ = make(prune="random", seed=0, **TRUSTS["distributed"])
+    noised, _ = make(prune="random", seed=0, dp_epsilon=8.0)
     private = noised.draw(dense)
     sparse, _ = make(prune="random", seed=0, prune_threshold=0.8)
     assert 0.15 < sparse.draw(dense).mask.sum() / dense.mask.size < 0.3
