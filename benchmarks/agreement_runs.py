@@ -174,7 +174,7 @@ def between_silos(updates: Values, number: int) -> Agreement:
     units = unit_map()
     energy = units.unit_sum((updates**2).sum(axis=0))
     channels = {"update": updates.sum(axis=0), "unit_energy": energy}
-    return moments(Aggregate(number, 0, len(updates), channels), units)
+    return moments([Aggregate(number, 0, len(updates), channels)], units)
 
 
 def _compared(found: dict[str, Agreement]) -> Row:

@@ -85,12 +85,13 @@ def _ratio(numerator: Values, denominator: Values) -> Values:
 
 
 def moments(
-    aggregate: Aggregate, units: UnitMap, live: NDArray[np.bool_] | None = None, silo_variance: float = 0.0
+    aggregates: Sequence[Aggregate], units: UnitMap, live: NDArray[np.bool_] | None = None, silo_variance: float = 0.0
 ) -> Agreement:
     """rho_u = (||S_u||^2 - Q_u) / ((n - 1) Q_u) with S the sum of updates, Q_u the sum of the silos' ||D_k,u||^2.
 
     ||S_u||^2 - Q_u is the sum of the inner products of all ordered pairs of different silos, and (n - 1) Q_u what that
-    would be were all updates equal. Independent zero-mean updates give 0 in expectation, identical ones 1.
+    would be were all updates equal. Independent zero-mean updates give 0 in expectation, identical ones 1. The n silos
+    of all cohorts count as one sum: pairs within and between cohorts alike.
 
     Where silos noised their own updates (trust local), each of a unit's d_u live coordinates carries a known variance v
     a silo. It cancels in the numerator; n d_u v is taken off the denominator, whose floor is 3 sqrt(2 n d_u) v, as in
@@ -99,8 +100,8 @@ def moments(
 
     Parameters
     ----------
-    aggregate : Aggregate
-        Channels update (size,), masked coordinates 0, and unit_energy (units,).
+    aggregates : sequence of Aggregate
+        One a cohort: channels update (size,), masked coordinates 0, and unit_energy (units,).
     live : bool (size,), optional
         Live coordinates, the only ones that carry noise; default all.
     silo_variance : float
@@ -109,21 +110,23 @@ def moments(
     Raises
     ------
     EncodingError
-        Channels are missing or of another length, one silo only, or the sum carries privacy noise.
+        Channels are missing or of another length, one silo only, or a sum carries privacy noise.
     """
-    if aggregate.silos < 2:
+    silos = sum(aggregate.silos for aggregate in aggregates)
+    if silos < 2:
         raise EncodingError("agreement compares silos; a sum of one silo has none")
-    if aggregate.mean_noise_std("update") > 0:
+    if any(aggregate.mean_noise_std("update") > 0 for aggregate in aggregates):
         raise EncodingError(
             "the sum carries distributed noise, which does not protect squares; use the agreement between cohorts"
         )
-    total = channel_sum(aggregate, "update", units.size)
+    total = np.sum([channel_sum(aggregate, "update", units.size) for aggregate in aggregates], axis=0)
     noisy = units.unit_sum(np.ones(units.size) if live is None else live)
-    squares = np.maximum(channel_sum(aggregate, "unit_energy", units.count), 0.0)
-    shared = (units.unit_sum(total**2) - squares) / (aggregate.silos - 1)
-    spread = 2 * aggregate.silos * noisy * silo_variance**2
-    noise = (spread / (aggregate.silos - 1), spread, 4 * silo_variance)
-    return _agreement(shared, squares - aggregate.silos * noisy * silo_variance, noise, units)
+    sent = np.sum([channel_sum(aggregate, "unit_energy", units.count) for aggregate in aggregates], axis=0)
+    squares = np.maximum(sent, 0.0)
+    shared = (units.unit_sum(total**2) - squares) / (silos - 1)
+    spread = 2 * silos * noisy * silo_variance**2
+    noise = (spread / (silos - 1), spread, 4 * silo_variance)
+    return _agreement(shared, squares - silos * noisy * silo_variance, noise, units)
 
 
 def update_variance(aggregates: Sequence[Aggregate], units: UnitMap, live: NDArray[np.bool_]) -> float:

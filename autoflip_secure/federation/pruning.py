@@ -162,7 +162,7 @@ class PruningController:
         if self._schedule.is_exploration(round):
             self._explored = self._explored + pooled_mean(aggregates, "update", self._units.size)[0]
         if "unit_energy" in aggregates[0].channels:
-            self.agreement = moments(aggregates[0], self._units, live, silo_variance)
+            self.agreement = moments(aggregates, self._units, live, silo_variance)
             self.update_variance = update_variance(aggregates, self._units, live)
         if silo_variance and not any(a.noise_std.get("update") for a in aggregates):
             aggregates = [replace(a, noise_std={"update": (a.silos * silo_variance) ** 0.5}) for a in aggregates]

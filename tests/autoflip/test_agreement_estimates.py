@@ -29,7 +29,7 @@ def test_moments_is_the_mean_inner_product_of_different_silos(seed: int, silos: 
     updates = draw(seed, silos, shared=1.0)
     energy = np.sum([SMALL.unit_sum(row**2) for row in updates], axis=0)
     aggregate = Aggregate(0, 0, silos, {"update": updates.sum(axis=0), "unit_energy": energy}, minimum=2)
-    agreement = moments(aggregate, SMALL)
+    agreement = moments([aggregate], SMALL)
     for unit, incoming in enumerate(SMALL.incoming):
         slices = updates[:, incoming]
         pairs = [slices[i] @ slices[j] for i in range(silos) for j in range(silos) if i != j]
@@ -40,6 +40,20 @@ def test_moments_is_the_mean_inner_product_of_different_silos(seed: int, silos: 
     for layer in range(2):
         of = SMALL.layer == layer
         assert np.isclose(agreement.per_layer[layer], (agreement.rho * energy)[of].sum() / energy[of].sum())
+
+
+def test_moments_of_cohorts_are_those_of_all_their_silos(make_aggregate: Callable[..., Aggregate]) -> None:
+    """Two cohorts that agree within and not with each other: the first one alone would tell of full agreement."""
+    mine, yours = draw(1, 2)
+    apart = [make_aggregate([mine] * 3, SMALL), make_aggregate([yours] * 2, SMALL, cohort=1)]
+    whole = make_aggregate([mine] * 3 + [yours] * 2, SMALL)
+    for live in (None, np.random.default_rng(0).random(SMALL.size) < 0.6):
+        found, expected = moments(apart, SMALL, live, 0.01), moments([whole], SMALL, live, 0.01)
+        np.testing.assert_allclose(found.rho, expected.rho)
+        np.testing.assert_allclose(found.variance, expected.variance)
+        assert found.overall == pytest.approx(expected.overall)
+    assert moments(apart[:1], SMALL).overall == pytest.approx(1)
+    assert moments(apart, SMALL).overall < 0.8
 
 
 @settings(max_examples=25, deadline=None)
@@ -68,7 +82,7 @@ def test_update_variance_of_one_mind_is_nothing(make_aggregate: Callable[..., Ag
 def test_identical_silos_agree_fully(make_aggregate: Callable[..., Aggregate]) -> None:
     update = draw(0, 1)[0]
     same = make_aggregate([update] * 5, SMALL)
-    for agreement in (moments(same, SMALL), cross_cohort([make_aggregate([update] * m) for m in (3, 4, 3)], SMALL)):
+    for agreement in (moments([same], SMALL), cross_cohort([make_aggregate([update] * m) for m in (3, 4, 3)], SMALL)):
         np.testing.assert_allclose(agreement.rho, 1.0)
         np.testing.assert_allclose(agreement.per_layer, 1.0)
         assert np.isclose(agreement.overall, 1.0)
@@ -76,7 +90,7 @@ def test_identical_silos_agree_fully(make_aggregate: Callable[..., Aggregate]) -
 
 def test_opposed_silos_reach_the_lower_bound_and_are_clipped(make_aggregate: Callable[..., Aggregate]) -> None:
     update = draw(0, 1)[0]
-    agreement = moments(make_aggregate([update, -update], SMALL), SMALL)
+    agreement = moments([make_aggregate([update, -update], SMALL)], SMALL)
     np.testing.assert_allclose(agreement.rho, -1.0)
     np.testing.assert_array_equal(agreement.clipped, 0.0)
 
@@ -91,7 +105,7 @@ def test_independent_silos_have_mean_zero(make_aggregate: Callable[..., Aggregat
     by_moments, by_cohorts = [], []
     for seed in range(1500):
         updates = draw(seed, 6)
-        by_moments.append(moments(make_aggregate(updates, SMALL), SMALL).rho)
+        by_moments.append(moments([make_aggregate(updates, SMALL)], SMALL).rho)
         cohorts = [make_aggregate(updates[:3]), make_aggregate(updates[3:])]
         by_cohorts.append(cross_cohort(cohorts, SMALL).rho)
     assert z_score(by_moments) < 4.2
@@ -156,7 +170,7 @@ def test_the_stated_variance_is_that_of_the_estimate(scale: float, least: float,
     seen = np.var([result.rho[wide] for result in results], axis=0).mean()
     stated = np.mean([result.variance[wide] for result in results])
     assert least * seen < stated < most * seen
-    silent = moments(Aggregate(0, 0, 3, {"update": signal, "unit_energy": units.unit_sum(signal**2)}), units)
+    silent = moments([Aggregate(0, 0, 3, {"update": signal, "unit_energy": units.unit_sum(signal**2)})], units)
     assert not silent.variance.any()
 
 
@@ -170,10 +184,10 @@ def silos_with_own_noise(seed: int, signal: np.ndarray, units: UnitMap, std: flo
 def test_the_silos_own_noise_does_not_hide_full_agreement() -> None:
     signal = np.random.default_rng(0).normal(size=SMALL.size)
     sums = [silos_with_own_noise(seed, signal, SMALL, 1.0) for seed in range(400)]
-    assert abs(np.mean([moments(a, SMALL, silo_variance=1.0).overall for a in sums]) - 1) < 0.05
-    assert np.mean([moments(a, SMALL).overall for a in sums]) < 0.6
+    assert abs(np.mean([moments([a], SMALL, silo_variance=1.0).overall for a in sums]) - 1) < 0.05
+    assert np.mean([moments([a], SMALL).overall for a in sums]) < 0.6
     nothing = [silos_with_own_noise(seed, 0 * signal, SMALL, 2.0) for seed in range(1500)]
-    assert z_score([moments(a, SMALL, silo_variance=4.0).rho for a in nothing]) < 4.2
+    assert z_score([moments([a], SMALL, silo_variance=4.0).rho for a in nothing]) < 4.2
 
 
 @pytest.mark.parametrize("scale", [0.0, 4.0])
@@ -181,7 +195,7 @@ def test_the_stated_variance_counts_the_silos_own_noise(scale: float) -> None:
     units = UnitMap.of(ModelSpec("mlp", (60,), 2, (10, 8)))
     signal = scale * np.random.default_rng(1).normal(size=units.size)
     sums = [silos_with_own_noise(seed, signal, units, 2.0) for seed in range(1000)]
-    results = [moments(a, units, silo_variance=4.0) for a in sums]
+    results = [moments([a], units, silo_variance=4.0) for a in sums]
     wide = units.layer == 0
     seen = np.var([result.rho[wide] for result in results], axis=0).mean()
     stated = np.mean([result.variance[wide] for result in results])
@@ -196,7 +210,7 @@ def test_masked_coordinates_carry_no_noise_of_silos() -> None:
     for five in updates:
         energy = np.sum([SMALL.unit_sum(row**2) for row in five], axis=0)
         sums = Aggregate(0, 0, 5, {"update": five.sum(axis=0), "unit_energy": energy})
-        overall.append(moments(sums, SMALL, live, 1.0).overall)
+        overall.append(moments([sums], SMALL, live, 1.0).overall)
     assert abs(np.mean(overall) - 1) < 0.1
 
 
@@ -232,13 +246,13 @@ def test_masked_units_have_no_agreement_and_no_weight(make_aggregate: Callable[.
     dead = np.zeros(SMALL.count, np.bool_)
     dead[[1, 7]] = True
     updates[:, SMALL.parameters_of(dead)] = 0.0
-    agreement: Agreement = moments(make_aggregate(updates, SMALL), SMALL)
+    agreement: Agreement = moments([make_aggregate(updates, SMALL)], SMALL)
     assert (agreement.rho[dead] == 0).all()
     assert (agreement.energy[dead] == 0).all()
     alive = ~dead
     expected = (agreement.rho * agreement.energy)[alive].sum() / agreement.energy[alive].sum()
     assert np.isclose(agreement.overall, expected)
-    still = moments(make_aggregate(np.zeros((4, SMALL.size)), SMALL), SMALL)
+    still = moments([make_aggregate(np.zeros((4, SMALL.size)), SMALL)], SMALL)
     assert still.overall == 0
     assert not still.per_layer.any()
 
@@ -246,10 +260,10 @@ def test_masked_units_have_no_agreement_and_no_weight(make_aggregate: Callable[.
 def test_what_cannot_be_estimated_is_refused(make_aggregate: Callable[..., Aggregate]) -> None:
     updates = draw(0, 3)
     with pytest.raises(EncodingError, match="sum of one silo has none"):
-        moments(make_aggregate(updates[:1], SMALL), SMALL)
+        moments([make_aggregate(updates[:1], SMALL)], SMALL)
     with pytest.raises(EncodingError, match="does not protect squares"):
-        moments(make_aggregate(updates, SMALL, noise_std=1.0), SMALL)
+        moments([make_aggregate(updates, SMALL, noise_std=1.0)], SMALL)
     with pytest.raises(EncodingError, match="no channel unit_energy"):
-        moments(make_aggregate(updates), SMALL)
+        moments([make_aggregate(updates)], SMALL)
     with pytest.raises(EncodingError, match="at least two cohort sums, got 1"):
         cross_cohort([make_aggregate(updates)], SMALL)

@@ -339,6 +339,18 @@ def test_update_variance_is_known_where_squares_are_summed_beside_updates(make: 
     assert noised.update_variance is None
 
 
+def test_agreement_is_that_of_all_cohorts_that_send_squares(make: Make, dense: ModelPayload) -> None:
+    """--cohorts without distributed noise: squares come along, and no cohort speaks for the others."""
+    controller, config = make(cohorts=2, agreement_every=1, colluders=0, silos=8)
+    assert len(Schedule(config).plan(1).cohorts) == 2
+    update = stream(4, "update").normal(size=dense.mask.size)
+    energy = controller._units.unit_sum(update**2)
+    sums = [Aggregate(1, c, 4, {"update": s * 4 * update, "unit_energy": 4 * energy}) for c, s in enumerate((1, -1))]
+    controller.observe(1, sums, dense.mask)
+    assert controller.agreement is not None
+    np.testing.assert_allclose(controller.agreement.rho, -1 / 7)
+
+
 @pytest.mark.parametrize("level", ["unit", "parameter"])
 def test_the_level_of_guidance_may_be_chosen(make: Make, dense: ModelPayload, level: str) -> None:
     controller, _ = make(guidance_level=level, eta=1.0, score="guidance")
