@@ -60,18 +60,28 @@ class Verdict:
     weights: Values
 
 
-def geometric_median(points: Values, steps: int = 30) -> Values:
-    """Point of least summed distance to `points` (k, size), by Weiszfeld's iteration from their mean, shape (size,)."""
-    centre: Values = points.mean(axis=0)
-    least = max(1e-9 * float(np.linalg.norm(points, axis=1).max()), SMALLEST)
+def geometric_median(gram: Values, steps: int = 30) -> Values:
+    """Weights of k points, adding up to 1, whose mean by them is the point of least summed distance to all, shape (k,).
+
+    Weiszfeld's iteration from the plain mean, which never leaves the points' hull: `gram` (k, k), their inner products,
+    is all it takes. So it tells distances apart down to 1e-8 of the points' lengths.
+    """
+    squares = gram.diagonal()
+    least = max(1e-9 * float(np.sqrt(squares.max())), SMALLEST)
+    weights = np.full(len(gram), 1.0 / len(gram))
     for _ in range(steps):
-        weights = 1.0 / np.maximum(np.linalg.norm(points - centre, axis=1), least)
-        centre = (weights / weights.sum()) @ points
-    return centre
+        along = gram @ weights
+        distances = np.sqrt(np.maximum(squares - 2.0 * along + weights @ along, 0.0))
+        weights = 1.0 / np.maximum(distances, least)
+        weights /= weights.sum()
+    return weights
 
 
 def judge(means: Values, noise: Values | None = None) -> Verdict:
     """Weigh cohorts by how their mean updates compare.
+
+    The means are as long as the network is large. They are read once, for the inner products of all pairs; lengths,
+    distances and cosines are made of these.
 
     Parameters
     ----------
@@ -93,14 +103,16 @@ def judge(means: Values, noise: Values | None = None) -> Verdict:
     variance = np.zeros(len(means)) if noise is None else noise**2
     # What noise alone may leave of a squared norm once its mean, size v, is taken off: v sqrt(2 size) is one deviation.
     floor = NOISE_DEVIATIONS * variance * np.sqrt(2.0 * size)
-    norms = np.sqrt(np.maximum((means**2).sum(axis=1) - size * variance, floor))
+    gram = means @ means.T
+    norms = np.sqrt(np.maximum(gram.diagonal() - size * variance, floor))
     quiet = _quiet(norms)
     if quiet == 0.0:
         # Most cohorts moved nothing, which no direction can be compared with; one that moved is the exception.
         weights = (norms == 0.0).astype(np.float64)
         z = np.where(norms > 0, CERTAINTY, 0.0)
         return Verdict(np.zeros(len(means)), norms, z, weights)
-    cosines = _cosines(means * (quiet / np.maximum(norms, quiet))[:, None])
+    limits = quiet / np.maximum(norms, quiet)
+    cosines = _cosines(limits[:, None] * gram * limits)
     away = _cosine_scores(cosines)
     excess, spread = _norm_excess(norms, quiet)
     weights = np.exp(-2.0 * np.maximum(excess - DOUBT * spread, 0.0))
@@ -130,14 +142,19 @@ def _cosine_scores(cosines: Values) -> Values:
     return np.maximum(middle - cosines, 0.0) / spread
 
 
-def _cosines(means: Values) -> Values:
-    """Cosine of each row with the geometric median of the others; 0 where either is 0."""
-    found = np.zeros(len(means))
-    for index, mine in enumerate(means):
-        others = geometric_median(np.delete(means, index, axis=0))
-        lengths = float(np.linalg.norm(mine) * np.linalg.norm(others))
-        found[index] = float(mine @ others) / lengths if lengths > 0 else 0.0
-    return found
+def _cosines(gram: Values) -> Values:
+    """Cosine of each point with the geometric median of the others, by the inner products of all; 0 where either is 0.
+
+    Where the others cancel, their centre is nothing but rounding, which need not leave a cosine within its range.
+    """
+    found = np.zeros(len(gram))
+    for index in range(len(gram)):
+        others = np.delete(np.arange(len(gram)), index)
+        among = gram[np.ix_(others, others)]
+        weights = geometric_median(among)
+        lengths = np.sqrt(gram[index, index]) * np.sqrt(max(float(weights @ among @ weights), 0.0))
+        found[index] = float(gram[index, others] @ weights) / lengths if lengths > 0 else 0.0
+    return np.clip(found, -1.0, 1.0)
 
 
 def filtered(aggregates: Sequence[Aggregate], verdict: Verdict) -> list[Aggregate]:

@@ -122,7 +122,60 @@ def test_the_filtered_sums_pool_to_the_weighted_mean() -> None:
 def test_the_geometric_median_is_not_dragged_away() -> None:
     points = np.zeros((5, 3))
     points[0] = 1e6
-    assert np.linalg.norm(geometric_median(points)) < 1.0
+    assert np.linalg.norm(geometric_median(points @ points.T) @ points) < 1.0
+
+
+def median_of(points: np.ndarray, steps: int = 30) -> np.ndarray:
+    """Weiszfeld's iteration on the points themselves."""
+    centre = points.mean(axis=0)
+    least = max(1e-9 * float(np.linalg.norm(points, axis=1).max()), 1e-150)
+    for _ in range(steps):
+        weights = 1.0 / np.maximum(np.linalg.norm(points - centre, axis=1), least)
+        centre = (weights / weights.sum()) @ points
+    return centre
+
+
+def cosines_of(means: np.ndarray, lengths: np.ndarray) -> list[float]:
+    """Each mean's cosine with the median of the others, all cut to the lower quartile of lengths."""
+    quiet = np.sort(lengths)[max(1, len(means) // 4)]
+    cut = means * (quiet / np.maximum(lengths, quiet))[:, None]
+    centres = [median_of(np.delete(cut, index, axis=0)) for index in range(len(cut))]
+    return [m @ c / np.linalg.norm(m) / np.linalg.norm(c) for m, c in zip(cut, centres, strict=True)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds, cohort_counts, st.floats(0, 2), st.sampled_from([1e-9, 1.0, 1e9]), st.booleans())
+def test_inner_products_tell_what_the_means_themselves_do(
+    seed: int, cohorts: int, spread: float, scale: float, noisy: bool
+) -> None:
+    means = scale * honest(seed, cohorts, spread)
+    means[0] *= -30
+    verdict = judge(means, np.full(cohorts, 0.3 * scale * noisy))
+    lengths = np.linalg.norm(means, axis=1)
+    if noisy:
+        lengths = np.sqrt(lengths**2 - SIZE * (0.3 * scale) ** 2)
+    np.testing.assert_allclose(verdict.norms, lengths, rtol=1e-9)
+    np.testing.assert_allclose(verdict.cosines, cosines_of(means, lengths), atol=1e-7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds, st.integers(3, 15), st.floats(0, 2))
+def test_the_geometric_median_by_inner_products_is_that_of_the_points(seed: int, count: int, spread: float) -> None:
+    points = honest(seed, count, spread)
+    points[1] = points[0]
+    found = geometric_median(points @ points.T) @ points
+    assert np.linalg.norm(found - median_of(points)) < 1e-6 * np.linalg.norm(points[0])
+
+
+def test_others_that_cancel_have_no_direction() -> None:
+    """Opposite pairs around the first: their centre is nothing but rounding."""
+    means = np.zeros((5, SIZE))
+    means[0, 0] = 1.0
+    for index in (1, 3):
+        means[index] = stream(index, "pair").normal(size=SIZE) / np.sqrt(SIZE)
+        means[index + 1] = -means[index]
+    cosine = judge(means).cosines[0]
+    assert abs(cosine) < 1e-3
 
 
 @pytest.mark.parametrize("means", [np.ones((3, 4)), np.ones(4), np.full((4, 2), np.nan)])
