@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoflip_secure.autoflip.compaction import compact
-from autoflip_secure.autoflip.mask import choose_mask
 from autoflip_secure.autoflip.pooling import pooled_mean
 from autoflip_secure.autoflip.scores import magnitude_scores, mean_scores
 from autoflip_secure.autoflip.sparse_training import cosine_fraction, random_mask, readjusted_mask
@@ -61,15 +59,11 @@ class SparseTraining(PruningController):
     def decide(self, round: int, model: ModelPayload) -> tuple[ModelPayload, NDArray[np.int64]]:
         """Remove units for the FLOP target, then readjust single weights; see the base class."""
         settings = replace(prune_settings(self._config, self._target_at(round)), threshold=0.0)
-        scores = magnitude_scores(model.weights, self._units)
-        decision = choose_mask(model.spec, self._units, scores.parameters, scores.units, settings, model.mask)
-        compaction = compact(model.spec, decision.dead_units)
+        _, compaction = self._smaller(model, magnitude_scores(model.weights, self._units), settings)
         kept = compaction.kept
-        self._units = UnitMap.of(compaction.spec)
         weights = model.weights[kept]
         fraction = cosine_fraction(round, self._schedule.readjustment_end)
         mask = readjusted_mask(self._units, model.mask[kept], weights, self._gradient[kept], self._density, fraction)
-        self._shrink(compaction)
         self._gradient = np.zeros(self._units.size)
         # Regrown weights were masked, so they are 0 already.
         return replace(model, spec=compaction.spec, weights=np.where(mask, weights, np.float32(0)), mask=mask), kept
@@ -175,13 +169,10 @@ class MaskVotes(PruningController):
             threshold_kind="absolute",
             hysteresis=0.0,
         )
-        scores = mean_scores(self._votes, self._units)
-        decision = choose_mask(model.spec, self._units, scores.parameters, scores.units, settings, model.mask)
-        compaction = compact(model.spec, decision.dead_units)
+        chosen, compaction = self._smaller(model, mean_scores(self._votes, self._units), settings)
         kept = compaction.kept
         votes = None if last else self._votes[kept].astype(np.float32)
-        self._shrink(compaction)
-        mask = decision.mask[kept] if last else model.mask[kept]
+        mask = chosen if last else model.mask[kept]
         weights = np.where(mask, model.weights[kept], np.float32(0))
         return replace(model, spec=compaction.spec, weights=weights, mask=mask, votes=votes), kept
 

@@ -228,15 +228,28 @@ class PruningController:
     def _pruned(
         self, model: ModelPayload, scores: KeepScores, settings: PruneSettings, *, untrained: bool
     ) -> tuple[ModelPayload, NDArray[np.int64]]:
-        decision = choose_mask(model.spec, self._units, scores.parameters, scores.units, settings, model.mask)
-        compaction = compact(model.spec, decision.dead_units)
-        mask = decision.mask[compaction.kept]
-        weights = np.where(mask, model.weights[compaction.kept], np.float32(0))
         units = self._units
-        self._shrink(compaction)
+        mask, compaction = self._smaller(model, scores, settings)
+        weights = np.where(mask, model.weights[compaction.kept], np.float32(0))
         if untrained and self._config.trust == "none":
             weights = at_scale(model.weights, weights, units, self._units, compaction.kept)
         return replace(model, spec=compaction.spec, weights=weights, mask=mask), compaction.kept
+
+    def _smaller(
+        self, model: ModelPayload, scores: KeepScores, settings: PruneSettings
+    ) -> tuple[NDArray[np.bool_], Compaction]:
+        """Choose a mask by scores and remove the units that it leaves dead.
+
+        What is remembered follows, so from here on `self` speaks of the compacted network; the model is as it was.
+
+        Returns
+        -------
+        The mask in the compacted layout, shape (new size,), and what is left of the network.
+        """
+        decision = choose_mask(model.spec, self._units, scores.parameters, scores.units, settings, model.mask)
+        compaction = compact(model.spec, decision.dead_units)
+        self._shrink(compaction)
+        return decision.mask[compaction.kept], compaction
 
     def _shrink(self, compaction: Compaction) -> None:
         """Take what is remembered over to the compacted network."""
