@@ -11,18 +11,15 @@ Writes results/ablations.{json,md,png}; with --quick results/ablations-quick.*.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from machine import machine
 from pruning_report import against, by_seed, mean
-from run_table import RESULTS, RunTable, simulate
+from run_options import RunReport, run_parser
+from run_table import simulate
 
 Row = dict[str, Any]
 
@@ -172,16 +169,10 @@ def plot(rows: list[Row], path: Path) -> None:
 
 def main() -> None:
     """Run what is missing and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one partition, one FLOP target, one seed, one topic")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="take up no new run after so long")
-    parser.add_argument("--fresh", action="store_true", help="forget the rows already there")
+    parser = run_parser(__doc__, quick="one partition, one FLOP target, one seed, one topic", seeds=5)
     parser.add_argument("--topic", default="", help="only topics whose name contains this")
     arguments = parser.parse_args()
-    name = "ablations-quick" if arguments.quick else "ablations"
-    table = RunTable(RESULTS / f"{name}.json", fresh=arguments.fresh)
+    report = RunReport("ablations", arguments)
     topics = [topic for title, topic in TOPICS.items() if arguments.topic in title]
     partitions, targets, seeds = PARTITIONS, FLOPS, arguments.seeds
     if arguments.quick:
@@ -192,16 +183,13 @@ def main() -> None:
         for seed, flops, partition, topic in product(range(seeds), targets, partitions, topics)
         for value in topic.values
     }
-    table.fill(
+    report.table.fill(
         [(facts, options, seed) for (options, seed), facts in wanted.items()],
         arguments.jobs,
         arguments.minutes,
         lambda options, seed: simulate(options, seed, FIGURES, data=False),
     )
-    text = markdown(table.rows) + f"\nMade by `python benchmarks/ablations.py` on {json.dumps(machine('torch'))}.\n"
-    (RESULTS / f"{name}.md").write_text(text)
-    plot(table.rows, RESULTS / f"{name}.png")
-    print(text)
+    report.write(markdown(report.table.rows), plot)
 
 
 if __name__ == "__main__":

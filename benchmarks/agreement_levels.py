@@ -19,8 +19,6 @@ Writes results/agreement_levels.{json,md,png}.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from itertools import product
 from typing import Any
@@ -29,9 +27,8 @@ import numpy as np
 import torch
 from levels_federation import SILOS, SPEC, Federation, RoundSums, test_records, units
 from levels_report import markdown, plot
-from machine import machine
 from numpy.typing import NDArray
-from run_table import RESULTS, RunTable
+from run_options import RunReport, run_parser
 
 from autoflip_secure.autoflip.mask import PruneSettings, choose_mask
 from autoflip_secure.seeds import stream
@@ -93,15 +90,12 @@ def compare(how: str, start: str, level: str, seed: int) -> dict[str, list[float
 
 def main() -> None:
     """Run what is missing and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two seeds of the skewed partitions: about two minutes")
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="take up no new run after so long")
-    parser.add_argument("--fresh", action="store_true", help="forget the rows already there")
+    parser = run_parser(
+        __doc__, quick="two seeds of the skewed partitions: about two minutes", seeds=10, parallel=False
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    name = "agreement_levels-quick" if arguments.quick else "agreement_levels"
-    table = RunTable(RESULTS / f"{name}.json", fresh=arguments.fresh)
+    report = RunReport("agreement_levels", arguments)
     wanted: list[tuple[dict[str, Any], str, int]] = [
         ({"partition": how, "start": start, "level": level}, f"{how} {start} {level}", seed)
         for seed in range(2 if arguments.quick else arguments.seeds)
@@ -113,12 +107,8 @@ def main() -> None:
         found = compare(*options.split(), seed)
         return {"by_score": found, "seconds": round(time.perf_counter() - started, 1)}
 
-    table.fill(wanted, 1, arguments.minutes, run)
-    text = markdown(table.rows, test_records()[2])
-    text += f"\nMade by `python benchmarks/agreement_levels.py` on {json.dumps(machine('torch'))}.\n"
-    (RESULTS / f"{name}.md").write_text(text)
-    plot(table.rows, RESULTS / f"{name}.png")
-    print(text)
+    report.table.fill(wanted, 1, arguments.minutes, run)
+    report.write(markdown(report.table.rows, test_records()[2]), plot)
 
 
 if __name__ == "__main__":

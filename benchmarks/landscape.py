@@ -11,16 +11,14 @@ Writes results/landscape.{json,md,png}; with --quick results/landscape-quick.*.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import statistics
 from pathlib import Path
 from typing import Any
 
-from machine import machine
 from pruning_report import mean, select
-from run_table import DATA, RESULTS, RunTable, simulate
+from run_options import RunReport, run_parser
+from run_table import DATA, simulate
 from seed_interval import half_width
 
 DENSE = "--prune-flops 1 --prune-threshold 0 --no-warm-start"
@@ -129,16 +127,10 @@ def plot(rows: list[Row], path: Path) -> None:
 
 def main() -> None:
     """Run what is missing and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="digits alone, eleven rounds, one seed: under a minute")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="take up no new run after so long")
-    parser.add_argument("--fresh", action="store_true", help="forget the rows already there")
+    parser = run_parser(__doc__, quick="digits alone, eleven rounds, one seed: under a minute", seeds=3)
     parser.add_argument("--task", default="", help="only tasks whose name contains this")
     arguments = parser.parse_args()
-    name = "landscape-quick" if arguments.quick else "landscape"
-    table = RunTable(RESULTS / f"{name}.json", fresh=arguments.fresh)
+    report = RunReport("landscape", arguments)
     tasks = [task for task in TASKS if arguments.task in task and (task in EMBEDDED or DATA.is_dir())]
     if arguments.quick:
         tasks = [task for task in tasks if task == EMBEDDED[1]]
@@ -151,7 +143,7 @@ def main() -> None:
         for same in (True, False)
     ]
     embedded = tuple(TASKS[task] for task in EMBEDDED)
-    table.fill(
+    report.table.fill(
         wanted,
         arguments.jobs,
         arguments.minutes,
@@ -159,11 +151,7 @@ def main() -> None:
             options, seed, ("accuracy", "seconds_total"), data=not options.startswith(embedded), read=maps_of
         ),
     )
-    text = markdown(table.rows, (5, 10) if arguments.quick else LATER)
-    text += f"\nMade by `python benchmarks/landscape.py` on {json.dumps(machine('torch'))}.\n"
-    (RESULTS / f"{name}.md").write_text(text)
-    plot(table.rows, RESULTS / f"{name}.png")
-    print(text)
+    report.write(markdown(report.table.rows, (5, 10) if arguments.quick else LATER), plot)
 
 
 if __name__ == "__main__":

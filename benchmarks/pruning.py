@@ -14,20 +14,17 @@ results/pruning-quick*.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import re
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from machine import machine
 from pruning_figures import DENSE_WITH_SQUARES, SHOWN, figures
 from pruning_report import markdown, plot
 from pruning_traces import importance_of, traces_of
-from run_table import DATA, RESULTS, RunTable, simulate
+from run_options import RunReport, run_parser
+from run_table import DATA, simulate
 
 
 @dataclass(frozen=True)
@@ -169,21 +166,20 @@ def settings(task: PruningTask, starts: tuple[str, ...], *, main: bool) -> list[
 
 def main() -> None:
     """Run what is missing and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one small task, one seed, warm starts: about ten minutes")
+    parser = run_parser(
+        __doc__,
+        quick="one small task, one seed, warm starts: about ten minutes",
+        seeds=5,
+        seeds_help="at most; tasks that take long have fewer",
+    )
     parser.add_argument(
         "--main", action="store_true", help="only AutoFLIP, FedAvg, random units, magnitude and the rule of the design"
     )
     parser.add_argument("--start", choices=tuple(STARTS), help="only this start [both]")
-    parser.add_argument("--seeds", type=int, default=5, help="at most; tasks that take long have fewer")
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="take up no new run after so long")
-    parser.add_argument("--fresh", action="store_true", help="forget the rows already there")
     parser.add_argument("--task", default="", help="only tasks whose name contains this")
     parser.add_argument("--only", default="", help="only runs whose 'task | method | start | FLOPs' match this pattern")
     arguments = parser.parse_args()
-    name = "pruning-quick" if arguments.quick else "pruning"
-    table = RunTable(RESULTS / f"{name}.json", fresh=arguments.fresh)
+    report = RunReport("pruning", arguments)
     starts = (arguments.start,) if arguments.start else (("warm",) if arguments.quick else tuple(STARTS))
     if arguments.quick:
         tasks, seeds = [QUICK], 1
@@ -208,12 +204,9 @@ def main() -> None:
 
         return simulate(options, seed, FIGURES, data=options.startswith(reading_data), read=read)
 
-    table.fill(wanted, arguments.jobs, arguments.minutes, run)
-    text = markdown(table.rows) + f"\nMade by `python benchmarks/pruning.py` on {json.dumps(machine('torch'))}.\n"
-    (RESULTS / f"{name}.md").write_text(text)
-    plot(table.rows, RESULTS / f"{name}.png")
-    figures(table.rows, RESULTS / name)
-    print(text)
+    report.table.fill(wanted, arguments.jobs, arguments.minutes, run)
+    report.write(markdown(report.table.rows), plot)
+    figures(report.table.rows, report.path)
 
 
 if __name__ == "__main__":

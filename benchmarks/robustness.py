@@ -12,17 +12,15 @@ Writes results/robustness.{json,md,png}; with --quick results/robustness-quick.*
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import tempfile
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from machine import machine
 from robustness_report import markdown, plot
-from run_table import RESULTS, RunTable, run_simulation
+from run_options import RunReport, run_parser
+from run_table import run_simulation
 
 BASE = "--dataset mnist5k --model cnn-tanh --silos 20 --colluders 0 --rounds 30 --prune-flops 0.48"
 PARTITIONS = ("iid", "dirichlet:0.5")
@@ -76,25 +74,16 @@ def one(options: str, seed: int) -> Row:
 
 def main() -> None:
     """Run what is missing and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="iid, one fraction, one seed: about ten minutes")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="take up no new run after so long")
-    parser.add_argument("--fresh", action="store_true", help="forget the rows already there")
+    parser = run_parser(__doc__, quick="iid, one fraction, one seed: about ten minutes", seeds=3)
     parser.add_argument("--partition", default="", help="only partitions whose name contains this")
     arguments = parser.parse_args()
-    name = "robustness-quick" if arguments.quick else "robustness"
-    table = RunTable(RESULTS / f"{name}.json", fresh=arguments.fresh)
+    report = RunReport("robustness", arguments)
     partitions = tuple(p for p in PARTITIONS if arguments.partition in p)
     runs = settings(PARTITIONS[:1], KINDS, FRACTIONS[:1]) if arguments.quick else settings(partitions, KINDS, FRACTIONS)
     seeds = range(1 if arguments.quick else arguments.seeds)
     wanted = [(facts, options, seed) for seed in seeds for facts, options in runs]
-    table.fill(wanted, arguments.jobs, arguments.minutes, one)
-    text = markdown(table.rows) + f"\nMade by `python benchmarks/robustness.py` on {json.dumps(machine('torch'))}.\n"
-    (RESULTS / f"{name}.md").write_text(text)
-    plot(table.rows, RESULTS / f"{name}.png")
-    print(text)
+    report.table.fill(wanted, arguments.jobs, arguments.minutes, one)
+    report.write(markdown(report.table.rows), plot)
 
 
 if __name__ == "__main__":
