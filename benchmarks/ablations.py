@@ -11,6 +11,7 @@ Writes results/ablations.{json,md,png}; with --quick results/ablations-quick.*.
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass
 from itertools import product
@@ -141,8 +142,11 @@ def plot(rows: list[Row], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(3, 3, figsize=(13, 9), squeeze=False)
-    for panel, (name, topic) in zip(panels.flat, TOPICS.items(), strict=True):
+    height = math.ceil(len(TOPICS) / 3)
+    figure, panels = plt.subplots(height, 3, figsize=(13, 3 * height), squeeze=False)
+    for panel in panels.flat[len(TOPICS) :]:
+        panel.set_axis_off()
+    for panel, (name, topic) in zip(panels.flat, TOPICS.items(), strict=False):
         base, *others = topic.values
         for shift, (partition, flops) in enumerate(product(PARTITIONS, FLOPS)):
             scores = {
