@@ -41,6 +41,8 @@ class PruningTask:
         too.
     flops : tuple of float
         Shares of the dense network's FLOPs that are kept.
+    pruned : str
+        Options of the pruned methods alone, such as the learning rate that sparse networks do best with.
     seeds : int
         Most seeds; tasks that take long have fewer.
     data : bool
@@ -51,6 +53,7 @@ class PruningTask:
     options: str
     threshold: float
     flops: tuple[float, ...]
+    pruned: str = ""
     seeds: int = 5
     data: bool = True
 
@@ -69,11 +72,12 @@ TASKS = (
         (0.48,),
     ),
     PruningTask(
-        "MNIST, cnn-tanh, dirichlet:0.1, 100 rounds",
-        "--dataset mnist --model cnn-tanh --partition dirichlet:0.1 --rounds 100",
+        # Rates by one seed: dense 98.7 at 0.3 (the usual one) and 98.5 at 0.45, pruned 98.2 and 98.3.
+        "MNIST, cnn-tanh, dirichlet:0.1, 250 rounds",
+        "--dataset mnist --model cnn-tanh --partition dirichlet:0.1 --rounds 250",
         0.6,
         (0.48,),
-        seeds=3,
+        pruned=" --learning-rate 0.45",
     ),
     PruningTask("MNIST by writer, cnn6", "--preset quick-femnist", 0.6, (0.48,), seeds=3),
     PruningTask(
@@ -154,13 +158,13 @@ def settings(task: PruningTask, starts: tuple[str, ...], *, main: bool) -> list[
         for method, options in DENSE.items()
         if method in MAIN or not main
     ]
-    for kept, start, (method, options) in product(task.flops, starts, PRUNED.items()):
+    for kept, start, (method, choice) in product(task.flops, starts, PRUNED.items()):
         explored = method not in UNEXPLORED
         if (not explored and start != starts[0]) or (main and method not in MAIN):
             continue
         facts = {"task": task.name, "method": method, "start": start if explored else "", "flops": kept}
         warmth = f" {STARTS[start]}" if explored else ""
-        made.append((facts, f"{shared[method]} {options} --prune-flops {kept}{warmth}"))
+        made.append((facts, f"{shared[method]} {choice} --prune-flops {kept}{warmth}{task.pruned}"))
     return made
 
 
