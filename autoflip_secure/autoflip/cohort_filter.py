@@ -9,6 +9,9 @@ spoilt ones may be the majority, while making a cohort's sum shorter takes knowl
 A long mean keeps the inverse square of its length as weight, as an estimate weighs by its variance: most silos of a
 spoilt cohort are honest, and to leave their records out altogether costs more than a little noise does. A mean that
 points away has no such excuse and loses its weight.
+
+Fixed cohorts tell more over the rounds: where they stand apart along one direction (`CohortAxis`), what lies towards
+its bad end loses its weight, and directions within the round are not asked.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from autoflip_secure.autoflip.cohort_axis import CohortAxis
 from autoflip_secure.errors import EncodingError
 from autoflip_secure.sums.channels import Aggregate
 
@@ -36,6 +40,9 @@ LEAST_NORM_SPREAD = 0.1
 DOUBT, CERTAINTY = 3.0, 5.0
 """z up to which a cohort keeps its weight, and from which direction leaves it none; linear between."""
 
+ALIKE = 0.5
+"""Least weight by length in a round that `CohortAxis` learns from: lengths that differ more speak for themselves."""
+
 NOISE_DEVIATIONS = 3.0
 
 SMALLEST = 1e-150
@@ -52,12 +59,14 @@ class Verdict:
     norms : of the means, less what privacy noise adds to them.
     z : the larger of the two robust scores, 0 where a cohort is like the rest or better.
     weights : within [0, 1], never all 0.
+    along_axis : whether directions were judged by the axis that the rounds so far show.
     """
 
     cosines: Values
     norms: Values
     z: Values
     weights: Values
+    along_axis: bool = False
 
 
 def geometric_median(gram: Values, steps: int = 30) -> Values:
@@ -77,7 +86,7 @@ def geometric_median(gram: Values, steps: int = 30) -> Values:
     return weights
 
 
-def judge(means: Values, noise: Values | None = None) -> Verdict:
+def judge(means: Values, noise: Values | None = None, axis: CohortAxis | None = None) -> Verdict:
     """Weigh cohorts by how their mean updates compare.
 
     The means are as long as the network is large. They are read once, for the inner products of all pairs; lengths,
@@ -89,6 +98,8 @@ def judge(means: Values, noise: Values | None = None) -> Verdict:
     noise : float64 (m,), optional
         Standard deviation of the privacy noise on a coordinate of each mean; default none. Its known part is taken off
         the norms, and norms that noise alone could make are no sign of anything.
+    axis : CohortAxis, optional
+        Of fixed cohorts, what earlier rounds told; this round is added to it.
 
     Raises
     ------
@@ -115,11 +126,21 @@ def judge(means: Values, noise: Values | None = None) -> Verdict:
     cosines = _cosines(limits[:, None] * gram * limits)
     away = _cosine_scores(cosines)
     excess, spread = _norm_excess(norms, quiet)
-    weights = np.exp(-2.0 * np.maximum(excess - DOUBT * spread, 0.0))
-    weights *= np.clip((CERTAINTY - away) / (CERTAINTY - DOUBT), 0.0, 1.0)
+    by_length = np.exp(-2.0 * np.maximum(excess - DOUBT * spread, 0.0))
+    by_axis = _along(axis, gram, by_length)
+    weights = by_length * (np.clip((CERTAINTY - away) / (CERTAINTY - DOUBT), 0.0, 1.0) if by_axis is None else by_axis)
     if weights.max() == 0.0:  # quiet cohorts point away, and the others are too long for a double to hold their weight
         weights[norms == norms.min()] = 1.0
-    return Verdict(cosines, norms, np.maximum(away, excess / spread), weights)
+    return Verdict(cosines, norms, np.maximum(away, excess / spread), weights, by_axis is not None)
+
+
+def _along(axis: CohortAxis | None, gram: Values, by_length: Values) -> Values | None:
+    """Weights by the axis of fixed cohorts, once this round is added; None where it does not tell."""
+    if axis is None or by_length.min() < ALIKE:
+        return None
+    shortened = np.sqrt(by_length)
+    axis.add(shortened[:, None] * gram * shortened)
+    return axis.weights()
 
 
 def _quiet(norms: Values) -> float:

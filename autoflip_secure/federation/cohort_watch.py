@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoflip_secure.autoflip.cohort_axis import CohortAxis
 from autoflip_secure.autoflip.cohort_filter import Verdict, filtered, judge
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.federation.rotation import rotation_bound
@@ -24,11 +25,26 @@ NAMED_BELOW = 1.0
 class CohortWatch:
     """The filter where `--cohort-filter` asks for it; else sums pass as they are.
 
-    It judges by what the round sends: updates where there are any, else the deviations of exploration.
+    It judges by what the round sends: updates where there are any, else the deviations of exploration. What updates
+    tell of fixed cohorts adds up over the rounds; cohorts that rotate are judged by each round alone.
     """
 
-    def __init__(self, config: ResolvedConfig, schedule: Schedule, event: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        config: ResolvedConfig,
+        schedule: Schedule,
+        event: Callable[..., None],
+        facts: dict[str, Any] | None = None,
+    ) -> None:
         self._config, self._schedule, self._event = config, schedule, event
+        fixed = config.cohort_filter and not config.allow_cohort_rotation
+        self._axis = None
+        if fixed:
+            self._axis = CohortAxis.of(config.cohorts) if facts is None else CohortAxis.from_json(facts)
+
+    def facts(self) -> dict[str, Any] | None:
+        """What a checkpoint keeps, and a resumed run's watch is made with."""
+        return None if self._axis is None else self._axis.to_json()
 
     def begin(self) -> None:
         """Say once what the filter opens: the cohorts, and how soon rotating ones determine single silos."""
@@ -66,6 +82,7 @@ class CohortWatch:
         verdict = judge(
             np.stack([aggregate.mean(channel)[live] for aggregate in aggregates]),
             np.array([aggregate.mean_noise_std(channel) for aggregate in aggregates]),
+            self._axis if channel == "update" else None,
         )
         for index in np.flatnonzero(verdict.weights < NAMED_BELOW):
             self._event("cohort_filtered", round=round, **self._told(plan, verdict, int(index)))
@@ -80,4 +97,5 @@ class CohortWatch:
             "norm": round(float(verdict.norms[index]), 6),
             "z": round(float(verdict.z[index]), 2),
             "weight": round(float(verdict.weights[index]), 4),
+            "along_axis": verdict.along_axis,
         }

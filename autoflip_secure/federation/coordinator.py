@@ -77,11 +77,11 @@ class Coordinator:
         self._dense_size = self._start.size
         self.state = self._restore() if has_checkpoint(folder.checkpoint) else self._fresh_state(dense)
         self._clip = AdaptiveClip(config.clip, config.adaptive_clip, self.state.facts.get("clip", config.clip))
+        self._cohorts = CohortWatch(config, self._schedule, self._event, self.state.facts.get("cohorts"))
         # Saved at once: an attempt that is interrupted, however often, is counted when the run goes on.
         self._checkpoint()
         self._events = JsonLines(folder.events, stamp=True)
         self._metrics = JsonLines(folder.metrics)
-        self._cohorts = CohortWatch(config, self._schedule, self._event)
         self._view = ServerView(folder.server_view) if config.record_server_view else None
         self._exchange = StageExchange(
             grid, self.state.traffic, timeout=config.stage_timeout, view=self._view, event=self._event
@@ -377,6 +377,7 @@ class Coordinator:
         self.state.pruning = self._pruning.arrays()
         self.state.facts["pruning"] = self._pruning.facts()
         self.state.facts["clip"] = self._clip.value
+        self.state.facts["cohorts"] = self._cohorts.facts()
         self.state.epoch = self._folder.last_epoch()
         save_checkpoint(self._folder.checkpoint, self.state)
 

@@ -24,6 +24,7 @@ from autoflip_secure.federation.events import read_json_lines
 from autoflip_secure.federation.join import JOIN_STAGE, JoinRequest
 from autoflip_secure.federation.policy import SiloPolicy
 from autoflip_secure.federation.rotation import determined, rotation_bound
+from autoflip_secure.federation.run_state import load_checkpoint
 from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.federation.silo import Silo
 from autoflip_secure.federation.terms import deviation_channel, energy_channel, update_channel
@@ -263,3 +264,16 @@ def test_a_run_with_the_filter_names_the_spoilt_cohorts(make_config, make_federa
     assert [line["cohorts"] for line in lines] == [4] * 4
     assert [line["silos"] for line in lines] == [16] * 4
     assert any(line["agreement"] is not None for line in lines)
+
+
+def test_what_rounds_tell_of_fixed_cohorts_is_in_the_checkpoint(make_config, make_federation) -> None:
+    """A resumed run must not start to learn anew which cohorts are apart; rotating ones have nothing to keep."""
+    config = make_config(**{**FILTER, "prune": "none", "bad_silos": "label-flip:0.25"})
+    folder = make_federation(config)
+    run_federation(folder, config, lambda line: None)
+    kept = load_checkpoint(folder.checkpoint).facts["cohorts"]
+    assert 0 < kept["rounds"] <= config.rounds, "lengths may differ too much in a round"
+    watch = CohortWatch(config, Schedule(config), lambda event, **fields: None, kept)
+    assert watch.facts() == kept
+    rotating = make_config(**{**FILTER, "allow_cohort_rotation": True})
+    assert CohortWatch(rotating, Schedule(rotating), lambda event, **fields: None).facts() is None
