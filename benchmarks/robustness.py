@@ -3,10 +3,10 @@
     python benchmarks/robustness.py [--quick] [--seeds 3] [--jobs J] [--minutes M] [--fresh] [--partition NAME]
 
 Each figure is a run of the command line: MNIST (where its folder is absent, and with --quick, the five thousand
-embedded digits), cnn-tanh, 20 silos, AutoFLIP at 48 % of the FLOPs, a part of the silos sending noise, flipped labels or scaled
-updates. With the filter, cohorts are said to be filtered rightly where a
-bad silo is in them; events.jsonl is what is counted. Rows in results/robustness.json are kept: a benchmark that was
-interrupted goes on, the most telling rows first.
+embedded digits), cnn-tanh, 20 silos, AutoFLIP at 48 % of the FLOPs, a part of the silos sending noise, flipped labels
+or scaled updates. With the filter, cohorts are said to be filtered rightly where a bad silo is in them; events.jsonl
+is what is counted. Rows in results/robustness.json are kept: a benchmark that was interrupted goes on, the most
+telling rows first.
 
 Writes results/robustness.{json,md,png}; with --quick results/robustness-quick.*.
 """

@@ -23,10 +23,11 @@ def markdown(rows: list[Row]) -> str:
         "# Bad silos",
         "",
         f"{', '.join(sorted({row['dataset'] for row in rows}))}, cnn-tanh, 20 silos, AutoFLIP at 48 % of the FLOPs, "
-        "secure sums; noise of 10 times the honest update's norm, updates scaled by 10, labels y -> 9 - y. Accuracy after the last round on public test "
-        "records, mean ± 95 % interval over seeds; the loss is paired by seed with the run of the same partition and "
-        "filter and no bad silos. The filter has 5 fixed cohorts of 4. Rightly (wrongly) filtered: weight taken from "
-        "cohorts with a bad silo (with none), of all that they had over the rounds.",
+        "secure sums; noise of 10 times the honest update's norm, updates scaled by 10, labels y -> 9 - y. Accuracy "
+        "after the last round on public test records, mean ± 95 % interval over seeds; the loss is paired by seed with "
+        "the run of the same partition and filter and no bad silos. The filter has 5 fixed cohorts of 4. Rightly "
+        "(wrongly) filtered: weight taken from cohorts with a bad silo (with none), of all that they had over the "
+        "rounds.",
         "",
     ]
     for partition in dict.fromkeys(row["partition"] for row in rows):
