@@ -164,6 +164,13 @@ class RunConfig(BaseModel):
         0.1, ge=0, lt=1, description="half-width of the band around the threshold in which a parameter keeps its state"
     )
     prune_floor: float = Field(0.1, ge=0, le=1, description="least fraction of a layer's units that lives")
+    prune_round_to: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="layers keep multiples of so many channels, which processors work off faster (8 or 16), where they "
+        "have twice as many",
+    )
     explore_rounds: int | None = Field(
         None, ge=1, description="rounds of exploration before the first mask [distributed: 20, else 1]"
     )

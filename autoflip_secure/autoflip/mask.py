@@ -51,7 +51,8 @@ def choose_mask(
     2. A unit none of whose incoming weights lives dies whole, and so does one that nothing reads; this may starve
        further units.
     3. For a budget the lowest units die, in one ranking of all layers (`unit_budget.budget_ranking`), until the
-       compacted network meets it (`unit_budget.cut_units`). Steps 1 and 2 are then repeated with these units dead.
+       compacted network meets it (`unit_budget.cut_units`), in groups with `round_to`. Steps 1 and 2 are then repeated
+       with these units dead.
 
     Units that step 1 would starve without a budget die in any case. Of each layer the best units of the floor stay, and
     each of them and each output neuron keeps its best weights: no mask cuts the network in two. Biases and
@@ -87,7 +88,7 @@ def choose_mask(
     budgets = budgets_of(spec, settings)
     if budgets:
         ranking = budget_ranking(units, unit_scores.astype(np.float64), gone, budgets)
-        dead = cut_units(units, ranking, decision.dead_units, protected, budgets)
+        dead = cut_units(units, ranking, decision.dead_units, protected, budgets, settings.round_to)
         decision = _settle(units, keys, dead, protected, settings, current_mask)
     return decision
 

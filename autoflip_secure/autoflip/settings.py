@@ -30,6 +30,10 @@ class PruneSettings:
         weights of each such unit and each output neuron (at least one), within [0, 1].
     hysteresis : float
         Half-width of the relative band around the threshold within which a weight keeps its state, within [0, 1).
+    round_to : int
+        For a budget units die in groups, so that a layer they die in keeps a multiple of so many channels or neurons: a
+        processor's vectors hold 8 or 16 numbers, and half-empty ones take as long. Layers of fewer than twice as many
+        are cut singly.
     """
 
     threshold: float = 0.3
@@ -38,6 +42,7 @@ class PruneSettings:
     params_kept: float | None = None
     layer_floor: float = 0.1
     hysteresis: float = 0.1
+    round_to: int = 1
 
     def __post_init__(self) -> None:
         if self.threshold_kind not in ("quantile", "absolute"):
@@ -50,5 +55,7 @@ class PruneSettings:
                 raise ConfigError(f"{option}: the fraction kept must lie within (0, 1], got {kept}")
         if not 0 <= self.layer_floor <= 1:
             raise ConfigError(f"layer_floor: {self.layer_floor} is not within [0, 1]")
+        if self.round_to < 1:
+            raise ConfigError(f"--prune-round-to: {self.round_to} is not a positive number of channels")
         if not 0 <= self.hysteresis < 1:
             raise ConfigError(f"hysteresis: {self.hysteresis} is not within [0, 1)")

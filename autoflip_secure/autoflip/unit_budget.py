@@ -101,12 +101,15 @@ def budget_ranking(units: UnitMap, scores: Values, gone: Flags, budgets: Sequenc
     return np.divide(ranking, cost**COST_EXPONENT, out=ranking, where=cost > 0)
 
 
-def cut_units(units: UnitMap, scores: Values, forced: Flags, protected: Flags, budgets: Sequence[Budget]) -> Flags:
+def cut_units(
+    units: UnitMap, scores: Values, forced: Flags, protected: Flags, budgets: Sequence[Budget], round_to: int = 1
+) -> Flags:
     """Dead units, shape (units,): `forced` ones and, lowest score first, as many as the budgets ask for.
 
-    Units die in ascending order of score until every budget is met. Then, in descending order, each one that fits again
-    comes back (the last to die may have freed more than was missing). So the result meets every budget, and none of the
-    units that died for it could live without breaking one.
+    Units die in ascending order of score until every budget is met, those of a group (`_groups`) together and by their
+    mean score. Then, in descending order, each group that fits again comes back (the last to die may have freed more
+    than was missing). So the result meets every budget, and none of the groups that died for it could live without
+    breaking one.
 
     Raises
     ------
@@ -121,26 +124,41 @@ def cut_units(units: UnitMap, scores: Values, forced: Flags, protected: Flags, b
         takers[removals[unit]] += 1
     totals = np.array([budget.cost[takers == 0].sum() for budget in budgets])
     limits = np.array([budget.most for budget in budgets])
-    killed: list[int] = []
-    for unit in np.argsort(scores, kind="stable").tolist():
+    killed: list[tuple[list[int], NDArray[np.int64], NDArray[np.int64]]] = []
+    for group in _groups(units, scores, ~(forced | protected), ~forced, round_to):
         if (totals <= limits).all():
             break
-        if dead[unit] or protected[unit]:
-            continue
-        taken = removals[unit]
+        taken, times = np.unique(np.concatenate([removals[unit] for unit in group]), return_counts=True)
         totals -= _cost(budgets, taken[takers[taken] == 0])
-        takers[taken] += 1
-        dead[unit] = True
-        killed.append(unit)
+        takers[taken] += times
+        dead[group] = True
+        killed.append((group, taken, times))
     _require_met(budgets, totals)
-    for unit in reversed(killed):
-        taken = removals[unit]
-        with_it = totals + _cost(budgets, taken[takers[taken] == 1])
+    for group, taken, times in reversed(killed):
+        with_it = totals + _cost(budgets, taken[takers[taken] == times])
         if (with_it <= limits).all():
             totals = with_it
-            takers[taken] -= 1
-            dead[unit] = False
+            takers[taken] -= times
+            dead[group] = False
     return dead
+
+
+def _groups(units: UnitMap, scores: Values, mortal: Flags, alive: Flags, round_to: int) -> list[list[int]]:
+    """Units that die together, in the order in which the groups die.
+
+    Of a layer, the lowest units down to the next multiple of `round_to` channels are the first group, and each so many
+    after them another, as far as all of a group may die; ties go to the lower number.
+    """
+    groups = []
+    for layer, size in enumerate(units.layer_sizes):
+        members = np.flatnonzero((units.layer == layer) & mortal)
+        members = members[np.argsort(scores[members], kind="stable")].tolist()
+        channels = units.spec.widths[layer] // int(size)  # of a unit: several where normalisation groups them
+        step = max(1, round_to // channels) if units.spec.widths[layer] >= 2 * round_to else 1
+        first = int(((units.layer == layer) & alive).sum()) % step or step
+        ends = range(first, len(members) + 1, step)
+        groups += [members[max(0, end - step) if end > first else 0 : end] for end in ends]
+    return sorted(groups, key=lambda group: (float(scores[group].mean()), group[0]))
 
 
 def _cost(budgets: Sequence[Budget], indices: NDArray[np.int64]) -> Values:

@@ -123,7 +123,7 @@ USES = (
         "--prune {prune} holds no score against a threshold twice; leave it out",
     ),
     Use(
-        ("prune_flops", "prune_floor"),
+        ("prune_flops", "prune_floor", "prune_round_to"),
         lambda config: config.prune != "none",
         "--prune none removes nothing; leave it out",
     ),

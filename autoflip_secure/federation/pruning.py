@@ -40,6 +40,7 @@ def prune_settings(config: ResolvedConfig, flops_kept: float) -> PruneSettings:
         flops_kept=flops_kept,
         layer_floor=config.prune_floor,
         hysteresis=config.prune_hysteresis,
+        round_to=config.prune_round_to,
     )
 
 

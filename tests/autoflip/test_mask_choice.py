@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -306,6 +307,43 @@ def test_cut_units_against_recounting_from_scratch(spec: ModelSpec) -> None:
         slow[unit] = False
         slow[unit] = not met(slow)
     np.testing.assert_array_equal(dead, slow)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([2, 4, 8]), st.sampled_from(["cnn-tanh", "cnn6", "char-lstm"]))
+def test_layers_keep_multiples_of_what_they_are_rounded_to(seed: int, step: int, name: str) -> None:
+    spec = dense_spec(name, (8,) if name == "char-lstm" else (1, 28, 28), 10)
+    units = UnitMap.of(spec)
+    scores = np.ones(units.size), np.random.default_rng(seed).random(units.count)
+    prune = PruneSettings(threshold=0.0, flops_kept=0.5, round_to=step)
+    left = ~choose(spec, scores, prune).dead_units
+    channels = np.array(spec.widths) // units.layer_sizes
+    widths = units.layer_sum(left.astype(float)).astype(int) * channels
+    for size, width in zip(spec.widths, widths, strict=True):
+        assert width == size or width % step == 0 or size < 2 * step
+    assert 0.3 * flops(spec) < flops(replace(spec, widths=tuple(widths.tolist()))) <= 0.5 * flops(spec)
+    for layer in range(len(widths)):
+        of = units.layer == layer
+        assert scores[1][of & left].min() >= scores[1][of & ~left].max(initial=0.0), "the best of each layer live"
+
+
+def test_rounding_counts_units_that_died_before_and_leaves_protected_ones() -> None:
+    units = UnitMap.of(TANH)
+    scores = np.random.default_rng(3).random(units.count)
+    forced = (units.layer == 1) & (scores < np.sort(scores[units.layer == 1])[5])
+    protected = np.zeros(units.count, np.bool_)
+    protected[np.flatnonzero(units.layer == 2)[:30]] = True
+    dead = cut_units(units, scores, forced, protected, budgets_of(TANH, PruneSettings(flops_kept=0.5)), 8)
+    assert dead[forced].all()
+    assert not dead[protected].any()
+    first, second, _ = np.bincount(units.layer[~dead])
+    assert first in (8, 16)
+    assert second in (8, 16, 24, 27), "27 were left: the first group that may die is of three"
+
+
+def test_rounding_to_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--prune-round-to"):
+        PruneSettings(round_to=0)
 
 
 WIDE = dense_spec("mlp", (30,), 20)

@@ -34,6 +34,7 @@ GIVEN: dict[str, Any] = {
     "prune_hysteresis": 0.6,
     "prune_flops": 0.3,
     "prune_floor": 0.6,
+    "prune_round_to": 5,
     "prune_steps": 2,
     "agreement_every": 4,
     "cohorts": 3,
@@ -57,7 +58,7 @@ def test_the_table_of_values_is_whole() -> None:
 
 EXPLORING = {"warm_start", "explore_rounds", "explore_steps", "explore_participation", "explore_every"}
 SCORING = {"prune_threshold", "prune_threshold_kind", "prune_hysteresis", "agreement_every", "prune_steps"}
-BUDGET = {"prune_flops", "prune_floor"}
+BUDGET = {"prune_flops", "prune_floor", "prune_round_to"}
 USED: dict[str, set[str]] = {
     "autoflip": {*GIVEN} - {"eta", "guidance_level"},
     "magnitude": EXPLORING | SCORING | BUDGET,
