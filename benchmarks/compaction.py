@@ -37,7 +37,7 @@ from autoflip_secure.privacy.gradient_sum import ClippedGradientSum
 from autoflip_secure.training.local import train_locally
 
 RESULTS = Path(__file__).parent / "results"
-CUTS = ((0.5, 1), (0.5, 8), (0.5, 16), (0.25, 1), (0.25, 8))
+CUTS = ((0.5, 1), (0.5, 8), (0.5, 16), (0.25, 1))
 """Share of the operations that is kept at most, and what widths are rounded to."""
 BATCH = 32
 TRAINING_STEPS = 4

@@ -187,4 +187,4 @@ def check_reachable(spec: ModelSpec, settings: PruneSettings) -> None:
     units = UnitMap.of(spec)
     nobody = np.zeros(units.count, np.bool_)
     protected = floor_units(units, np.zeros(units.count), nobody, settings.layer_floor)
-    cut_units(units, np.zeros(units.count), ~protected, protected, budgets_of(spec, settings))
+    cut_units(units, np.zeros(units.count), nobody, protected, budgets_of(spec, settings), settings.round_to)

@@ -341,6 +341,12 @@ def test_rounding_counts_units_that_died_before_and_leaves_protected_ones() -> N
     assert second in (8, 16, 24, 27), "27 were left: the first group that may die is of three"
 
 
+def test_a_budget_that_rounding_forbids_is_refused_before_the_run() -> None:
+    check_reachable(TANH, PruneSettings(threshold=0.0, flops_kept=0.25))
+    with pytest.raises(ConfigError, match=r"--prune-flops: 0.25 cannot be kept, .* take 0.3"):
+        check_reachable(TANH, PruneSettings(threshold=0.0, flops_kept=0.25, round_to=8))
+
+
 def test_rounding_to_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="--prune-round-to"):
         PruneSettings(round_to=0)
