@@ -11,6 +11,10 @@ Which end is clean no difference can say, but the average can while the model st
 h + q (f - h), q the part of bad silos, and clean cohorts agree with it more than spoilt ones as long as
 <h - f, h> > q |f - h|^2. (Once an unfiltered model has settled between honest and bad silos the average is zero, and
 says nothing.) So the ends are told by the first rounds, and by the majority of silos, not of cohorts.
+
+A silo that knew how could pull its cohort to the clean end and so set all others aside. Therefore no more than half of
+the cohorts lose weight: the better half keeps its own whatever its places are, and such a silo's part of the average at
+most doubles. Where more cohorts than that are spoilt the price is that some of them stay.
 """
 
 from __future__ import annotations
@@ -81,7 +85,7 @@ class CohortAxis:
     def weights(self) -> Values | None:
         """Weight of each cohort within [0, 1], shape (m,), or None where no direction, or neither end, stands out.
 
-        1 at the clean end of the axis, 0 from half way to the other end on, linear between.
+        1 at the clean end of the axis, 0 from half way to the other end on, linear between; and 1 for the better half.
         """
         if self.rounds < SETTLING or self.share * (len(self.support) - 1) < APART:
             return None
@@ -91,7 +95,9 @@ class CohortAxis:
             return None
         places = places * np.sign(support)
         behind = (places.max() - places) / (places.max() - places.min())
-        return np.maximum(1.0 - 2.0 * behind, 0.0)
+        weights = np.maximum(1.0 - 2.0 * behind, 0.0)
+        weights[np.argsort(behind, kind="stable")[: -(-len(behind) // 2)]] = 1.0
+        return weights
 
     def to_json(self) -> dict[str, Any]:
         """For a checkpoint."""

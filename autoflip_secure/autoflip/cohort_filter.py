@@ -135,11 +135,16 @@ def judge(means: Values, noise: Values | None = None, axis: CohortAxis | None = 
 
 
 def _along(axis: CohortAxis | None, gram: Values, by_length: Values) -> Values | None:
-    """Weights by the axis of fixed cohorts, once this round is added; None where it does not tell."""
-    if axis is None or by_length.min() < ALIKE:
+    """Weights by the axis of fixed cohorts, once this round is added; None where it does not tell.
+
+    A round whose lengths differ much is not added, but what is known already holds: cohorts that are left out pull ever
+    harder.
+    """
+    if axis is None:
         return None
-    shortened = np.sqrt(by_length)
-    axis.add(shortened[:, None] * gram * shortened)
+    if by_length.min() >= ALIKE:
+        shortened = np.sqrt(by_length)
+        axis.add(shortened[:, None] * gram * shortened)
     return axis.weights()
 
 
