@@ -124,7 +124,8 @@ PRUNED = {
     "PruneFL": "--prune prunefl",
     "FedDST, mask chosen from sums": "--prune feddst",
     "EFLPrune": "--prune eflprune",
-    "FedMask, global mask": "--prune fedmask",
+    # Its steps move scores of masks, so the presets' local Adam is not for it.
+    "FedMask, global mask": "--prune fedmask --optimizer sgd --learning-rate 0.3",
     "guidance": "--score guidance",
     "guidance x agreement": "--score guidance-agreement",
     "size x shared energy": "--score product",
