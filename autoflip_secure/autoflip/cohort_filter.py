@@ -11,7 +11,8 @@ spoilt cohort are honest, and to leave their records out altogether costs more t
 points away has no such excuse and loses its weight.
 
 Fixed cohorts tell more over the rounds: where they stand apart along one direction (`CohortAxis`), what lies towards
-its bad end loses its weight, and directions within the round are not asked.
+its bad end loses its weight, and directions within the round are not asked. Not under DP: noise differs from cohort to
+cohort as their sizes do, and would be an axis of its own.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ DOUBT, CERTAINTY = 3.0, 5.0
 """z up to which a cohort keeps its weight, and from which direction leaves it none; linear between."""
 
 ALIKE = 0.5
-"""Least weight by length in a round that `CohortAxis` learns from: lengths that differ more speak for themselves."""
+"""Least weight by length of a cohort that `CohortAxis` compares with the others."""
 
 NOISE_DEVIATIONS = 3.0
 
@@ -86,7 +87,9 @@ def geometric_median(gram: Values, steps: int = 30) -> Values:
     return weights
 
 
-def judge(means: Values, noise: Values | None = None, axis: CohortAxis | None = None) -> Verdict:
+def judge(
+    means: Values, noise: Values | None = None, axis: CohortAxis | None = None, *, learns: bool = True
+) -> Verdict:
     """Weigh cohorts by how their mean updates compare.
 
     The means are as long as the network is large. They are read once, for the inner products of all pairs; lengths,
@@ -99,7 +102,9 @@ def judge(means: Values, noise: Values | None = None, axis: CohortAxis | None = 
         Standard deviation of the privacy noise on a coordinate of each mean; default none. Its known part is taken off
         the norms, and norms that noise alone could make are no sign of anything.
     axis : CohortAxis, optional
-        Of fixed cohorts, what earlier rounds told; this round is added to it.
+        Of fixed cohorts, what earlier rounds told.
+    learns : bool
+        Whether this round is added to the axis: its means are updates.
 
     Raises
     ------
@@ -127,24 +132,24 @@ def judge(means: Values, noise: Values | None = None, axis: CohortAxis | None = 
     away = _cosine_scores(cosines)
     excess, spread = _norm_excess(norms, quiet)
     by_length = np.exp(-2.0 * np.maximum(excess - DOUBT * spread, 0.0))
-    by_axis = _along(axis, gram, by_length)
+    by_axis = None if axis is None or variance.any() else _along(axis, gram, by_length, learns)
+    if by_axis is not None:
+        away = CERTAINTY * (1.0 - by_axis)
     weights = by_length * (np.clip((CERTAINTY - away) / (CERTAINTY - DOUBT), 0.0, 1.0) if by_axis is None else by_axis)
     if weights.max() == 0.0:  # quiet cohorts point away, and the others are too long for a double to hold their weight
         weights[norms == norms.min()] = 1.0
     return Verdict(cosines, norms, np.maximum(away, excess / spread), weights, by_axis is not None)
 
 
-def _along(axis: CohortAxis | None, gram: Values, by_length: Values) -> Values | None:
+def _along(axis: CohortAxis, gram: Values, by_length: Values, learns: bool) -> Values | None:
     """Weights by the axis of fixed cohorts, once this round is added; None where it does not tell.
 
-    A round whose lengths differ much is not added, but what is known already holds: cohorts that are left out pull ever
-    harder.
+    Once it tells, rounds in which a cohort is far longer than others are not added: one that is left out pulls ever
+    harder, and what is known of it holds.
     """
-    if axis is None:
-        return None
-    if by_length.min() >= ALIKE:
-        shortened = np.sqrt(by_length)
-        axis.add(shortened[:, None] * gram * shortened)
+    compared = by_length >= ALIKE
+    if learns and (compared.all() or not axis.told):
+        axis.add(gram, compared)
     return axis.weights()
 
 

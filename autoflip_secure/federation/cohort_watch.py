@@ -82,7 +82,8 @@ class CohortWatch:
         verdict = judge(
             np.stack([aggregate.mean(channel)[live] for aggregate in aggregates]),
             np.array([aggregate.mean_noise_std(channel) for aggregate in aggregates]),
-            self._axis if channel == "update" else None,
+            self._axis,
+            learns=channel == "update",
         )
         for index in np.flatnonzero(verdict.weights < NAMED_BELOW):
             self._event("cohort_filtered", round=round, **self._told(plan, verdict, int(index)))
