@@ -32,8 +32,9 @@ class PruneSettings:
         Half-width of the relative band around the threshold within which a weight keeps its state, within [0, 1).
     round_to : int
         For a budget units die in groups, so that a layer they die in keeps a multiple of so many channels or neurons: a
-        processor's vectors hold 8 or 16 numbers, and half-empty ones take as long. Layers of fewer than twice as many
-        are cut singly.
+        processor's vectors hold 8 or 16 numbers, and half-empty ones take as long. Where a unit is several channels it
+        is the least multiple of both. Layers of fewer than twice as many in the dense network are cut singly, and units
+        that are starved of weights die beyond any multiple.
     """
 
     threshold: float = 0.3

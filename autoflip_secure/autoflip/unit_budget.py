@@ -124,41 +124,61 @@ def cut_units(
         takers[removals[unit]] += 1
     totals = np.array([budget.cost[takers == 0].sum() for budget in budgets])
     limits = np.array([budget.most for budget in budgets])
-    killed: list[tuple[list[int], NDArray[np.int64], NDArray[np.int64]]] = []
+    killed: list[tuple[_Group, NDArray[np.int64], NDArray[np.int64]]] = []
     for group in _groups(units, scores, ~(forced | protected), ~forced, round_to):
         if (totals <= limits).all():
             break
-        taken, times = np.unique(np.concatenate([removals[unit] for unit in group]), return_counts=True)
+        taken, times = np.unique(np.concatenate([removals[unit] for unit in group.units]), return_counts=True)
         totals -= _cost(budgets, taken[takers[taken] == 0])
         takers[taken] += times
-        dead[group] = True
+        dead[group.units] = True
         killed.append((group, taken, times))
     _require_met(budgets, totals)
+    settled: set[int] = set()
     for group, taken, times in reversed(killed):
         with_it = totals + _cost(budgets, taken[takers[taken] == times])
-        if (with_it <= limits).all():
+        # Of a layer only its best dead units may return, so that its width stays a multiple.
+        if group.layer not in settled and (with_it <= limits).all():
             totals = with_it
             takers[taken] -= times
-            dead[group] = False
+            dead[group.units] = False
+        elif round_to > 1:
+            settled.add(group.layer)
     return dead
 
 
-def _groups(units: UnitMap, scores: Values, mortal: Flags, alive: Flags, round_to: int) -> list[list[int]]:
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Units of one layer that die together."""
+
+    layer: int
+    units: list[int]
+    score: float
+
+
+def _groups(units: UnitMap, scores: Values, mortal: Flags, alive: Flags, round_to: int) -> list[_Group]:
     """Units that die together, in the order in which the groups die.
 
     Of a layer, the lowest units down to the next multiple of `round_to` channels are the first group, and each so many
-    after them another, as far as all of a group may die; ties go to the lower number.
+    after them another, as far as all of a group may die; ties go to the lower number, and within a layer to the first.
     """
+    spec = units.spec
+    dense = dense_spec(spec.name, spec.input_shape, spec.outputs).widths
     groups = []
-    for layer, size in enumerate(units.layer_sizes):
+    for layer, size in enumerate(units.layer_sizes.tolist()):
         members = np.flatnonzero((units.layer == layer) & mortal)
         members = members[np.argsort(scores[members], kind="stable")].tolist()
-        channels = units.spec.widths[layer] // int(size)  # of a unit: several where normalisation groups them
-        step = max(1, round_to // channels) if units.spec.widths[layer] >= 2 * round_to else 1
+        channels = spec.widths[layer] // size  # of a unit: several where normalisation groups them
+        multiple = math.lcm(round_to, channels)
+        step = multiple // channels if dense[layer] >= 2 * multiple else 1
         first = int(((units.layer == layer) & alive).sum()) % step or step
-        ends = range(first, len(members) + 1, step)
-        groups += [members[max(0, end - step) if end > first else 0 : end] for end in ends]
-    return sorted(groups, key=lambda group: (float(scores[group].mean()), group[0]))
+        score = 0.0
+        for end in range(first, len(members) + 1, step):
+            group = members[max(0, end - step) if end > first else 0 : end]
+            # No lower than the group before it, which rounding of equal scores could make it.
+            score = max(score, float(scores[group].mean()))
+            groups.append(_Group(layer, group, score))
+    return sorted(groups, key=lambda group: group.score)
 
 
 def _cost(budgets: Sequence[Budget], indices: NDArray[np.int64]) -> Values:

@@ -327,6 +327,57 @@ def test_layers_keep_multiples_of_what_they_are_rounded_to(seed: int, step: int,
         assert scores[1][of & left].min() >= scores[1][of & ~left].max(initial=0.0), "the best of each layer live"
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.3, 0.8), st.sampled_from([16, 24]))
+def test_the_best_of_a_rounded_layer_live_whatever_fits_again(seed: int, kept: float, step: int) -> None:
+    spec = ModelSpec("mlp", (30,), 10, (60, 32))
+    units = UnitMap.of(spec)
+    scores = np.random.default_rng(seed).random(units.count)
+    protected = np.zeros(units.count, np.bool_)
+    cost = parameter_flops(spec)
+    budget = Budget("--prune-flops", cost, kept * cost.sum(), cost.sum())
+    dead = cut_units(units, scores, protected, protected, [budget], step)
+    for layer in range(2):
+        of = units.layer == layer
+        assert scores[of & ~dead].min(initial=1.0) >= scores[of & dead].max(initial=0.0)
+    dense = dense_spec("mlp", (30,), 10).widths
+    left = [int((~dead & (units.layer == layer)).sum()) for layer in range(2)]
+    for width, at_first, wide in zip(left, spec.widths, dense, strict=True):
+        assert width in (0, at_first) or width % step == 0 or wide < 2 * step
+
+
+@pytest.mark.parametrize("name", ["cnn-tanh", "cnn6", "resnet-small"])
+def test_rounding_holds_over_several_decisions(name: str) -> None:
+    spec = dense = dense_spec(name, (1, 28, 28), 10)
+    for kept in (0.8, 0.6, 0.45):
+        units = UnitMap.of(spec)
+        decision = choose(
+            spec, (np.ones(units.size), drawn(spec, 5)[1]), PruneSettings(0.0, flops_kept=kept, round_to=8)
+        )
+        spec = compact(spec, decision.dead_units).spec
+    assert spec.widths != dense.widths
+    assert all(width % 8 == 0 for width, wide in zip(spec.widths, dense.widths, strict=True) if wide >= 16)
+
+
+def test_units_of_several_channels_are_rounded_to_multiples_of_both() -> None:
+    spec = dense_spec("cnn6", (1, 28, 28), 10)
+    units = UnitMap.of(spec)
+    left = ~choose(spec, drawn(spec, 6), PruneSettings(0.0, flops_kept=0.5, round_to=6)).dead_units
+    widths = units.layer_sum(left.astype(float)) * (np.array(spec.widths) // units.layer_sizes)
+    assert all(width % 12 == 0 or width == wide for width, wide in zip(widths[:-1], spec.widths, strict=False))
+
+
+def test_equal_scores_keep_the_order_of_a_layers_groups() -> None:
+    spec = ModelSpec("mlp", (30,), 10, (60, 32))
+    units = UnitMap.of(spec)
+    nobody = np.zeros(units.count, np.bool_)
+    for value in (0.1, 0.7, 1 / 3):
+        cost = np.ones(units.size)
+        budget = Budget("params_kept", cost, 0.9 * units.size, float(units.size))
+        dead = cut_units(units, np.full(units.count, value), nobody, units.layer == 1, [budget], 16)
+        assert (~dead[units.layer == 0]).sum() == 48
+
+
 def test_rounding_counts_units_that_died_before_and_leaves_protected_ones() -> None:
     units = UnitMap.of(TANH)
     scores = np.random.default_rng(3).random(units.count)
