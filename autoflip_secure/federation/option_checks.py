@@ -184,10 +184,16 @@ def _as_given(name: str, value: object) -> str:
     return f"{flag_of(name)} {value}"
 
 
+def _refuse_unusual(config: RunConfig, names: tuple[str, ...], why: str) -> None:
+    """Refuse options that are not at their default, whoever said them: a preset and a record cannot be left out."""
+    for name in names:
+        value, usual = getattr(config, name), RunConfig.model_fields[name].default
+        if value != usual:
+            raise ConfigError(f"{_as_given(name, value)}: {why}; give {_as_given(name, usual)}")
+
+
 def _check_privacy(config: RunConfig) -> None:
-    for flag, given in (("--optimizer adam", config.optimizer != "sgd"), ("--prox-mu", config.prox_mu > 0)):
-        if given:
-            raise ConfigError(f"{flag}: with --dp-epsilon silos take plain DP-SGD steps; leave one of them out")
+    _refuse_unusual(config, ("optimizer", "prox_mu"), "with --dp-epsilon silos take plain DP-SGD steps")
     unnoised = {"feddst": "regrows weights by gradients", "fedmask": "adds up masks"}
     if config.prune in unnoised:
         raise ConfigError(
@@ -202,15 +208,10 @@ def _check_privacy(config: RunConfig) -> None:
 
 
 def _check_mask_training(config: RunConfig) -> None:
-    for flag, given in (
-        ("--optimizer adam", config.optimizer != "sgd"),
-        ("--prox-mu", config.prox_mu > 0),
-        ("--cohort-filter", config.cohort_filter),
-        ("--bad-silos", config.bad_silos is not None and not config.bad_silos.startswith("label-flip")),
-        ("--server-optimizer", config.server_optimizer != "average"),
-    ):
-        if given:
-            raise ConfigError(f"{flag}: --prune fedmask sums masks, not updates of weights; leave it out")
+    why = "--prune fedmask sums masks, not updates of weights"
+    _refuse_unusual(config, ("optimizer", "prox_mu", "cohort_filter", "server_optimizer"), why)
+    if config.bad_silos is not None and not config.bad_silos.startswith("label-flip"):
+        raise ConfigError(f"--bad-silos {config.bad_silos}: {why}; leave it out")
 
 
 def check_robustness(config: RunConfig, task: Task, silos: int) -> None:

@@ -92,6 +92,19 @@ def test_an_option_is_refused_where_the_method_ignores_it(prune: str, name: str)
         ({"eta": 0.5, "dp_epsilon": 8.0}, "--eta 0.5: moves guidance, by which --score usual keeps nothing"),
         ({"prune": "fedmask", "explore_steps": 4}, "--explore-steps 4: --prune fedmask explores with --warm-start"),
         ({"dp_epsilon": 8.0, "explore_steps": 4}, "--explore-steps 4: distributed noise covers one gradient sum"),
+        (
+            {"prune": "fedmask", "optimizer": "adam"},
+            "--optimizer adam: --prune fedmask sums masks, not updates of weights; give --optimizer sgd",
+        ),
+        (
+            {"prune": "fedmask", "cohort_filter": True},
+            "--cohort-filter: --prune fedmask sums masks, not updates of weights; give --no-cohort-filter",
+        ),
+        ({"prune": "fedmask", "bad_silos": "noise:0.2"}, "--bad-silos noise:0.2: --prune fedmask sums masks"),
+        (
+            {"dp_epsilon": 8.0, "prox_mu": 0.1},
+            "--prox-mu 0.1: with --dp-epsilon silos take plain DP-SGD steps; give --prox-mu 0.0",
+        ),
     ],
 )
 def test_what_is_refused_with_other_options(options: dict[str, Any], said: str) -> None:
