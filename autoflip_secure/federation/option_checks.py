@@ -19,6 +19,22 @@ SCORED = ("autoflip", "magnitude", "snip", "prunefl")
 """Methods that explore, keep by scores (`score_rules.RULES`) and decide again as training goes on."""
 
 
+NEUTRAL: dict[str, object] = {
+    "warm_start": False,
+    "explore_rounds": 1,
+    "explore_steps": 1,
+    "prune_threshold": 0.0,
+    "prune_hysteresis": 0.0,
+    "prune_flops": 1.0,
+    "prune_floor": 0.0,
+    "prune_steps": 1,
+    "agreement_every": 0,
+    "cohorts": 1,
+}
+"""Values that say that there is none of this, or that it is done once: where an option has no effect they are true, and
+the run is the one without them. Defaults that say so are not listed."""
+
+
 @dataclass(frozen=True)
 class Use:
     """What it takes for options to have an effect.
@@ -128,6 +144,11 @@ USES = (
         "--prune none removes nothing; leave it out",
     ),
     Use(
+        ("prune_round_to",),
+        lambda config: config.prune_flops != 1,
+        "--prune-flops 1 removes no channels whose number could be rounded; leave it out",
+    ),
+    Use(
         ("prune_steps",),
         lambda config: config.prune in (*SCORED, "feddst", "fedmask"),
         "--prune {prune} does not approach its target in steps; leave it out",
@@ -165,9 +186,10 @@ def check_options(config: RunConfig) -> None:
     given = given_options(config)
     for use in USES:
         for name in use.options:
-            if name in given and not use.has_effect(config):
+            value = getattr(config, name)
+            if name in given and value != NEUTRAL.get(name) and not use.has_effect(config):
                 why = use.why_not.format(prune=config.prune, score=config.score)
-                raise ConfigError(f"{_as_given(name, getattr(config, name))}: {why}")
+                raise ConfigError(f"{_as_given(name, value)}: {why}")
     if config.trust != "none":
         _check_privacy(config)
     if config.prune == "feddst" and config.prune_threshold == 0:
