@@ -141,7 +141,8 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> Reso
         raise ConfigError(
             "--no-warm-start: exploration under distributed noise is training that was paid for; it goes on"
         )
-    return ResolvedConfig.create(**{**given, **filled})
+    # Epochs are steps by now: a record that said both would be refused where it is given as --config.
+    return ResolvedConfig.create(**{**given, **filled, "local_epochs": None})
 
 
 def _prune_steps(config: RunConfig) -> int:
