@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from autoflip_secure.errors import ConfigError, NotAvailable
 
-__all__ = ["LOCAL_ONLY_FIELDS", "ResolvedConfig", "RunConfig", "flag_of", "load_config_file"]
+__all__ = ["LOCAL_ONLY_FIELDS", "ConfigFile", "ResolvedConfig", "RunConfig", "flag_of", "load_config_file"]
 
 ARRIVES_LATER = {
     "aggregation": {"ckks"},
@@ -28,6 +29,10 @@ LOCAL_ONLY_FIELDS = frozenset(
     {"data_dir", "run_dir", "engine", "device", "workers", "record_server_view", "stage_timeout"}
 )
 """Fields that say where a run happens, not what it computes; they are not part of the configuration hash."""
+
+
+RECORD_MARK = "# The record of a run of autoflip-secure: every option it came to, whether somebody chose it or not."
+"""First line of a run's config.toml, known word for word. A comment, so neither an option nor part of any digest."""
 
 
 def _not_in_this_version(name: str) -> BeforeValidator:
@@ -294,6 +299,10 @@ class ResolvedConfig(RunConfig):
     prune_steps: int
     warm_start: bool
 
+    def to_toml(self) -> str:
+        """The configuration as a TOML file that says it is a run's record."""
+        return f"{RECORD_MARK}\n{super().to_toml()}"
+
     @classmethod
     def create(cls, **options: Any) -> Self:
         """Validate; the ranges are those of RunConfig."""
@@ -314,20 +323,55 @@ def _explain(name: str, error: Any) -> str:
     return f"{flag_of(name)}: {message}{given}"
 
 
-def load_config_file(path: Path) -> dict[str, Any]:
-    """Options from a TOML file, unvalidated.
+@dataclass(frozen=True)
+class ConfigFile:
+    """A TOML file of options.
 
-    Raises
-    ------
-    ConfigError
-        The file is missing or is not TOML; the message names line and column.
+    Attributes
+    ----------
+    options : dict
+        By field, unvalidated.
+    is_marked : bool
+        Whether it bears `RECORD_MARK`, as the records of runs do.
     """
+
+    options: dict[str, Any]
+    is_marked: bool
+
+    @classmethod
+    def read(cls, path: Path) -> ConfigFile:
+        """Read a file once: it may be a pipe.
+
+        Raises
+        ------
+        ConfigError
+            The file is missing or is not TOML; the message names line and column.
+        """
+        text = _text_of(path)
+        try:
+            options = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"--config: {path} is not TOML: {error}") from None
+        marked = RECORD_MARK in map(str.strip, text.splitlines())
+        return cls({key.replace("-", "_"): value for key, value in options.items()}, marked)
+
+    @property
+    def is_record(self) -> bool:
+        """Whether a run wrote it. Records older than the mark are known by how much they say, two thirds of all options
+        or more, so that a line that was taken out or an option that is new changes nothing."""
+        said = self.options.keys() & RunConfig.model_fields.keys()
+        return self.is_marked or 3 * len(said) >= 2 * len(RunConfig.model_fields)
+
+
+def load_config_file(path: Path) -> dict[str, Any]:
+    """Options of a TOML file, unvalidated; raises as `ConfigFile.read`."""
+    return ConfigFile.read(path).options
+
+
+def _text_of(path: Path) -> str:
     try:
-        options = tomllib.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--config: cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"--config: {path} is not UTF-8 text") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"--config: {path} is not TOML: {error}") from None
-    return {key.replace("-", "_"): value for key, value in options.items()}

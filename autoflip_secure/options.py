@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 
-from autoflip_secure.config import ResolvedConfig, RunConfig, flag_of, load_config_file
+from autoflip_secure.config import ConfigFile, RunConfig, flag_of
 from autoflip_secure.errors import AutoflipSecureError, InputError, Interrupted
 from autoflip_secure.presets import preset_options
 
@@ -20,6 +20,8 @@ __all__ = ["config_from", "run_command", "with_config_options"]
 EXIT_BAD_INPUT = 2
 EXIT_CANNOT_CONTINUE = 3
 EXIT_INTERRUPTED = 130
+
+LENGTH_OF_ROUND = frozenset({"local_steps", "local_epochs"})
 
 
 def _option_type(annotation: Any) -> Any:
@@ -60,7 +62,7 @@ def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
 def config_from(options: dict[str, Any], file: Path | None, preset: str | None = None) -> RunConfig:
     """Validated configuration: the command line wins over the file, the file over the preset, that over defaults.
 
-    Local steps and local epochs are two ways to say one thing, so that either replaces a preset's other.
+    Local steps and local epochs are two ways to say one thing, so that either takes the place of both further down.
 
     `model_fields_set` of what comes back is what the user chose. A preset, and the config.toml of an earlier run, say
     more: they were written for one method, and what another one does not use of them is no contradiction.
@@ -70,15 +72,22 @@ def config_from(options: dict[str, Any], file: Path | None, preset: str | None =
     ConfigError
         Names the option.
     """
-    written = load_config_file(file) if file is not None else {}
-    base, chosen = preset_options(preset), {**written, **options}
-    if ResolvedConfig.__annotations__.keys() <= written.keys():  # a run's own, which holds every option
-        base, chosen = {**base, **written}, options
-    for one, other in (("local_steps", "local_epochs"), ("local_epochs", "local_steps")):
-        if one in chosen:
-            base.pop(other, None)
-    config = RunConfig.create(**{**base, **chosen})
+    read = ConfigFile({}, is_marked=False) if file is None else ConfigFile.read(file)
+    base, written = preset_options(preset), read.options
+    if read.is_record:
+        if not read.is_marked and written.keys() >= LENGTH_OF_ROUND:
+            # Unmarked ones say epochs beside the steps they came to. In a marked one somebody wrote the second.
+            written = {name: value for name, value in written.items() if name != "local_epochs"}
+        base, chosen = _over(base, written), options
+    else:
+        chosen = _over(written, options)
+    config = RunConfig.create(**_over(base, chosen))
     return RunConfig.model_construct(_fields_set=set(chosen), **dict(config))
+
+
+def _over(weaker: dict[str, Any], stronger: dict[str, Any]) -> dict[str, Any]:
+    replaced = LENGTH_OF_ROUND if LENGTH_OF_ROUND & stronger.keys() else frozenset()
+    return {**{name: value for name, value in weaker.items() if name not in replaced}, **stronger}
 
 
 def run_command(app: typer.Typer, arguments: list[str] | None = None) -> int:

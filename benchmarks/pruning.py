@@ -42,7 +42,8 @@ class PruningTask:
     flops : tuple of float
         Shares of the dense network's FLOPs that are kept.
     pruned : str
-        Options of the pruned methods alone, such as the learning rate that sparse networks do best with.
+        Options of the pruned methods alone: the learning rate that sparse networks do best with, for methods that have
+        none of their own.
     seeds : int
         Most seeds; tasks that take long have fewer.
     data : bool
@@ -165,7 +166,8 @@ def settings(task: PruningTask, starts: tuple[str, ...], *, main: bool) -> list[
             continue
         facts = {"task": task.name, "method": method, "start": start if explored else "", "flops": kept}
         warmth = f" {STARTS[start]}" if explored else ""
-        made.append((facts, f"{shared[method]} {choice} --prune-flops {kept}{warmth}{task.pruned}"))
+        rate = "" if "--learning-rate" in choice else task.pruned
+        made.append((facts, f"{shared[method]} {choice} --prune-flops {kept}{warmth}{rate}"))
     return made
 
 

@@ -14,6 +14,7 @@ from autoflip_secure.data.task import Task
 from autoflip_secure.errors import ConfigError
 from autoflip_secure.federation.option_checks import check_options, check_robustness
 from autoflip_secure.federation.schedule import (
+    UNEXPLORED,
     bears_two_moments,
     cohort_minimum,
     default_colluders,
@@ -136,11 +137,12 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> Reso
     filled = {name: value for name, value in chosen.items() if given[name] is None}
     if given["warm_start"] is None:
         filled["warm_start"] = chosen["warm_start"]
-    elif trust == "distributed" and not given["warm_start"]:
+    elif trust == "distributed" and config.prune not in UNEXPLORED and not given["warm_start"]:
         raise ConfigError(
             "--no-warm-start: exploration under distributed noise is training that was paid for; it goes on"
         )
-    return ResolvedConfig.create(**{**given, **filled})
+    # Epochs are steps by now: a record that said both would be refused where it is given as --config.
+    return ResolvedConfig.create(**{**given, **filled, "local_epochs": None})
 
 
 def _prune_steps(config: RunConfig) -> int:

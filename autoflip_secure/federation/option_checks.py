@@ -19,6 +19,22 @@ SCORED = ("autoflip", "magnitude", "snip", "prunefl")
 """Methods that explore, keep by scores (`score_rules.RULES`) and decide again as training goes on."""
 
 
+NEUTRAL: dict[str, object] = {
+    "warm_start": False,
+    "explore_rounds": 1,
+    "explore_steps": 1,
+    "prune_threshold": 0.0,
+    "prune_hysteresis": 0.0,
+    "prune_flops": 1.0,
+    "prune_floor": 0.0,
+    "prune_steps": 1,
+    "agreement_every": 0,
+    "cohorts": 1,
+}
+"""Values that say that there is none of this, or that it is done once: where an option has no effect they are true, and
+the run is the one without them. Defaults that say so are not listed."""
+
+
 @dataclass(frozen=True)
 class Use:
     """What it takes for options to have an effect.
@@ -128,6 +144,11 @@ USES = (
         "--prune none removes nothing; leave it out",
     ),
     Use(
+        ("prune_round_to",),
+        lambda config: config.prune_flops != 1,
+        "--prune-flops 1 removes no channels whose number could be rounded; leave it out",
+    ),
+    Use(
         ("prune_steps",),
         lambda config: config.prune in (*SCORED, "feddst", "fedmask"),
         "--prune {prune} does not approach its target in steps; leave it out",
@@ -165,9 +186,10 @@ def check_options(config: RunConfig) -> None:
     given = given_options(config)
     for use in USES:
         for name in use.options:
-            if name in given and not use.has_effect(config):
+            value = getattr(config, name)
+            if name in given and value != NEUTRAL.get(name) and not use.has_effect(config):
                 why = use.why_not.format(prune=config.prune, score=config.score)
-                raise ConfigError(f"{_as_given(name, getattr(config, name))}: {why}")
+                raise ConfigError(f"{_as_given(name, value)}: {why}")
     if config.trust != "none":
         _check_privacy(config)
     if config.prune == "feddst" and config.prune_threshold == 0:
@@ -184,10 +206,16 @@ def _as_given(name: str, value: object) -> str:
     return f"{flag_of(name)} {value}"
 
 
+def _refuse_unusual(config: RunConfig, names: tuple[str, ...], why: str) -> None:
+    """Refuse options that are not at their default, whoever said them: a preset and a record cannot be left out."""
+    for name in names:
+        value, usual = getattr(config, name), RunConfig.model_fields[name].default
+        if value != usual:
+            raise ConfigError(f"{_as_given(name, value)}: {why}; give {_as_given(name, usual)}")
+
+
 def _check_privacy(config: RunConfig) -> None:
-    for flag, given in (("--optimizer adam", config.optimizer != "sgd"), ("--prox-mu", config.prox_mu > 0)):
-        if given:
-            raise ConfigError(f"{flag}: with --dp-epsilon silos take plain DP-SGD steps; leave one of them out")
+    _refuse_unusual(config, ("optimizer", "prox_mu"), "with --dp-epsilon silos take plain DP-SGD steps")
     unnoised = {"feddst": "regrows weights by gradients", "fedmask": "adds up masks"}
     if config.prune in unnoised:
         raise ConfigError(
@@ -202,15 +230,10 @@ def _check_privacy(config: RunConfig) -> None:
 
 
 def _check_mask_training(config: RunConfig) -> None:
-    for flag, given in (
-        ("--optimizer adam", config.optimizer != "sgd"),
-        ("--prox-mu", config.prox_mu > 0),
-        ("--cohort-filter", config.cohort_filter),
-        ("--bad-silos", config.bad_silos is not None and not config.bad_silos.startswith("label-flip")),
-        ("--server-optimizer", config.server_optimizer != "average"),
-    ):
-        if given:
-            raise ConfigError(f"{flag}: --prune fedmask sums masks, not updates of weights; leave it out")
+    why = "--prune fedmask sums masks, not updates of weights"
+    _refuse_unusual(config, ("optimizer", "prox_mu", "cohort_filter", "server_optimizer"), why)
+    if config.bad_silos is not None and not config.bad_silos.startswith("label-flip"):
+        raise ConfigError(f"--bad-silos {config.bad_silos}: {why}; leave it out")
 
 
 def check_robustness(config: RunConfig, task: Task, silos: int) -> None:

@@ -136,6 +136,32 @@ def test_the_command_line_wins_over_the_file(run_sim, tmp_path: Path) -> None:
     assert (summary["rounds"], summary["prune"], summary["aggregation"]) == (2, "none", "none")
 
 
+def test_saying_that_nothing_is_pruned_is_as_good_as_silence(run_sim) -> None:
+    """Options that say nothing of this, such as --cohorts 1, run as if they were left out."""
+    small = ("--dataset", "digits", "--model", "mlp", "--silos", "4", "--rounds", "2", "--workers", "0", "--quiet")
+    neutral = (
+        "--no-warm-start", "--explore-rounds", "1", "--explore-steps", "1", "--prune-threshold", "0",
+        "--prune-hysteresis", "0", "--prune-flops", "1", "--prune-floor", "0", "--prune-steps", "1",
+        "--agreement-every", "0", "--cohorts", "1",
+    )  # fmt: skip
+    silent = run_sim("--prune", "none", small=small, name="silent")
+    said = run_sim("--prune", "none", *neutral, small=small, name="said")
+    figures = ("loss", "accuracy", "flops_ratio", "params_ratio", "rounds")
+    assert [said[name] for name in figures] == [silent[name] for name in figures]
+
+
+def test_the_record_of_a_run_is_a_configuration(run_sim, tmp_path: Path) -> None:
+    """With epochs too, which are steps in it; and what it holds of pruning stands against no other method."""
+    small = ("--dataset", "digits", "--model", "mlp", "--silos", "4", "--rounds", "3", "--workers", "0", "--quiet")
+    first = run_sim("--local-epochs", "1", small=small, name="first")
+    record = tmp_path / "first" / "config.toml"
+    again = run_sim("--config", str(record), small=(), name="again")
+    assert (again["loss"], again["accuracy"]) == (first["loss"], first["accuracy"])
+    edited = [line for line in record.read_text().splitlines() if not line.startswith("prune_steps")]
+    (tmp_path / "edited.toml").write_text("\n".join(edited))
+    assert run_sim("--config", str(tmp_path / "edited.toml"), "--prune", "none", small=())["prune"] == "none"
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--bogus"]])
 def test_the_command_line_answers_without_loading_anything_heavy(arguments: list[str]) -> None:
     heavy = "torch|opacus|flwr|sklearn|matplotlib|mlxtend|datasets"

@@ -139,7 +139,7 @@ def test_contradictions_name_the_flag(options: dict[str, Any], natural: int | No
 def test_epochs_are_of_a_silo_s_nominal_share() -> None:
     task = replace(TASKS["image"], nominal_records=4000)
     config = resolve(RunConfig.create(local_epochs=5, silos=20, batch_size=32), task, natural_silos=None)
-    assert config.local_steps == math.ceil(5 * 200 / 32)
+    assert (config.local_steps, config.local_epochs) == (math.ceil(5 * 200 / 32), None)
     with pytest.raises(ConfigError, match=r"^--local-epochs 5: the number of records"):
         resolve(RunConfig.create(local_epochs=5), replace(task, nominal_records=None), natural_silos=None)
 

@@ -13,7 +13,7 @@ from autoflip_secure.config import ResolvedConfig, RunConfig, flag_of
 from autoflip_secure.errors import ConfigError
 from autoflip_secure.federation.global_masks import pruning_controller
 from autoflip_secure.federation.model_payload import ModelPayload
-from autoflip_secure.federation.option_checks import USES, check_options, given_options
+from autoflip_secure.federation.option_checks import NEUTRAL, USES, check_options, given_options
 from autoflip_secure.federation.plan import session_plan
 from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.seeds import stream
@@ -25,7 +25,7 @@ GIVEN: dict[str, Any] = {
     "eta": 1.0,
     "guidance_level": "unit",
     "warm_start": True,
-    "explore_rounds": 1,
+    "explore_rounds": 2,
     "explore_steps": 3,
     "explore_participation": 0.5,
     "explore_every": 3,
@@ -86,12 +86,26 @@ def test_an_option_is_refused_where_the_method_ignores_it(prune: str, name: str)
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"prune": "random", "warm_start": False}, "--no-warm-start: --prune random explores nothing"),
+        ({"prune": "random", "warm_start": True}, "--warm-start: --prune random explores nothing"),
+        ({"prune_flops": 1.0, "prune_round_to": 8}, "--prune-round-to 8: --prune-flops 1 removes no channels"),
         ({"prune": "none", "guidance_level": "parameter"}, "--guidance-level parameter: --prune none has no guidance"),
         ({"eta": 0.5, "score": "hybrid"}, "--eta 0.5: moves guidance, by which --score hybrid keeps nothing"),
         ({"eta": 0.5, "dp_epsilon": 8.0}, "--eta 0.5: moves guidance, by which --score usual keeps nothing"),
         ({"prune": "fedmask", "explore_steps": 4}, "--explore-steps 4: --prune fedmask explores with --warm-start"),
         ({"dp_epsilon": 8.0, "explore_steps": 4}, "--explore-steps 4: distributed noise covers one gradient sum"),
+        (
+            {"prune": "fedmask", "optimizer": "adam"},
+            "--optimizer adam: --prune fedmask sums masks, not updates of weights; give --optimizer sgd",
+        ),
+        (
+            {"prune": "fedmask", "cohort_filter": True},
+            "--cohort-filter: --prune fedmask sums masks, not updates of weights; give --no-cohort-filter",
+        ),
+        ({"prune": "fedmask", "bad_silos": "noise:0.2"}, "--bad-silos noise:0.2: --prune fedmask sums masks"),
+        (
+            {"dp_epsilon": 8.0, "prox_mu": 0.1},
+            "--prox-mu 0.1: with --dp-epsilon silos take plain DP-SGD steps; give --prox-mu 0.0",
+        ),
     ],
 )
 def test_what_is_refused_with_other_options(options: dict[str, Any], said: str) -> None:
@@ -110,6 +124,7 @@ def test_what_is_refused_with_other_options(options: dict[str, Any], said: str) 
         {"prune": "magnitude", "explore_participation": 0.5, "cohorts": 2},
         {"prune": "random", "prune_threshold_kind": "absolute", "prune_hysteresis": 0.5},
         {"dp_epsilon": 8.0, "dp_trust": "local", "explore_steps": 4},
+        {"prune_flops": 1.0, "prune_round_to": 1},
     ],
 )
 def test_what_has_an_effect_or_says_the_default_is_let_through(options: dict[str, Any]) -> None:
@@ -177,9 +192,10 @@ def played(config: ResolvedConfig, task: Any, model: ModelPayload) -> list[Any]:
     return seen
 
 
-IGNORED = [(prune, name) for prune in METHODS for name in GIVEN if name not in USED[prune]]
-# Without distributed noise there is one round of exploration, whether that is said or not.
-HEEDED = [(prune, name) for prune in METHODS for name in GIVEN if name in USED[prune] - {"explore_rounds"}]
+# Without distributed noise there is one round of exploration: no other number is resolved.
+VARIED = GIVEN.keys() - {"explore_rounds"}
+IGNORED = [(prune, name) for prune in METHODS for name in sorted(VARIED - USED[prune])]
+HEEDED = [(prune, name) for prune in METHODS for name in sorted(VARIED & USED[prune])]
 
 
 @pytest.mark.parametrize(("prune", "name"), IGNORED)
@@ -192,3 +208,44 @@ def test_what_is_refused_changes_nothing(prune: str, name: str, usual, task, mod
 def test_what_is_let_through_changes_something(prune: str, name: str, usual, task, model: ModelPayload) -> None:
     config = usual(prune, name)
     assert played(with_given(config, name), task, model) != played(config, task, model)
+
+
+@pytest.mark.parametrize("prune", sorted(set(METHODS) - {"none"}))
+def test_without_a_budget_nothing_is_rounded(prune: str, make_config, task, model: ModelPayload) -> None:
+    config = make_config(prune=prune, silos=12, rounds=16, prune_flops=1.0, prune_threshold=None)
+    assert refusal(prune=prune, prune_flops=1.0, prune_round_to=5) is not None
+    assert played(with_given(config, "prune_round_to"), task, model) == played(config, task, model)
+
+
+UNUSED = [({"prune": prune}, name) for prune in METHODS for name in sorted(NEUTRAL.keys() - USED[prune])]
+UNDER_NOISE = [
+    ({"prune": prune, "dp_epsilon": 8.0}, name)
+    for prune in ("none", "random", "eflprune")
+    for name in sorted(NEUTRAL.keys() - USED[prune])
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        *UNUSED,
+        *UNDER_NOISE,
+        ({"dp_epsilon": 8.0}, "explore_steps"),
+        ({"dp_epsilon": 8.0, "prune": "magnitude"}, "explore_steps"),
+    ],
+)
+def test_saying_that_there_is_nothing_of_it_is_as_good_as_silence(
+    options: dict[str, Any], name: str, make_config, task, model: ModelPayload
+) -> None:
+    silent = make_config(silos=12, rounds=16, **{"prune": "autoflip", **options})
+    said = make_config(silos=12, rounds=16, **{"prune": "autoflip", **options, name: NEUTRAL[name]})
+    assert played(said, task, model) == played(silent, task, model)
+
+
+def test_neutral_values_are_no_defaults() -> None:
+    """Those are let through without."""
+    assert [name for name, value in NEUTRAL.items() if RunConfig.model_fields[name].default == value] == []
+
+
+def test_all_of_it_at_once_is_let_through() -> None:
+    assert refusal(prune="none", **NEUTRAL) is None
