@@ -5,17 +5,18 @@ Let bad silos update by f where honest ones update by h, and let k_c of a cohort
 h + (k_c / s) (f - h), chance and what is peculiar to its silos' data, so that the cohorts' differences from their
 average have *one* direction in common, with places along it that are spaced as k_c is. Chance and skewed data make
 several directions of like strength. The Gram matrix of the differences tells the two apart by its two largest
-eigenvalues; the first eigenvector is the cohorts' places. Means are taken at length 1: lengths are what the filter
-judges by themselves, and a silo that sends more of what all send must not look clean.
+eigenvalues; the first eigenvector is the cohorts' places. Means are compared at length 1: lengths are what the filter
+judges by themselves, and a silo that sends more of what all send makes no axis.
 
-Which end is clean no difference can say, but the average can while the model still learns: as long as most silos are
-honest it goes their way, and clean cohorts' means are more in line with it than spoilt ones'. (Once an unfiltered model
-has settled between honest and bad silos the average is zero, and says nothing.) So the ends are told by the first
-rounds, and where these do not tell them clearly nobody is judged.
+Which end is clean no difference can say, but the average can while the model still learns: the silos' average is
+h + q (f - h), q the part of bad silos, and clean cohorts agree with it more than spoilt ones as long as
+<h - f, h> > q |f - h|^2. (Once an unfiltered model has settled between honest and bad silos the average is zero, and
+says nothing.) So the ends are told by the first rounds, and by the majority of silos, not of cohorts; where these do
+not tell them clearly nobody is judged.
 
-Bad silos in most cohorts that knew how could make the others look spoilt. Therefore no more than half of the cohorts
-lose weight: the better half keeps its own whatever its places are, and the part of the average that bad silos make up
-at most doubles. Where more cohorts than that are spoilt the price is that some of them stay.
+A silo that knew how could make the others look spoilt: by a direction of its own, and more of what all send. Therefore
+no more than half of the cohorts lose weight: the better half keeps its own whatever its places are, and the part of the
+average that bad silos make up at most doubles. Where more cohorts than that are spoilt the price is that some stay.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ SETTLING = 3
 JUDGED_FROM = 5
 """Rounds after which cohorts are judged."""
 
-LEAST_SUPPORT = 0.06
-"""By how much the clean end must be better in line with the average. In the same federations 0.07 to 0.33 where a tenth
-or a fifth of the silos flip labels, 0.02 to 0.13 at 40 %, where below 0.05 it was at times the wrong end."""
+LEAST_SUPPORT = 0.03
+"""By how much, in mean squared lengths of the cohorts' means, the clean end must agree better with the average. In the
+same federations 0.14 to 0.48 where a tenth or a fifth of the silos flip labels, 0.04 to 0.2 at 40 %."""
 
 LEAST_COHORTS = 3
 ROUNDING = 1e-12
@@ -60,8 +61,8 @@ class CohortAxis:
         Inner products of the cohorts' means, at length 1, less their average; each round's scaled to a trace of 1,
         summed.
     support : float64 (m,)
-        Inner product of each mean, at length 1, with their average, less what cohorts have on average; summed over the
-        first `SETTLING` rounds.
+        Inner product of each mean with their average, less what cohorts have on average, in mean squared lengths;
+        summed over the first `SETTLING` rounds.
     rounds : int
     told : bool
         Whether the axis told cohorts apart when it was last asked.
@@ -86,9 +87,10 @@ class CohortAxis:
         places = np.flatnonzero(compared & (lengths > 0.0))
         if len(places) < LEAST_COHORTS:
             return
-        among = gram[np.ix_(places, places)] / np.outer(lengths[places], lengths[places])
-        along = among.mean(axis=1) - among.mean()
-        apart = among - among.mean(axis=0) - along[:, None]
+        among = gram[np.ix_(places, places)]
+        along = (among.mean(axis=1) - among.mean()) * len(places) / float(np.trace(among))
+        among = among / np.outer(lengths[places], lengths[places])
+        apart = among - among.mean(axis=0) - among.mean(axis=1)[:, None] + among.mean()
         trace = float(np.trace(apart))
         if not trace > ROUNDING * len(places):
             return
@@ -105,17 +107,20 @@ class CohortAxis:
         second, first = np.linalg.eigvalsh(self.differences)[-2:].tolist()
         return float(first / second) if second > 0.0 else float("inf")
 
+    @property
+    def is_apart(self) -> bool:
+        """Whether one direction stands out, though it may not be known which of its ends is clean."""
+        return self.rounds >= JUDGED_FROM and self.ratio >= (STILL_APART if self.told else APART)
+
     def weights(self) -> Values | None:
         """Weight of each cohort within [0, 1], shape (m,), or None where no direction, or neither end, stands out.
 
         1 at the clean end of the axis, 0 from half way to the other end on, linear between; and 1 for the better half.
         """
-        self.told = self.rounds >= JUDGED_FROM and self.ratio >= (STILL_APART if self.told else APART)
-        if not self.told:
-            return None
         places = np.linalg.eigh(self.differences)[1][:, -1]
         support = float(places @ self.support) / SETTLING
-        if abs(support) < LEAST_SUPPORT:
+        self.told = self.is_apart and abs(support) >= LEAST_SUPPORT
+        if not self.told:
             return None
         places = places * np.sign(support)
         behind = (places.max() - places) / (places.max() - places.min())

@@ -11,8 +11,8 @@ spoilt cohort are honest, and to leave their records out altogether costs more t
 points away has no such excuse and loses its weight.
 
 Fixed cohorts tell more over the rounds: where they stand apart along one direction (`CohortAxis`), what lies towards
-its bad end loses its weight, and directions within the round are not asked. Not under DP: noise differs from cohort to
-cohort as their sizes do, and would be an axis of its own.
+its bad end loses its weight, and directions within the round are not asked: clean cohorts may be the odd ones then. Not
+under DP: noise differs from cohort to cohort as their sizes do, and would be an axis of its own.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def judge(
 
 
 def _along(axis: CohortAxis, gram: Values, by_length: Values, learns: bool) -> Values | None:
-    """Weights by the axis of fixed cohorts, once this round is added; None where it does not tell.
+    """Weights by the axis of fixed cohorts, once this round is added: 1 where its ends are not told, None without one.
 
     Once it tells, rounds in which a cohort is far longer than others are not added: one that is left out pulls ever
     harder, and what is known of it holds.
@@ -150,7 +150,8 @@ def _along(axis: CohortAxis, gram: Values, by_length: Values, learns: bool) -> V
     compared = by_length >= ALIKE
     if learns and (compared.all() or not axis.told):
         axis.add(gram, compared)
-    return axis.weights()
+    found = axis.weights()
+    return np.ones(len(gram)) if found is None and axis.is_apart else found
 
 
 def _quiet(norms: Values) -> float:

@@ -81,7 +81,7 @@ def test_cohorts_with_bad_silos_lose_their_weight(seed: int, bad: list[int]) -> 
     assert weights[np.array(bad) > 0].max() < 0.5
 
 
-@pytest.mark.parametrize("bad", [[0, 2, 1, 0, 1], [1, 1, 0, 2, 1], [2, 1, 3, 1, 1, 2], [1, 1, 1, 0, 0, 2, 2]])
+@pytest.mark.parametrize("bad", [[0, 2, 1, 0, 1], [1, 1, 0, 1, 1], [2, 1, 3, 1, 1, 2], [1, 1, 1, 0, 0, 2, 2]])
 def test_where_most_cohorts_are_spoilt_the_better_half_stays(bad: list[int]) -> None:
     """The majority of silos says which end is clean, though most cohorts are at the other."""
     weights = axis_after(rounds(bad, 1, 5, chance=0.2)).weights()
@@ -92,14 +92,14 @@ def test_where_most_cohorts_are_spoilt_the_better_half_stays(bad: list[int]) -> 
 
 
 @pytest.mark.parametrize("more", [0.5, 1.0, 1.4, 4.0])
-@pytest.mark.parametrize("own", [-1.0, 0.0, 0.2, 1.0])
-def test_one_cohort_sets_no_other_aside(more: float, own: float) -> None:
-    """Whether its bad silo sends more or less of what all send, or adds a direction of its own."""
+@pytest.mark.parametrize("own", [-1.0, 0.2, 1.0])
+def test_one_silo_cannot_set_more_than_half_of_the_cohorts_aside(more: float, own: float) -> None:
+    """Whether it sends more or less of what all send, with a direction of its own by which cohorts are told apart."""
     means, direction = rounds([0] * 5, 6, 8, chance=0.2), stream(7, "own").normal(size=SIZE)
     for each in means:
         each[3] = more * each[3] + own * direction
     weights = axis_after(means).weights()
-    assert weights is None or np.delete(weights, 3).min() > 0.9
+    assert weights is None or (weights == 1.0).sum() >= 3
 
 
 def test_what_was_told_while_the_model_learnt_is_kept_when_it_has_settled() -> None:
@@ -113,6 +113,17 @@ def test_a_settled_model_alone_tells_no_end() -> None:
     assert axis.ratio > 3.0
     assert abs(np.linalg.eigh(axis.differences)[1][:, -1] @ axis.support) / SETTLING < LEAST_SUPPORT
     assert axis.weights() is None
+
+
+def test_where_no_end_is_told_directions_within_a_round_are_not_asked() -> None:
+    """The odd one of five cohorts may be the only clean one."""
+    axis = axis_after(rounds([1, 1, 0, 1, 1], 2, 20, learning=0.0, chance=0.1))
+    means = rounds([1, 1, 0, 1, 1], 3, 1, learning=0.0, chance=0.1)[0]
+    assert judge(means).weights[2] == 0.0
+    verdict = judge(means, None, axis)
+    assert verdict.along_axis
+    assert verdict.weights[2] > 0.1, "it is longer than the others, and loses no more than that"
+    assert np.delete(verdict.weights, 2).min() > 0.9
 
 
 def test_nobody_is_judged_at_once() -> None:
