@@ -89,7 +89,7 @@ def main() -> None:
         runs = settings(WHOLE if DATA.is_dir() else EMBEDDED, partitions, KINDS, FRACTIONS)
     seeds = range(1 if arguments.quick else arguments.seeds)
     wanted = [(facts, options, seed) for seed in seeds for facts, options in runs]
-    wanted.sort(key=lambda run: (0.0, *FRACTIONS).index(run[0]["fraction"]) > 1)
+    wanted.sort(key=lambda run: run[0]["fraction"] not in (0.0, FRACTIONS[0]))
     report.table.fill(wanted, arguments.jobs, arguments.minutes, one)
     report.write(markdown(report.table.rows), plot)
 

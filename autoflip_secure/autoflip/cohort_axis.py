@@ -33,9 +33,8 @@ Values = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 APART, STILL_APART = 1.8, 1.5
-"""Least ratio of the first eigenvalue to the second at which the axis starts, and goes on, to tell. In small
-federations on MNIST (5 and 10 cohorts of 4, after 5 rounds) honest iid silos have 1.0 to 1.1, honest Dirichlet(0.5)
-ones 1.1 to 1.5; flipped labels of 10 to 40 % of iid silos 1.9 to 7, of Dirichlet(0.5) ones 1.1 to 2.9."""
+"""Least ratio of the first eigenvalue to the second at which the axis starts, and goes on, to tell: above what honest
+silos on Dirichlet(0.5) have in small federations, and below what a tenth of iid silos with flipped labels makes."""
 
 SETTLING = 3
 """First rounds, which say which end is clean."""
@@ -44,11 +43,13 @@ JUDGED_FROM = 5
 """Rounds after which cohorts are judged."""
 
 LEAST_SUPPORT = 0.03
-"""By how much, in mean squared lengths of the cohorts' means, the clean end must agree better with the average. In the
-same federations 0.14 to 0.48 where a tenth or a fifth of the silos flip labels, 0.04 to 0.2 at 40 %."""
+"""By how much, in mean squared lengths of the cohorts' means, the clean end must agree better with the average."""
 
 LEAST_COHORTS = 3
+"""Fewest cohorts of like length in which a round is added: two have but one direction."""
+
 ROUNDING = 1e-12
+"""Trace a cohort of differences, at length 1, that is rounding and no difference."""
 
 
 @dataclass(eq=False)

@@ -133,9 +133,11 @@ def judge(
     excess, spread = _norm_excess(norms, quiet)
     by_length = np.exp(-2.0 * np.maximum(excess - DOUBT * spread, 0.0))
     by_axis = None if axis is None or variance.any() else _along(axis, gram, by_length, learns)
-    if by_axis is not None:
-        away = CERTAINTY * (1.0 - by_axis)
-    weights = by_length * (np.clip((CERTAINTY - away) / (CERTAINTY - DOUBT), 0.0, 1.0) if by_axis is None else by_axis)
+    if by_axis is None:
+        by_direction = np.clip((CERTAINTY - away) / (CERTAINTY - DOUBT), 0.0, 1.0)
+    else:
+        by_direction, away = by_axis, CERTAINTY * (1.0 - by_axis)
+    weights = by_length * by_direction
     if weights.max() == 0.0:  # quiet cohorts point away, and the others are too long for a double to hold their weight
         weights[norms == norms.min()] = 1.0
     return Verdict(cosines, norms, np.maximum(away, excess / spread), weights, by_axis is not None)
