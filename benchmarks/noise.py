@@ -24,11 +24,11 @@ from machine import machine
 
 from autoflip_secure.federation.sums import decode
 from autoflip_secure.federation.terms import GRADIENT_RANGE, noise_levels
+from autoflip_secure.parties.identity import remember_verifications
+from autoflip_secure.parties.rules import share_threshold
 from autoflip_secure.privacy.discrete_noise import DiscreteGaussian
 from autoflip_secure.privacy.removable_noise import NoiseLevels
 from autoflip_secure.secagg import Identity, Roster, RosterEntry, SecAggCoordinator, SecAggSilo, SiloRules
-from autoflip_secure.secagg.identity import remember_verifications
-from autoflip_secure.secagg.rules import share_threshold
 from autoflip_secure.sums.channels import Aggregate, ChannelSpec
 from autoflip_secure.sums.manifest import Manifest, PrivacyTerms
 from autoflip_secure.sums.noise_chain import LINK_BYTES, fresh_root

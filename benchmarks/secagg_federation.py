@@ -16,9 +16,9 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
+from autoflip_secure.parties.rules import most_colluders
 from autoflip_secure.secagg import Identity, Roster, RosterEntry, SecAggCoordinator, SecAggSilo, SiloRules
 from autoflip_secure.secagg.graph import MAX_COMPLETE
-from autoflip_secure.secagg.rules import most_colluders
 from autoflip_secure.storage import open_silo_database
 from autoflip_secure.sums.channels import ChannelSpec
 from autoflip_secure.sums.encoding import unpack_sum

@@ -14,8 +14,8 @@ from typing import Any
 from secagg_bounds import coordinator_times, information_bytes, silo_times
 from secagg_federation import Federation, Round, update_channel
 
+from autoflip_secure.parties.rules import share_threshold
 from autoflip_secure.secagg.graph import MAX_COMPLETE
-from autoflip_secure.secagg.rules import share_threshold
 from autoflip_secure.sums.encoding import word_count
 
 __all__ = ["SLOTS", "Setting", "full_settings", "guess_seconds", "measure_group", "quick_settings", "silo_seconds"]

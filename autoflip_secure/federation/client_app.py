@@ -14,7 +14,7 @@ from autoflip_secure.errors import ProtocolError
 from autoflip_secure.federation.join import JOIN_STAGE
 from autoflip_secure.federation.silo import Silo
 from autoflip_secure.federation.wire import Reply, message_type_of, read_request, reply_message
-from autoflip_secure.secagg.identity import remember_verifications
+from autoflip_secure.parties.identity import remember_verifications
 
 __all__ = ["STAGES", "ClientAppFactory", "close_silos", "make_client_app", "silo_folder"]
 

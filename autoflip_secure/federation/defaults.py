@@ -21,8 +21,8 @@ from autoflip_secure.federation.schedule import (
     largest_cohorts,
     round_half_up,
 )
+from autoflip_secure.parties.roster import MAX_SILOS, MIN_SILOS
 from autoflip_secure.secagg.graph import MAX_COMPLETE
-from autoflip_secure.secagg.roster import MAX_SILOS, MIN_SILOS
 
 __all__ = ["resolve"]
 

@@ -14,8 +14,8 @@ import msgpack
 
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import ConfigError, ProtocolError, Refusal
+from autoflip_secure.parties.identity import Identity, verify
 from autoflip_secure.privacy.accounting import Mechanism
-from autoflip_secure.secagg.identity import Identity, verify
 
 __all__ = ["JOIN_STAGE", "JoinRequest", "join_reply", "read_join_reply"]
 

@@ -21,8 +21,8 @@ from autoflip_secure.data.task import Task
 from autoflip_secure.errors import StorageError
 from autoflip_secure.federation.client_app import silo_folder
 from autoflip_secure.federation.policy import SiloPolicy
-from autoflip_secure.secagg.identity import Identity
-from autoflip_secure.secagg.roster import Roster, RosterEntry
+from autoflip_secure.parties.identity import Identity
+from autoflip_secure.parties.roster import Roster, RosterEntry
 from autoflip_secure.storage import write_atomically
 from autoflip_secure.sums.manifest import SESSION_BYTES
 

@@ -8,8 +8,8 @@ from functools import cached_property
 
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import ConfigError
+from autoflip_secure.parties.rules import HARD_FLOOR, most_colluders, share_threshold
 from autoflip_secure.secagg.graph import MAX_COMPLETE
-from autoflip_secure.secagg.rules import HARD_FLOOR, most_colluders, share_threshold
 from autoflip_secure.seeds import stream
 
 __all__ = ["LEAST_FILTERED", "RoundPlan", "Schedule", "cohort_minimum", "default_colluders", "largest_cohorts"]

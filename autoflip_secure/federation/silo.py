@@ -15,11 +15,11 @@ from autoflip_secure.federation.join import JOIN_STAGE, JoinRequest, join_reply
 from autoflip_secure.federation.policy import SiloPolicy
 from autoflip_secure.federation.session import ContributionFailed, Session
 from autoflip_secure.federation.wire import Reply, Request
+from autoflip_secure.parties.identity import Identity
+from autoflip_secure.parties.roster import Roster
+from autoflip_secure.parties.rules import SiloRules
 from autoflip_secure.privacy.ledger import Ledger
 from autoflip_secure.privacy.plan import DATASETS, accounting_delta
-from autoflip_secure.secagg.identity import Identity
-from autoflip_secure.secagg.roster import Roster
-from autoflip_secure.secagg.rules import SiloRules
 from autoflip_secure.secagg.silo import SecAggSilo
 from autoflip_secure.storage import OWNER_ONLY, open_silo_database
 from autoflip_secure.sums.plain import PlainSilo

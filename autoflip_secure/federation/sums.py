@@ -20,8 +20,8 @@ from autoflip_secure.federation.run_state import RunState
 from autoflip_secure.federation.schedule import RoundPlan
 from autoflip_secure.federation.server_view import ServerView
 from autoflip_secure.federation.terms import check_grid, noise_levels
+from autoflip_secure.parties.rules import share_threshold
 from autoflip_secure.privacy.plan import PrivacyPlan
-from autoflip_secure.secagg.rules import share_threshold
 from autoflip_secure.sums.channels import Aggregate, ChannelSpec
 from autoflip_secure.sums.encoding import dequantise, recentre, unpack_integers
 from autoflip_secure.sums.manifest import Manifest, PrivacyTerms

@@ -13,7 +13,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from autoflip_secure.errors import ConfigError
-from autoflip_secure.privacy.continuous_noise import secure_gaussian
+from autoflip_secure.sums.gaussian import secure_gaussian
 from autoflip_secure.privacy.gradient_sum import CLIP_MARGIN
 from autoflip_secure.privacy.per_patient import patient_pieces
 from autoflip_secure.privacy.per_record import Loss, PerRecordGradients, PrivateParameter

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from autoflip_secure.errors import Abort, ConfigError, InputError
+from autoflip_secure.parties.desk import Events
+from autoflip_secure.parties.head import MAX_SLOTS
+from autoflip_secure.parties.identity import Identity
+from autoflip_secure.parties.roster import Roster
+from autoflip_secure.parties.rules import HARD_FLOOR
+from autoflip_secure.parties.wire import SESSION_BYTES
 from autoflip_secure.secagg.coordinator_round import MaskedStage
 from autoflip_secure.secagg.coordinator_setup import KeyedEpoch, OpenEpoch
-from autoflip_secure.secagg.desk import DEFAULT_DROPOUT, Desk, Events
+from autoflip_secure.secagg.desk import DEFAULT_DROPOUT, SecAggDesk
 from autoflip_secure.secagg.graph import MAX_COMPLETE
-from autoflip_secure.secagg.identity import Identity
-from autoflip_secure.secagg.roster import Roster
-from autoflip_secure.secagg.rules import HARD_FLOOR
-from autoflip_secure.secagg.setup_messages import MAX_SLOTS
-from autoflip_secure.secagg.wire import SESSION_BYTES
 from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.secure_sum import CohortSum, Exchange
 
@@ -42,9 +43,9 @@ class SecAggCoordinator:
     on_epoch : callable
         on_epoch(number), called before the first message of an epoch is sent, so that the number can be stored.
     events : callable
-        events(name, details), see `desk.Desk`.
+        events(name, details), see `parties.desk.Desk`.
     colluders, dropout : int, float
-        Size the share graph of a roster above 100 silos, see `desk.Desk`.
+        Size the share graph of a roster above 100 silos, see `desk.SecAggDesk`.
 
     Raises
     ------
@@ -73,7 +74,7 @@ class SecAggCoordinator:
             raise ConfigError(f"slots is {slots}; give a number within 1..{MAX_SLOTS}")
         if first_epoch < 0:
             raise ConfigError(f"first_epoch is {first_epoch}; epochs are numbered from 0")
-        self._desk = Desk(identity, roster, session, events, colluders, dropout)
+        self._desk = SecAggDesk(identity, roster, session, events, colluders, dropout)
         self._slots = slots
         self._next_epoch = first_epoch
         self._on_epoch = on_epoch

@@ -10,9 +10,12 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from autoflip_secure.errors import Abort, ProtocolError
+from autoflip_secure.parties.agreement import Agreement, pair_sign
+from autoflip_secure.parties.rules import Survivors, dropped_silos
+from autoflip_secure.parties.signing import digest_of, open_signed, statement_holds
 from autoflip_secure.secagg.coordinator_setup import KeyedEpoch
 from autoflip_secure.secagg.graph import too_few_holders
-from autoflip_secure.secagg.keys import Agreement, pair_mask_key, pair_sign, self_mask_key
+from autoflip_secure.secagg.keys import pair_mask_key, self_mask_key
 from autoflip_secure.secagg.prg import apply_masks
 from autoflip_secure.secagg.recovery import Recovery
 from autoflip_secure.secagg.round_messages import (
@@ -25,8 +28,6 @@ from autoflip_secure.secagg.round_messages import (
     UnmaskReply,
     UnmaskRequest,
 )
-from autoflip_secure.secagg.rules import Survivors, dropped_silos
-from autoflip_secure.secagg.signing import digest_of, open_signed, statement_holds
 from autoflip_secure.sums.encoding import word_count
 from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.secure_sum import CohortSum, Exchange

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from autoflip_secure.errors import ProtocolError
+from autoflip_secure.parties.signing import digest_of
+from autoflip_secure.parties.wire import HASH_BYTES, KEY_BYTES
 from autoflip_secure.secagg.dealing import DealingContext, box_bytes, parcels
-from autoflip_secure.secagg.desk import Desk
+from autoflip_secure.secagg.desk import SecAggDesk
 from autoflip_secure.secagg.epoch import check_mask_keys, epoch_hash, keys_hash, read_advertisement, read_dealing
 from autoflip_secure.secagg.graph import ShareGraph
 from autoflip_secure.secagg.setup_messages import (
@@ -20,8 +22,6 @@ from autoflip_secure.secagg.setup_messages import (
     ShareReply,
     ShareRequest,
 )
-from autoflip_secure.secagg.signing import digest_of
-from autoflip_secure.secagg.wire import HASH_BYTES, KEY_BYTES
 from autoflip_secure.sums.secure_sum import Exchange
 
 __all__ = ["AdvertisedEpoch", "Advertiser", "Dealer", "KeyedEpoch", "OpenEpoch"]
@@ -60,7 +60,7 @@ class Dealer:
 class OpenEpoch:
     """An epoch whose number is taken."""
 
-    desk: Desk
+    desk: SecAggDesk
     number: int
     slots: int
 
@@ -95,7 +95,7 @@ class OpenEpoch:
 class AdvertisedEpoch:
     """An epoch whose public keys are known."""
 
-    desk: Desk
+    desk: SecAggDesk
     number: int
     slots: int
     advertisers: Mapping[int, Advertiser]
@@ -145,7 +145,7 @@ class AdvertisedEpoch:
 class KeyedEpoch:
     """An epoch ready for rounds; it hands out each slot once and remembers who has its delivery."""
 
-    desk: Desk
+    desk: SecAggDesk
     context: DealingContext
     graph: ShareGraph
     slots: int

@@ -19,11 +19,12 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from autoflip_secure.errors import ProtocolError
-from autoflip_secure.secagg.keys import Agreement, SlotSecret, box_key
+from autoflip_secure.parties.agreement import Agreement
+from autoflip_secure.parties.signing import digest_of
+from autoflip_secure.parties.wire import HASH_BYTES, PROTOCOL
+from autoflip_secure.secagg.keys import SlotSecret, box_key
 from autoflip_secure.secagg.setup_messages import Advertisement, Dealing, ShareReply
 from autoflip_secure.secagg.shamir import SHARE_BYTES, split
-from autoflip_secure.secagg.signing import digest_of
-from autoflip_secure.secagg.wire import HASH_BYTES, PROTOCOL
 from autoflip_secure.sums.randomness import SecretRandomness
 
 __all__ = [

@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from autoflip_secure.errors import ProtocolError
+from autoflip_secure.parties.agreement import is_low_order
+from autoflip_secure.parties.head import Head
+from autoflip_secure.parties.identity import verify
+from autoflip_secure.parties.roster import Roster
+from autoflip_secure.parties.rules import refusal
+from autoflip_secure.parties.signing import Signed, digest_of
+from autoflip_secure.parties.wire import KEY_BYTES, PROTOCOL
 from autoflip_secure.secagg.graph import ShareGraph
-from autoflip_secure.secagg.identity import verify
-from autoflip_secure.secagg.keys import is_low_order
-from autoflip_secure.secagg.roster import Roster
-from autoflip_secure.secagg.rules import refusal
-from autoflip_secure.secagg.setup_messages import Advertisement, Dealing, Head
-from autoflip_secure.secagg.signing import Signed, digest_of
-from autoflip_secure.secagg.wire import KEY_BYTES, PROTOCOL
+from autoflip_secure.secagg.setup_messages import Advertisement, Dealing
 
 __all__ = ["check_mask_keys", "epoch_hash", "keys_hash", "read_advertisement", "read_dealing"]
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoflip_secure.errors import ConfigError, ProtocolError
-from autoflip_secure.secagg.rules import share_threshold
+from autoflip_secure.parties.rules import share_threshold
 
 __all__ = [
     "EPOCH_BITS",

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from autoflip_secure.errors import Abort
+from autoflip_secure.parties.agreement import public_key
 from autoflip_secure.secagg.coordinator_setup import KeyedEpoch
 from autoflip_secure.secagg.dealing import KEY, NONCE_BYTES, SEED, revealed_holds
-from autoflip_secure.secagg.keys import public_key, seed_commitment
+from autoflip_secure.secagg.keys import seed_commitment
 from autoflip_secure.secagg.shamir import combine
 
 __all__ = ["Recovery"]

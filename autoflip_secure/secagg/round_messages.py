@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autoflip_secure.secagg.dealing import REVEALED_BYTES
-from autoflip_secure.secagg.rules import Survivors
-from autoflip_secure.secagg.setup_messages import MAX_SLOTS, Head
-from autoflip_secure.secagg.wire import (
+from autoflip_secure.parties.head import MAX_SLOTS, Head
+from autoflip_secure.parties.rules import Survivors
+from autoflip_secure.parties.wire import (
     HASH_BYTES,
     MAX_ID,
     SIGNATURE_BYTES,
@@ -17,6 +16,7 @@ from autoflip_secure.secagg.wire import (
     want_int,
     want_tuple,
 )
+from autoflip_secure.secagg.dealing import REVEALED_BYTES
 from autoflip_secure.sums.noise_chain import LINK_BYTES
 
 __all__ = [

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autoflip_secure.errors import ProtocolError
-from autoflip_secure.secagg.wire import (
+from autoflip_secure.parties.head import MAX_SLOTS, Head
+from autoflip_secure.parties.wire import (
     HASH_BYTES,
     KEY_BYTES,
     MAX_ID,
-    SESSION_BYTES,
     Message,
     want_bytes,
     want_ids,
@@ -18,33 +18,15 @@ from autoflip_secure.secagg.wire import (
 )
 
 __all__ = [
-    "MAX_SLOTS",
     "AdvertiseReply",
     "AdvertiseRequest",
     "Advertisement",
     "Dealing",
     "Delivered",
     "Delivery",
-    "Head",
     "ShareReply",
     "ShareRequest",
 ]
-
-MAX_SLOTS = 1024
-
-
-@dataclass(frozen=True, repr=False)
-class Head(Message):
-    """What every signed message starts with: the run, the roster it assumes, and the epoch."""
-
-    session: bytes
-    roster_hash: bytes
-    epoch: int
-
-    def __post_init__(self) -> None:
-        want_bytes("a session", self.session, SESSION_BYTES)
-        want_bytes("a roster hash", self.roster_hash, HASH_BYTES)
-        want_int("an epoch", self.epoch, 0)
 
 
 @dataclass(frozen=True, repr=False)

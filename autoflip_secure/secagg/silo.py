@@ -8,13 +8,14 @@ from io import BytesIO
 from typing import TypeVar
 
 from autoflip_secure.errors import ProtocolError
+from autoflip_secure.parties.head import Head
+from autoflip_secure.parties.identity import Identity
+from autoflip_secure.parties.roster import Roster
+from autoflip_secure.parties.rules import SiloRules, refusal
+from autoflip_secure.parties.signing import open_signed
 from autoflip_secure.secagg import silo_round, silo_setup
-from autoflip_secure.secagg.identity import Identity
-from autoflip_secure.secagg.roster import Roster
 from autoflip_secure.secagg.round_messages import ConfirmRequest, MaskedRequest, UnmaskRequest
-from autoflip_secure.secagg.rules import SiloRules, refusal
-from autoflip_secure.secagg.setup_messages import AdvertiseRequest, Head, ShareRequest
-from autoflip_secure.secagg.signing import open_signed
+from autoflip_secure.secagg.setup_messages import AdvertiseRequest, ShareRequest
 from autoflip_secure.secagg.silo_delivery import take_delivery
 from autoflip_secure.secagg.silo_states import Dealt, Ready
 from autoflip_secure.sums.secure_sum import Contribute

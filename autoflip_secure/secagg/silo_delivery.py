@@ -6,15 +6,16 @@ from collections.abc import Mapping
 
 import msgpack
 
+from autoflip_secure.parties.agreement import Agreement
+from autoflip_secure.parties.head import Head
+from autoflip_secure.parties.rules import refusal
+from autoflip_secure.parties.signing import Signed, digest_of
+from autoflip_secure.parties.wire import is_ascending
 from autoflip_secure.secagg.dealing import DealingContext, open_box, parcel_at, share_at
 from autoflip_secure.secagg.epoch import check_mask_keys, epoch_hash, read_dealing
-from autoflip_secure.secagg.keys import Agreement
-from autoflip_secure.secagg.rules import refusal
-from autoflip_secure.secagg.setup_messages import Advertisement, Dealing, Delivered, Delivery, Head
-from autoflip_secure.secagg.signing import Signed, digest_of
+from autoflip_secure.secagg.setup_messages import Advertisement, Dealing, Delivered, Delivery
 from autoflip_secure.secagg.silo_setup import Party
 from autoflip_secure.secagg.silo_states import Dealt, Ready
-from autoflip_secure.secagg.wire import is_ascending
 
 __all__ = ["take_delivery"]
 

@@ -9,9 +9,19 @@ import msgpack
 from blake3 import blake3
 
 from autoflip_secure.errors import EncodingError, ProtocolError, Refusal
+from autoflip_secure.parties.agreement import Agreement, pair_sign
+from autoflip_secure.parties.rules import (
+    Survivors,
+    check_manifest,
+    check_survivors,
+    dropped_silos,
+    refusal,
+    require_exact_types,
+)
+from autoflip_secure.parties.signing import digest_of, sign_message, sign_statement, statement_holds
 from autoflip_secure.secagg.dealing import REVEALED_BYTES
 from autoflip_secure.secagg.graph import too_few_holders
-from autoflip_secure.secagg.keys import Agreement, SlotSecret, pair_mask_key, pair_sign, self_mask_key
+from autoflip_secure.secagg.keys import SlotSecret, pair_mask_key, self_mask_key
 from autoflip_secure.secagg.masking import masked_words
 from autoflip_secure.secagg.round_messages import (
     Confirmation,
@@ -23,15 +33,6 @@ from autoflip_secure.secagg.round_messages import (
     UnmaskReply,
     UnmaskRequest,
 )
-from autoflip_secure.secagg.rules import (
-    Survivors,
-    check_manifest,
-    check_survivors,
-    dropped_silos,
-    refusal,
-    require_exact_types,
-)
-from autoflip_secure.secagg.signing import digest_of, sign_message, sign_statement, statement_holds
 from autoflip_secure.secagg.silo_setup import Party
 from autoflip_secure.secagg.silo_states import Answered, Closed, Confirmed, Masked, Ready, SlotState, Spent
 from autoflip_secure.sums.encoding import word_count

@@ -7,6 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from autoflip_secure.errors import InputError, ProtocolError
+from autoflip_secure.parties.agreement import fresh_key, public_key
+from autoflip_secure.parties.head import Head
+from autoflip_secure.parties.identity import Identity
+from autoflip_secure.parties.roster import Roster
+from autoflip_secure.parties.rules import SiloRules, refusal, share_threshold
+from autoflip_secure.parties.signing import digest_of, sign_message
+from autoflip_secure.parties.wire import is_ascending
 from autoflip_secure.secagg.dealing import DealingContext, deal
 from autoflip_secure.secagg.epoch import keys_hash, read_advertisement
 from autoflip_secure.secagg.graph import (
@@ -18,15 +25,10 @@ from autoflip_secure.secagg.graph import (
     draw_holders,
     is_safe,
 )
-from autoflip_secure.secagg.identity import Identity
-from autoflip_secure.secagg.keys import fresh_key, fresh_slot_secrets, public_key, seed_commitment
-from autoflip_secure.secagg.roster import Roster
-from autoflip_secure.secagg.rules import SiloRules, refusal, share_threshold
-from autoflip_secure.secagg.setup_messages import Advertisement, AdvertiseReply, AdvertiseRequest, Head, ShareRequest
-from autoflip_secure.secagg.signing import digest_of, sign_message
+from autoflip_secure.secagg.keys import fresh_slot_secrets, seed_commitment
+from autoflip_secure.secagg.setup_messages import Advertisement, AdvertiseReply, AdvertiseRequest, ShareRequest
 from autoflip_secure.secagg.silo_states import Advertised, Dealt
 from autoflip_secure.secagg.state import SiloState
-from autoflip_secure.secagg.wire import is_ascending
 
 __all__ = ["Party", "advertise", "share"]
 

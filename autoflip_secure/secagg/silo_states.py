@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from autoflip_secure.parties.wire import KEY_BYTES
 from autoflip_secure.secagg.graph import ShareGraph
-from autoflip_secure.secagg.wire import KEY_BYTES
 
 __all__ = [
     "Advertised",

@@ -13,9 +13,10 @@ from typing import Any
 import msgpack
 
 from autoflip_secure.errors import ProtocolError
+from autoflip_secure.parties.rules import refusal
+from autoflip_secure.parties.store import Store
 from autoflip_secure.secagg.graph import ShareGraph
 from autoflip_secure.secagg.keys import SlotSecret
-from autoflip_secure.secagg.rules import refusal
 from autoflip_secure.secagg.silo_states import (
     Advertised,
     Answered,
@@ -28,9 +29,27 @@ from autoflip_secure.secagg.silo_states import (
     SlotState,
     Spent,
 )
-from autoflip_secure.secagg.store import Store
 
 __all__ = ["SiloState"]
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS secagg_session (session BLOB PRIMARY KEY, newest_epoch INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS secagg_epoch (
+    session BLOB PRIMARY KEY, epoch INTEGER NOT NULL, slots INTEGER NOT NULL, stage TEXT NOT NULL,
+    advertisement BLOB, box_key BLOB, holders INTEGER, threshold INTEGER, keys_hash BLOB, dealing BLOB,
+    advertisements BLOB, epoch_hash BLOB, members BLOB, mask_keys BLOB, holdings BLOB, share_holders BLOB) STRICT;
+CREATE TABLE IF NOT EXISTS secagg_secret (
+    session BLOB, epoch INTEGER, slot INTEGER, seed BLOB NOT NULL, mask_key BLOB NOT NULL,
+    PRIMARY KEY (session, epoch, slot)) STRICT;
+CREATE TABLE IF NOT EXISTS secagg_share (
+    session BLOB, epoch INTEGER, slot INTEGER, shares BLOB NOT NULL, PRIMARY KEY (session, epoch, slot)) STRICT;
+CREATE TABLE IF NOT EXISTS secagg_chain (
+    session BLOB, epoch INTEGER, slot INTEGER, root BLOB NOT NULL, PRIMARY KEY (session, epoch, slot)) STRICT;
+CREATE TABLE IF NOT EXISTS secagg_slot (
+    session BLOB, epoch INTEGER, slot INTEGER, stage TEXT NOT NULL, manifest BLOB NOT NULL, statement BLOB,
+    confirm_hash BLOB, confirm_reply BLOB, unmask_hash BLOB, unmask_reply BLOB,
+    PRIMARY KEY (session, epoch, slot)) STRICT;
+"""
 
 # Slots are numbered anew in every epoch, and another process may have opened a later one since this one looked.
 THE_SLOT = " WHERE session = ? AND epoch = ? AND slot = ?"
@@ -45,7 +64,7 @@ class SiloState:
     """State of one silo over all sessions; one epoch a session is kept."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self._store = Store(connection)
+        self._store = Store(connection, TABLES, "SELECT epoch FROM secagg_slot LIMIT 0")
 
     def open_epoch(
         self,

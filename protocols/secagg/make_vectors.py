@@ -29,20 +29,21 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from autoflip_secure.federation.terms import noise_levels
+from autoflip_secure.parties.agreement import Agreement
+from autoflip_secure.parties.rules import share_threshold
+from autoflip_secure.parties.signing import digest_of, open_signed
 from autoflip_secure.privacy.discrete_noise import DiscreteGaussian
 from autoflip_secure.privacy.removable_noise import NoiseLevels
 from autoflip_secure.secagg import Identity, Roster, RosterEntry, SecAggSilo, SiloRules, shamir
 from autoflip_secure.secagg.coordinator_round import MaskedStage, UnmaskStage
 from autoflip_secure.secagg.coordinator_setup import KeyedEpoch, OpenEpoch
 from autoflip_secure.secagg.dealing import open_box
-from autoflip_secure.secagg.desk import Desk
-from autoflip_secure.secagg.keys import Agreement, box_key, pair_mask_key, self_mask_key
+from autoflip_secure.secagg.desk import SecAggDesk
+from autoflip_secure.secagg.keys import box_key, pair_mask_key, self_mask_key
 from autoflip_secure.secagg.prg import apply_masks
 from autoflip_secure.secagg.recovery import Recovery
 from autoflip_secure.secagg.round_messages import Confirmation, Receipt, UnmaskReply
-from autoflip_secure.secagg.rules import share_threshold
 from autoflip_secure.secagg.setup_messages import ShareReply
-from autoflip_secure.secagg.signing import digest_of, open_signed
 from autoflip_secure.sums.channels import ChannelSpec
 from autoflip_secure.sums.encoding import unpack, word_count
 from autoflip_secure.sums.manifest import Manifest, PrivacyTerms
@@ -115,7 +116,7 @@ class Federation:
         entries = tuple(RosterEntry(silo, f"hospital {silo}", self.identities[silo].public) for silo in SILOS)
         self.roster = Roster(self.identities[0].public, entries)
         self._silos = {silo: self._start(silo) for silo in SILOS}
-        self.desk = Desk(self.identities[0], self.roster, SESSION, lambda name, details: None)
+        self.desk = SecAggDesk(self.identities[0], self.roster, SESSION, lambda name, details: None)
         self.requests: dict[str, dict[int, bytes]] = {}
         self.replies: dict[str, dict[int, bytes]] = {}
 

@@ -17,8 +17,8 @@ from autoflip_secure.federation.client_app import silo_folder
 from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.server_view import read_server_view
 from autoflip_secure.federation.wire import Reply
+from autoflip_secure.parties.signing import Signed
 from autoflip_secure.secagg.round_messages import UnmaskReply
-from autoflip_secure.secagg.signing import Signed
 from autoflip_secure.storage import open_silo_database
 from autoflip_secure.sums.encoding import unpack_sum, word_count
 from autoflip_secure.sums.manifest import Manifest

@@ -12,8 +12,8 @@ import pytest
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import ProtocolError, Refusal
 from autoflip_secure.federation.join import JoinRequest, join_reply, read_join_reply
+from autoflip_secure.parties.identity import Identity
 from autoflip_secure.privacy.accounting import Mechanism
-from autoflip_secure.secagg.identity import Identity
 
 PLANNED = {"train": [Mechanism(0.1, 1.25, 7), Mechanism(1.0, 20.0, 1)], "holdout": [Mechanism(1.0, 3.0, 4)]}
 

@@ -22,8 +22,8 @@ from autoflip_secure.federation.client_app import STAGES, make_client_app, silo_
 from autoflip_secure.federation.policy import SiloPolicy
 from autoflip_secure.federation.provisioning import RunFolder, load_task, provision
 from autoflip_secure.federation.wire import RECORD, Reply, Request, message_type_of, read_reply, request_message
-from autoflip_secure.secagg.identity import Identity
-from autoflip_secure.secagg.roster import Roster
+from autoflip_secure.parties.identity import Identity
+from autoflip_secure.parties.roster import Roster
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import ConfigError
 from autoflip_secure.federation.schedule import Schedule, cohort_minimum, default_colluders, round_half_up
 from autoflip_secure.federation.terms import deviation_channel, energy_channel, update_channel
-from autoflip_secure.secagg.rules import HARD_FLOOR, most_colluders, released_moments, share_threshold
+from autoflip_secure.parties.rules import HARD_FLOOR, most_colluders, released_moments, share_threshold
 
 silo_counts = st.integers(3, 100)
 

@@ -31,10 +31,10 @@ from autoflip_secure.federation.terms import (
 )
 from autoflip_secure.federation.wire import Reply, Request
 from autoflip_secure.models.spec import build, dense_spec
+from autoflip_secure.parties.identity import Identity
+from autoflip_secure.parties.signing import sign_message
 from autoflip_secure.privacy.accounting import Mechanism
-from autoflip_secure.secagg.identity import Identity
 from autoflip_secure.secagg.setup_messages import AdvertiseRequest
-from autoflip_secure.secagg.signing import sign_message
 from autoflip_secure.storage import open_silo_database
 from autoflip_secure.sums.encoding import unpack_sum, word_count
 from autoflip_secure.sums.manifest import Manifest

@@ -32,8 +32,8 @@ from autoflip_secure.federation.silo import Silo
 from autoflip_secure.federation.terms import count_channel, deviation_channel, metric_channel, update_channel
 from autoflip_secure.federation.wire import Reply, Request
 from autoflip_secure.models.spec import ModelSpec, dense_spec, layout_of
+from autoflip_secure.parties.identity import Identity
 from autoflip_secure.privacy.accounting import Mechanism
-from autoflip_secure.secagg.identity import Identity
 from autoflip_secure.storage import open_silo_database
 from autoflip_secure.sums.manifest import Manifest, PrivacyTerms
 

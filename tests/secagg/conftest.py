@@ -14,11 +14,14 @@ import pytest
 from blake3 import blake3
 
 from autoflip_secure.errors import AutoflipSecureError
+from autoflip_secure.parties.agreement import Agreement, pair_sign
+from autoflip_secure.parties.rules import Survivors, dropped_silos, share_threshold
+from autoflip_secure.parties.signing import Signed, open_signed, sign_message
 from autoflip_secure.secagg import Identity, Roster, RosterEntry, SecAggCoordinator, SecAggSilo, SiloRules
 from autoflip_secure.secagg.coordinator_setup import KeyedEpoch, OpenEpoch
 from autoflip_secure.secagg.dealing import KEY, NONCE_BYTES, SEED
-from autoflip_secure.secagg.desk import Desk
-from autoflip_secure.secagg.keys import Agreement, SlotSecret, pair_mask_key, pair_sign, self_mask_key
+from autoflip_secure.secagg.desk import SecAggDesk
+from autoflip_secure.secagg.keys import SlotSecret, pair_mask_key, self_mask_key
 from autoflip_secure.secagg.prg import apply_masks
 from autoflip_secure.secagg.round_messages import (
     ConfirmReply,
@@ -28,9 +31,7 @@ from autoflip_secure.secagg.round_messages import (
     UnmaskReply,
     UnmaskRequest,
 )
-from autoflip_secure.secagg.rules import Survivors, dropped_silos, share_threshold
 from autoflip_secure.secagg.shamir import combine
-from autoflip_secure.secagg.signing import Signed, open_signed, sign_message
 from autoflip_secure.storage import open_silo_database
 from autoflip_secure.sums.channels import ChannelSpec
 from autoflip_secure.sums.encoding import word_count
@@ -98,8 +99,8 @@ class Federation:
         )
 
     @property
-    def desk(self) -> Desk:
-        return Desk(self.coordinator_identity, self.roster, SESSION, lambda name, details: None)
+    def desk(self) -> SecAggDesk:
+        return SecAggDesk(self.coordinator_identity, self.roster, SESSION, lambda name, details: None)
 
     def manifest(self, *cohorts: tuple[int, ...], minimum: int = 3, **changes: Any) -> Manifest:
         cohorts = cohorts or (tuple(self.identities),)

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 
 from autoflip_secure.errors import Abort
+from autoflip_secure.parties.signing import digest_of, open_signed, sign_message
 from autoflip_secure.secagg import dealing as dealing_module
 from autoflip_secure.secagg import silo_setup
 from autoflip_secure.secagg.dealing import KEY, SEED
 from autoflip_secure.secagg.round_messages import UnmaskReply
 from autoflip_secure.secagg.setup_messages import Advertisement, AdvertiseReply, ShareReply
 from autoflip_secure.secagg.shamir import PRIME
-from autoflip_secure.secagg.signing import digest_of, open_signed, sign_message
 
 
 def forge_shares(fed, liars, kind):

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from autoflip_secure.errors import ProtocolError, Refusal
+from autoflip_secure.parties.agreement import fresh_key, public_key
+from autoflip_secure.parties.signing import digest_of, open_signed, sign_message, sign_statement
 from autoflip_secure.secagg import Identity, SecAggCoordinator, silo_delivery, silo_round, silo_setup
 from autoflip_secure.secagg.coordinator_setup import OpenEpoch
 from autoflip_secure.secagg.dealing import KEY, SEED
-from autoflip_secure.secagg.keys import fresh_key, public_key
 from autoflip_secure.secagg.round_messages import Confirmation, MaskedRequest
 from autoflip_secure.secagg.setup_messages import (
     Advertisement,
@@ -29,7 +30,6 @@ from autoflip_secure.secagg.setup_messages import (
     ShareReply,
     ShareRequest,
 )
-from autoflip_secure.secagg.signing import digest_of, open_signed, sign_message, sign_statement
 from autoflip_secure.sums.words import PackedWords
 
 TESTS = Path(__file__).resolve().parents[1]

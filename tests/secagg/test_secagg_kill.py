@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from autoflip_secure.errors import AutoflipSecureError
+from autoflip_secure.parties.signing import Signed
 from autoflip_secure.secagg.round_messages import ConfirmRequest, MaskedRequest, UnmaskRequest
 from autoflip_secure.secagg.setup_messages import AdvertiseRequest, ShareRequest
-from autoflip_secure.secagg.signing import Signed
 from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.words import PackedWords
 

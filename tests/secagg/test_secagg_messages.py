@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoflip_secure.errors import ProtocolError
+from autoflip_secure.parties.identity import Identity
+from autoflip_secure.parties.signing import Signed, open_signed, sign_message
 from autoflip_secure.secagg import round_messages as rounds
 from autoflip_secure.secagg import setup_messages as setup
-from autoflip_secure.secagg.identity import Identity
-from autoflip_secure.secagg.signing import Signed, open_signed, sign_message
 
 
 def fixed(size):

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoflip_secure.errors import Abort, EncodingError, ProtocolError, Refusal
+from autoflip_secure.parties.signing import Signed, open_signed, sign_message
+from autoflip_secure.parties.wire import VERSION
 from autoflip_secure.secagg import SiloRules
 from autoflip_secure.secagg.round_messages import UnmaskReply
-from autoflip_secure.secagg.signing import Signed, open_signed, sign_message
-from autoflip_secure.secagg.wire import VERSION
 from autoflip_secure.sums.encoding import word_count
 from autoflip_secure.sums.noise_chain import later_link
 from autoflip_secure.sums.words import PackedWords

@@ -18,6 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoflip_secure.errors import ConfigError, InputError, NotAvailable, ProtocolError
+from autoflip_secure.parties import agreement
+from autoflip_secure.parties.agreement import Agreement
+from autoflip_secure.parties.rules import released_moments
 from autoflip_secure.secagg import (
     Identity,
     Roster,
@@ -30,8 +33,6 @@ from autoflip_secure.secagg import (
     share_threshold,
     verify,
 )
-from autoflip_secure.secagg.keys import Agreement
-from autoflip_secure.secagg.rules import released_moments
 from autoflip_secure.sums.channels import ChannelSpec
 
 VECTORS = Path(__file__).parents[2] / "protocols" / "secagg" / "vectors.json"
@@ -125,9 +126,9 @@ def test_wrong_share_gives_another_secret_or_none():
 
 
 def test_pair_keys_agree_and_depend_on_everything():
-    mine, yours = keys.fresh_key(), keys.fresh_key()
-    shared = Agreement(mine).with_peer(keys.public_key(yours))
-    assert shared == Agreement(yours).with_peer(keys.public_key(mine))
+    mine, yours = agreement.fresh_key(), agreement.fresh_key()
+    shared = Agreement(mine).with_peer(agreement.public_key(yours))
+    assert shared == Agreement(yours).with_peer(agreement.public_key(mine))
     base = (shared, bytes(32), 3, 8, 5, 0)
     assert keys.pair_mask_key(*base) == keys.pair_mask_key(shared, bytes(32), 8, 3, 5, 0)
     changed = [(bytes(32), *base[1:]), (shared, b"\1" * 32, 3, 8, 5, 0), (shared, bytes(32), 3, 9, 5, 0)]
@@ -136,20 +137,20 @@ def test_pair_keys_agree_and_depend_on_everything():
     own = {keys.self_mask_key(shared, bytes(32), 3, 8), keys.self_mask_key(shared, bytes(32), 8, 3)}
     boxes = {keys.box_key(shared, bytes(32), 3, 8), keys.box_key(shared, bytes(32), 8, 3)}
     assert len(own | boxes | {keys.pair_mask_key(*base)}) == 5
-    assert (keys.pair_sign(3, 8), keys.pair_sign(8, 3)) == (1, -1)
+    assert (agreement.pair_sign(3, 8), agreement.pair_sign(8, 3)) == (1, -1)
 
 
-@pytest.mark.parametrize("point", sorted(keys.LOW_ORDER))
+@pytest.mark.parametrize("point", sorted(agreement.LOW_ORDER))
 @pytest.mark.parametrize("top_bit", [0, 1 << 255])
 def test_low_order_points_are_known(point, top_bit):
     public = (point | top_bit).to_bytes(32, "little")
-    assert keys.is_low_order(public)
+    assert agreement.is_low_order(public)
     with pytest.raises(ProtocolError, match="low order"):
-        Agreement(keys.fresh_key()).with_peer(public)
+        Agreement(agreement.fresh_key()).with_peer(public)
 
 
 def test_ordinary_keys_are_not_of_low_order():
-    assert not any(keys.is_low_order(keys.public_key(keys.fresh_key())) for _ in range(20))
+    assert not any(agreement.is_low_order(agreement.public_key(agreement.fresh_key())) for _ in range(20))
 
 
 def test_published_vectors():
@@ -159,19 +160,19 @@ def test_published_vectors():
     session, epoch, slot = bytes.fromhex(settings["session"]), settings["epoch"], settings["slot"]
     digest, own = bytes.fromhex(masked["digest"]), vectors["secrets"]["2"]
     seed, mask_key, dropped_key = map(bytes.fromhex, (own["seeds"][slot], own["mask_keys"][slot], unmask["mask_key"]))
-    shared = Agreement(mask_key).with_peer(keys.public_key(dropped_key))
+    shared = Agreement(mask_key).with_peer(agreement.public_key(dropped_key))
     pair = keys.pair_mask_key(shared, digest, 5, 2, slot, 0)
     assert pair.hex() == masked["masks"]["pair 2 5"]["key"]
     assert keys.self_mask_key(seed, digest, 2, slot).hex() == masked["masks"]["self 2"]["key"]
     sealed = vectors["share"]["dealing"]
     box_keys = [bytes.fromhex(vectors["secrets"][silo]["box_key"]) for silo in "23"]
-    agreed = Agreement(box_keys[1]).with_peer(keys.public_key(box_keys[0]))
+    agreed = Agreement(box_keys[1]).with_peer(agreement.public_key(box_keys[0]))
     assert keys.box_key(agreed, bytes.fromhex(vectors["advertise"]["keys_hash"]), 2, 3).hex() == sealed["key"]
     commitment = keys.seed_commitment(seed, session, epoch, 2, slot)
     assert commitment.hex() in vectors["advertise"]["replies"]["2"]
     words = np.frombuffer(bytes.fromhex(masked["silos"]["2"]["words"]), "<u8").copy()
     names = ("self 2", "pair 1 2", "pair 2 3", "pair 2 4", "pair 2 5")
-    signs = [1, *(keys.pair_sign(2, peer) for peer in (1, 3, 4, 5))]
+    signs = [1, *(agreement.pair_sign(2, peer) for peer in (1, 3, 4, 5))]
     prg.apply_masks(words, [bytes.fromhex(masked["masks"][name]["key"]) for name in names], signs)
     assert words.tobytes().hex() == masked["silos"]["2"]["masked_words"]
     revealed = {int(silo): bytes.fromhex(share)[16:] for silo, share in unmask["seed_shares"]["2"].items()}

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from autoflip_secure.errors import PolicyRefusal, ProtocolError, Refusal
+from autoflip_secure.parties.agreement import Agreement
+from autoflip_secure.parties.rules import share_threshold
+from autoflip_secure.parties.signing import Signed, digest_of, open_signed, sign_message, sign_statement
 from autoflip_secure.secagg import Identity, SiloRules
 from autoflip_secure.secagg.coordinator_setup import OpenEpoch
 from autoflip_secure.secagg.dealing import parcels
-from autoflip_secure.secagg.keys import Agreement, pair_mask_key, self_mask_key
+from autoflip_secure.secagg.keys import pair_mask_key, self_mask_key
 from autoflip_secure.secagg.prg import apply_masks
 from autoflip_secure.secagg.round_messages import (
     Confirmation,
@@ -20,7 +23,6 @@ from autoflip_secure.secagg.round_messages import (
     UnmaskReply,
     UnmaskRequest,
 )
-from autoflip_secure.secagg.rules import share_threshold
 from autoflip_secure.secagg.setup_messages import (
     Advertisement,
     AdvertiseReply,
@@ -31,7 +33,6 @@ from autoflip_secure.secagg.setup_messages import (
     ShareReply,
     ShareRequest,
 )
-from autoflip_secure.secagg.signing import Signed, digest_of, open_signed, sign_message, sign_statement
 from autoflip_secure.sums.channels import ChannelSpec
 
 

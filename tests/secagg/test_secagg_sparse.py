@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 
 from autoflip_secure.errors import Abort, ConfigError, ProtocolError, Refusal
+from autoflip_secure.parties.signing import open_signed, sign_message
 from autoflip_secure.secagg import SecAggSilo, SiloRules, share_threshold, silo_round, silo_setup
 from autoflip_secure.secagg.coordinator_round import MaskedStage
 from autoflip_secure.secagg.coordinator_setup import OpenEpoch
-from autoflip_secure.secagg.desk import Desk
+from autoflip_secure.secagg.desk import SecAggDesk
 from autoflip_secure.secagg.graph import EPOCH_BITS, SAFE_BITS, ShareGraph, failure_bits, is_safe
 from autoflip_secure.secagg.round_messages import ConfirmRequest, MaskedRequest, UnmaskReply
 from autoflip_secure.secagg.setup_messages import (
@@ -22,7 +23,6 @@ from autoflip_secure.secagg.setup_messages import (
     ShareReply,
     ShareRequest,
 )
-from autoflip_secure.secagg.signing import open_signed, sign_message
 
 N = 101
 EVERYONE = tuple(range(1, N + 1))
@@ -51,7 +51,9 @@ def attempt(fed, epoch, **options):
 
 def new_keys(fed, session, **options):
     """A key set-up in a session of its own, in which nobody has taken delivery; and its head."""
-    desk = Desk(fed.coordinator_identity, fed.roster, session, lambda name, details: fed.events.append((name, details)))
+    desk = SecAggDesk(
+        fed.coordinator_identity, fed.roster, session, lambda name, details: fed.events.append((name, details))
+    )
     epoch = OpenEpoch(desk, 0, 1).advertise(fed.exchange()).share(fed.exchange(**options))
     return epoch, (session, fed.roster.hash(), 0)
 
@@ -267,7 +269,7 @@ def run_attack(attack, survivors):
 @pytest.fixture
 def four_sparse(federation, monkeypatch):
     """Small enough to be quick: every silo deals to the three others, and all three are needed."""
-    monkeypatch.setattr(Desk, "share_graph", lambda desk, advertisers: ShareGraph(3, 3))
+    monkeypatch.setattr(SecAggDesk, "share_graph", lambda desk, advertisers: ShareGraph(3, 3))
     monkeypatch.setattr(silo_setup, "MAX_COMPLETE", 3)
     return federation(4)
 

@@ -24,6 +24,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from autoflip_secure.errors import Abort, AutoflipSecureError, ProtocolError, Refusal
+from autoflip_secure.parties.rules import Survivors
+from autoflip_secure.parties.signing import sign_statement, statement_holds
 from autoflip_secure.secagg import SiloRules, silo_round
 from autoflip_secure.secagg.coordinator_round import MaskedStage
 from autoflip_secure.secagg.coordinator_setup import KeyedEpoch, OpenEpoch
@@ -37,8 +39,6 @@ from autoflip_secure.secagg.round_messages import (
     Receipt,
     UnmaskRequest,
 )
-from autoflip_secure.secagg.rules import Survivors
-from autoflip_secure.secagg.signing import sign_statement, statement_holds
 from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.noise_chain import later_link
 

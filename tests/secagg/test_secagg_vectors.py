@@ -19,14 +19,15 @@ from typing import Any
 
 import pytest
 
-from autoflip_secure.secagg import Identity, coordinator_round, signing, silo_round, silo_setup
+from autoflip_secure.parties import signing
+from autoflip_secure.parties.agreement import Agreement
+from autoflip_secure.parties.signing import Signed
+from autoflip_secure.parties.wire import Message
+from autoflip_secure.secagg import Identity, coordinator_round, silo_round, silo_setup
 from autoflip_secure.secagg import epoch as epoch_module
 from autoflip_secure.secagg import recovery as recovery_module
 from autoflip_secure.secagg import round_messages as rounds
 from autoflip_secure.secagg import setup_messages as setup
-from autoflip_secure.secagg.keys import Agreement
-from autoflip_secure.secagg.signing import Signed
-from autoflip_secure.secagg.wire import Message
 from autoflip_secure.sums.channels import ChannelSpec
 
 ROOT = Path(__file__).parents[2]
@@ -148,7 +149,8 @@ def test_vectors_are_small():
 
 
 def test_rules_of_the_code_and_of_the_specification_are_the_same():
-    code = "\n".join(path.read_text() for path in sorted((ROOT / "autoflip_secure" / "secagg").glob("*.py")))
+    package = ROOT / "autoflip_secure"
+    code = "\n".join(path.read_text() for path in sorted([*package.glob("secagg/*.py"), *package.glob("parties/*.py")]))
     used = set(re.findall(r'refusal\(\s*"([a-z-]+)"', code)) | set(re.findall(r"refused by rule ([a-z-]+):", code))
     stated = set(re.findall(r"\[([a-z-]+)\](?!\()", (SPECIFICATION / "README.md").read_text()))
     assert used == stated

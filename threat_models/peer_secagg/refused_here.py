@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from autoflip_secure.errors import Abort, AutoflipSecureError
+from autoflip_secure.parties.signing import open_signed, sign_message
 from autoflip_secure.secagg import (
     Identity,
     Roster,
@@ -30,7 +31,6 @@ from autoflip_secure.secagg import (
 )
 from autoflip_secure.secagg.keys import pair_mask_key
 from autoflip_secure.secagg.round_messages import ConfirmReply, ConfirmRequest, UnmaskReply, UnmaskRequest
-from autoflip_secure.secagg.signing import open_signed, sign_message
 from autoflip_secure.storage import open_silo_database
 from autoflip_secure.sums.channels import ChannelSpec
 from autoflip_secure.sums.encoding import word_count

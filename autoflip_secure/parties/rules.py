@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autoflip_secure.errors import ConfigError, PolicyRefusal, Refusal
-from autoflip_secure.secagg.roster import Roster
-from autoflip_secure.secagg.wire import want_bytes, want_ids, want_int
+from autoflip_secure.parties.roster import Roster
+from autoflip_secure.parties.wire import want_bytes, want_ids, want_int
 from autoflip_secure.sums.channels import ChannelSpec
 from autoflip_secure.sums.manifest import Manifest
 

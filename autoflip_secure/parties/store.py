@@ -1,4 +1,4 @@
-"""The SQLite tables of a silo's protocol state, and transactions that are on disk before they return."""
+"""SQLite tables of a silo's protocol state: transactions that are on disk before they return."""
 
 from __future__ import annotations
 
@@ -11,28 +11,18 @@ from autoflip_secure.errors import StorageError
 
 __all__ = ["Store"]
 
-TABLES = """
-CREATE TABLE IF NOT EXISTS secagg_session (session BLOB PRIMARY KEY, newest_epoch INTEGER NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS secagg_epoch (
-    session BLOB PRIMARY KEY, epoch INTEGER NOT NULL, slots INTEGER NOT NULL, stage TEXT NOT NULL,
-    advertisement BLOB, box_key BLOB, holders INTEGER, threshold INTEGER, keys_hash BLOB, dealing BLOB,
-    advertisements BLOB, epoch_hash BLOB, members BLOB, mask_keys BLOB, holdings BLOB, share_holders BLOB) STRICT;
-CREATE TABLE IF NOT EXISTS secagg_secret (
-    session BLOB, epoch INTEGER, slot INTEGER, seed BLOB NOT NULL, mask_key BLOB NOT NULL,
-    PRIMARY KEY (session, epoch, slot)) STRICT;
-CREATE TABLE IF NOT EXISTS secagg_share (
-    session BLOB, epoch INTEGER, slot INTEGER, shares BLOB NOT NULL, PRIMARY KEY (session, epoch, slot)) STRICT;
-CREATE TABLE IF NOT EXISTS secagg_chain (
-    session BLOB, epoch INTEGER, slot INTEGER, root BLOB NOT NULL, PRIMARY KEY (session, epoch, slot)) STRICT;
-CREATE TABLE IF NOT EXISTS secagg_slot (
-    session BLOB, epoch INTEGER, slot INTEGER, stage TEXT NOT NULL, manifest BLOB NOT NULL, statement BLOB,
-    confirm_hash BLOB, confirm_reply BLOB, unmask_hash BLOB, unmask_reply BLOB,
-    PRIMARY KEY (session, epoch, slot)) STRICT;
-"""
-
 
 class Store:
     """Reads and changes, with the database's errors turned into StorageError.
+
+    Parameters
+    ----------
+    connection : sqlite3.Connection
+        In autocommit mode.
+    tables : str
+        CREATE TABLE statements, ended by semicolons.
+    newest : str
+        A query that only this version's tables answer.
 
     Raises
     ------
@@ -40,13 +30,13 @@ class Store:
         The tables cannot be made.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, tables: str, newest: str) -> None:
         self._connection = connection
         try:
             # Statement by statement: executescript would commit a transaction of the caller.
-            for statement in filter(str.strip, TABLES.split(";")):
+            for statement in filter(str.strip, tables.split(";")):
                 connection.execute(statement)
-            connection.execute("SELECT epoch FROM secagg_slot LIMIT 0")
+            connection.execute(newest)
         except sqlite3.Error as error:
             raise StorageError(
                 f"cannot prepare the silo's secure-sum state: {error}; a database of an earlier version cannot go on, "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from autoflip_secure.errors import InputError, NotAvailable, ProtocolError
-from autoflip_secure.secagg.wire import (
+from autoflip_secure.parties.wire import (
     KEY_BYTES,
     MAX_ID,
     MAX_TEXT,

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from autoflip_secure.errors import InputError
-from autoflip_secure.secagg.wire import PROTOCOL
+from autoflip_secure.parties.wire import PROTOCOL
 from autoflip_secure.storage import write_atomically
 
 __all__ = ["Identity", "remember_verifications", "verify"]

@@ -6,9 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import TypeVar
 
-from autoflip_secure.secagg.identity import Identity, verify
-from autoflip_secure.secagg.rules import refusal
-from autoflip_secure.secagg.wire import SIGNATURE_BYTES, Message, want_bytes
+from autoflip_secure.parties.identity import Identity, verify
+from autoflip_secure.parties.rules import refusal
+from autoflip_secure.parties.wire import SIGNATURE_BYTES, Message, want_bytes
 
 __all__ = ["Signed", "digest_of", "open_signed", "sign_message", "sign_statement", "statement_holds"]
 
