@@ -11,19 +11,14 @@ import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from autoflip_secure.errors import ConfigError, NotAvailable
+from autoflip_secure.errors import ConfigError
 
 __all__ = ["LOCAL_ONLY_FIELDS", "ConfigFile", "ResolvedConfig", "RunConfig", "flag_of", "load_config_file"]
-
-ARRIVES_LATER = {
-    "aggregation": {"ckks"},
-}
-"""Known values whose part is not in this version; they are refused, never ignored."""
 
 LOCAL_ONLY_FIELDS = frozenset(
     {"data_dir", "run_dir", "engine", "device", "workers", "record_server_view", "stage_timeout"}
@@ -33,15 +28,6 @@ LOCAL_ONLY_FIELDS = frozenset(
 
 RECORD_MARK = "# The record of a run of autoflip-secure: every option it came to, whether somebody chose it or not."
 """First line of a run's config.toml, known word for word. A comment, so neither an option nor part of any digest."""
-
-
-def _not_in_this_version(name: str) -> BeforeValidator:
-    def check(value: Any) -> Any:
-        if isinstance(value, str) and value in ARRIVES_LATER[name]:
-            raise NotAvailable(f"{flag_of(name)} {value}: not available in this version")
-        return value
-
-    return BeforeValidator(check)
 
 
 class RunConfig(BaseModel):
@@ -91,7 +77,7 @@ class RunConfig(BaseModel):
     )
 
     # How sums are protected
-    aggregation: Annotated[Literal["secagg", "none"], _not_in_this_version("aggregation")] = Field(
+    aggregation: Literal["secagg", "ckks", "none"] = Field(
         "secagg", description="secagg | ckks | none (none: the coordinator sees every silo; baselines only)"
     )
     colluders: int | None = Field(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoflip_secure.ckks.modular import MOST_BITS, add, multiply
+from autoflip_secure.ckks.modular import MOST_BITS, add, multiply, subtract
 from autoflip_secure.ckks.parameters import DEGREE
 from autoflip_secure.ckks.seal_bytes import WORD_BYTES, SealMemory
 from autoflip_secure.errors import NotAvailable, ProtocolError
@@ -126,6 +126,10 @@ class Ring:
         """Sum in the ring."""
         return add(a, b, self.modulus)
 
+    def subtract(self, a: Words, b: Words) -> Words:
+        """Difference in the ring."""
+        return subtract(a, b, self.modulus)
+
     def checked(self, words: Words) -> Words:
         """Words that are all below the modulus.
 
@@ -172,7 +176,7 @@ class Ring:
         return header, members
 
 
-@lru_cache(maxsize=None)
+@cache
 def ring(bits: int) -> Ring:
     """The ring with a modulus of so many bits; made once a process."""
     return Ring(bits)

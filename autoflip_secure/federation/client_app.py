@@ -10,18 +10,21 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from autoflip_secure.ckks.silo import CkksSilo
 from autoflip_secure.errors import ProtocolError
 from autoflip_secure.federation.join import JOIN_STAGE
 from autoflip_secure.federation.silo import Silo
 from autoflip_secure.federation.wire import Reply, message_type_of, read_request, reply_message
 from autoflip_secure.parties.identity import remember_verifications
+from autoflip_secure.secagg.silo import SecAggSilo
+from autoflip_secure.sums.plain import PlainSilo
 
 __all__ = ["STAGES", "ClientAppFactory", "close_silos", "make_client_app", "silo_folder"]
 
 VERIFICATIONS = 8192
 """Enough for one stage of a sum over as many silos as one process is likely to hold."""
 
-STAGES = (JOIN_STAGE, "clear", "reveal", "advertise", "share", "masked", "confirm", "unmask")
+STAGES = (JOIN_STAGE, *PlainSilo.stages, *SecAggSilo.stages, *CkksSilo.stages)
 
 _open_silos: dict[Path, Silo] = {}
 """Silos this process has opened: a warm start for the next message, never the only place where something is kept."""

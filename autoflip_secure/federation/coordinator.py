@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 
 from autoflip_secure.attacks.bad_silos import BadSilos
 from autoflip_secure.autoflip.flops import flops
+from autoflip_secure.ckks.coordinator import CkksCoordinator
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.data.records import Records
 from autoflip_secure.data.task import Task
@@ -150,17 +151,17 @@ class Coordinator:
     def _secure_sum(self, session: bytes) -> CoordinatorSecureSum:
         if self._config.aggregation == "none":
             return PlainCoordinator()
-        return SecAggCoordinator(
-            self._folder.coordinator_identity(),
-            self._folder.roster(),
-            session,
-            slots=min(self._config.epoch_slots, self._most_sums()),
-            first_epoch=self._folder.last_epoch() + 1,
-            on_epoch=self._folder.announce_epoch,
-            events=lambda name, fields: self._event(name, **fields),
-            colluders=self._config.colluders,
-            dropout=likely_dropout(self._config.dropout, self._config.silos),
-        )
+        parties = (self._folder.coordinator_identity(), self._folder.roster(), session)
+        epochs: dict[str, Any] = {
+            "slots": min(self._config.epoch_slots, self._most_sums()),
+            "first_epoch": self._folder.last_epoch() + 1,
+            "on_epoch": self._folder.announce_epoch,
+            "events": lambda name, fields: self._event(name, **fields),
+        }
+        if self._config.aggregation == "ckks":
+            return CkksCoordinator(*parties, **epochs)
+        dropout = likely_dropout(self._config.dropout, self._config.silos)
+        return SecAggCoordinator(*parties, **epochs, colluders=self._config.colluders, dropout=dropout)
 
     def _most_sums(self) -> int:
         """Slots a run uses up where few attempts abort: a short run needs no keys for a long one."""

@@ -8,7 +8,11 @@ from autoflip_secure.seeds import stream
 
 __all__ = ["DROPPING_STAGES", "drops", "likely_dropout"]
 
-DROPPING_STAGES = {"secagg": ("masked", "confirm", "unmask"), "none": ("clear",)}
+DROPPING_STAGES = {
+    "secagg": ("masked", "confirm", "unmask"),
+    "ckks": ("encrypt", "open"),
+    "none": ("clear",),
+}
 """Stages of one round at which a simulated silo may disappear; it stays away for the rest of the attempt."""
 
 

@@ -14,11 +14,12 @@ from flwr.serverapp import Grid
 from autoflip_secure import errors
 from autoflip_secure.errors import ProtocolError
 from autoflip_secure.federation.server_view import ServerView
-from autoflip_secure.federation.wire import Reply, Request, read_reply, request_message
+from autoflip_secure.federation.wire import TRAINING_STAGES, Reply, Request, read_reply, request_message
 
 __all__ = ["StageExchange", "Traffic"]
 
-CONTRIBUTION_STAGES = frozenset({"masked", "clear"})
+VECTOR_STAGES = TRAINING_STAGES | {"open"}
+"""Stages whose replies are as long as the contribution."""
 
 KNOWN_ERRORS = frozenset(errors.__all__)
 LONGEST_ERROR = 64
@@ -88,7 +89,7 @@ class StageExchange:
 
     def ask_nodes(self, stage: str, requests: Mapping[int, bytes]) -> Iterator[tuple[int, Reply]]:
         """(node id, reply) as they arrive, whatever their status; nodes silent until the timeout are left out."""
-        attachment = self.attachment if stage in CONTRIBUTION_STAGES else b""
+        attachment = self.attachment if stage in TRAINING_STAGES else b""
         messages = [
             request_message(node, Request(stage, self.round, self.attempt, request, attachment))
             for node, request in requests.items()
@@ -97,7 +98,7 @@ class StageExchange:
         started = time.perf_counter()
         for node, answer in self._arriving(messages):
             yield node, self._read(stage, node, answer)
-        if stage in CONTRIBUTION_STAGES:
+        if stage in TRAINING_STAGES:
             self.training_seconds += time.perf_counter() - started
 
     def _arriving(self, messages: list[Message]) -> Iterator[tuple[int, Message]]:
@@ -125,7 +126,7 @@ class StageExchange:
         except ProtocolError as error:
             reply = Reply("malformed", error=str(error))
         self._traffic.upload_total += len(reply.reply)
-        if stage in CONTRIBUTION_STAGES and reply.status == "ok":
+        if stage in VECTOR_STAGES and reply.status == "ok":
             self._traffic.upload_contributions += len(reply.reply)
         if self._view is not None:
             sender = next((silo for silo, n in self.nodes.items() if n == node), 0)

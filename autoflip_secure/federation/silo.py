@@ -10,6 +10,7 @@ import logging
 import os
 from pathlib import Path
 
+from autoflip_secure.ckks.silo import CkksSilo
 from autoflip_secure.errors import AutoflipSecureError, ConfigError, PolicyRefusal, ProtocolError
 from autoflip_secure.federation.join import JOIN_STAGE, JoinRequest, join_reply
 from autoflip_secure.federation.policy import SiloPolicy
@@ -78,7 +79,7 @@ class Silo:
         self._check_records()
         self._database.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?)", (request.session, request.body()))
         self._session = self._make_session(request, ledger)
-        if isinstance(self._session.secure_sum, SecAggSilo):
+        if isinstance(self._session.secure_sum, SecAggSilo | CkksSilo):
             self._session.secure_sum.forget_other_runs()
         return join_reply(self.id)
 
@@ -133,7 +134,8 @@ class Silo:
         # The run's promise may bear more colluders than the policy demands; its sums have to bear them too.
         colluders = max(self._policy.colluders, request.config.colluders)
         rules = SiloRules(colluders=colluders, minimum_fraction=self._policy.min_cohort)
-        return SecAggSilo(self._database, self._identity, self.id, self._roster, rules, request.session)
+        half = CkksSilo if request.config.aggregation == "ckks" else SecAggSilo
+        return half(self._database, self._identity, self.id, self._roster, rules, request.session)
 
     def close(self) -> None:
         """Close the database; what it holds is on disk already."""

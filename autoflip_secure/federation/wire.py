@@ -14,12 +14,22 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from autoflip_secure.errors import ProtocolError
 
-__all__ = ["Reply", "Request", "message_type_of", "read_reply", "read_request", "reply_message", "request_message"]
+__all__ = [
+    "TRAINING_STAGES",
+    "Reply",
+    "Request",
+    "message_type_of",
+    "read_reply",
+    "read_request",
+    "reply_message",
+    "request_message",
+]
 
 T = TypeVar("T")
 
 RECORD = "autoflip_secure"
-TRAINING_STAGES = frozenset({"masked", "clear"})
+TRAINING_STAGES = frozenset({"masked", "encrypt", "clear"})
+"""Stages in which silos train, and with which the model travels."""
 """Stages in which a silo computes on its records; Flower files them under train, all others under query."""
 
 

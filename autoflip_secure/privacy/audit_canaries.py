@@ -29,7 +29,7 @@ from autoflip_secure.data.task import Task
 from autoflip_secure.errors import BudgetExhausted, CannotContinue, ConfigError
 from autoflip_secure.federation.client_app import silo_folder
 from autoflip_secure.federation.defaults import resolve
-from autoflip_secure.federation.exchange import CONTRIBUTION_STAGES, StageExchange
+from autoflip_secure.federation.exchange import StageExchange
 from autoflip_secure.federation.join import JOIN_STAGE, JoinRequest
 from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.plan import session_plan
@@ -40,7 +40,7 @@ from autoflip_secure.federation.server_step import ServerMoments
 from autoflip_secure.federation.silo import Silo
 from autoflip_secure.federation.sums import SumRunner
 from autoflip_secure.federation.terms import update_channel
-from autoflip_secure.federation.wire import Request
+from autoflip_secure.federation.wire import TRAINING_STAGES, Request
 from autoflip_secure.models.spec import ModelSpec, layout_of
 from autoflip_secure.privacy.audit_guesses import evidence
 from autoflip_secure.privacy.audit_settings import AuditSettings
@@ -237,7 +237,7 @@ class _Exchange:
         self.refusals.clear()
 
     def __call__(self, stage: str, requests: Mapping[int, bytes]) -> Iterator[tuple[int, bytes]]:
-        attachment = self._attachment if stage in CONTRIBUTION_STAGES else b""
+        attachment = self._attachment if stage in TRAINING_STAGES else b""
         for silo, request in requests.items():
             if silo <= self._honest:
                 reply = self._silos[silo].answer(Request(stage, self._round, self._attempt, request, attachment))

@@ -13,11 +13,11 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from autoflip_secure.errors import ConfigError
-from autoflip_secure.sums.gaussian import secure_gaussian
 from autoflip_secure.privacy.gradient_sum import CLIP_MARGIN
 from autoflip_secure.privacy.per_patient import patient_pieces
 from autoflip_secure.privacy.per_record import Loss, PerRecordGradients, PrivateParameter
 from autoflip_secure.privacy.sampling import poisson_rows
+from autoflip_secure.sums.gaussian import secure_gaussian
 from autoflip_secure.sums.randomness import Randomness
 
 __all__ = ["SecretNoiseOptimizer", "dp_sgd", "update_noise_variance"]

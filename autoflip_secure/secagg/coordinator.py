@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from autoflip_secure.errors import Abort, ConfigError, InputError
+from autoflip_secure.errors import ConfigError
 from autoflip_secure.parties.desk import Events
-from autoflip_secure.parties.head import MAX_SLOTS
 from autoflip_secure.parties.identity import Identity
+from autoflip_secure.parties.keyed_sums import DEFAULT_SLOTS, KeyedSums, check_enrolled
 from autoflip_secure.parties.roster import Roster
-from autoflip_secure.parties.rules import HARD_FLOOR
-from autoflip_secure.parties.wire import SESSION_BYTES
 from autoflip_secure.secagg.coordinator_round import MaskedStage
 from autoflip_secure.secagg.coordinator_setup import KeyedEpoch, OpenEpoch
 from autoflip_secure.secagg.desk import DEFAULT_DROPOUT, SecAggDesk
@@ -20,28 +18,19 @@ from autoflip_secure.sums.secure_sum import CohortSum, Exchange
 
 __all__ = ["SecAggCoordinator"]
 
-DEFAULT_SLOTS = 64
-# A silo that missed the key set-up waits at most this many slots before new keys are made for its sake.
-REJOIN_AFTER = 8
 ABORTS_BEFORE_NEW_KEYS = 2
 
 
-class SecAggCoordinator:
+class SecAggCoordinator(KeyedSums[KeyedEpoch]):
     """Runs secure sums; sees only masked vectors, and shares of secrets that open no more than a cohort's sum.
-
-    A restarted coordinator is a new object with a later `first_epoch`.
 
     Parameters
     ----------
     identity : Identity
     roster : Roster
     session : bytes, 16
-    slots : int
-        Rounds and retries one key set-up serves.
-    first_epoch : int
-        Number of the first epoch to open; greater than every one used in the session.
-    on_epoch : callable
-        on_epoch(number), called before the first message of an epoch is sent, so that the number can be stored.
+    slots, first_epoch, on_epoch
+        See `KeyedSums`.
     events : callable
         events(name, details), see `parties.desk.Desk`.
     colluders, dropout : int, float
@@ -66,126 +55,25 @@ class SecAggCoordinator:
         colluders: int = 0,
         dropout: float = DEFAULT_DROPOUT,
     ) -> None:
-        if identity.public != roster.coordinator:
-            raise InputError("the identity given is not the coordinator's in the roster")
-        if len(session) != SESSION_BYTES:
-            raise InputError(f"a session id has {SESSION_BYTES} bytes, this one has {len(session)}")
-        if not 1 <= slots <= MAX_SLOTS:
-            raise ConfigError(f"slots is {slots}; give a number within 1..{MAX_SLOTS}")
-        if first_epoch < 0:
-            raise ConfigError(f"first_epoch is {first_epoch}; epochs are numbered from 0")
-        self._desk = SecAggDesk(identity, roster, session, events, colluders, dropout)
-        self._slots = slots
-        self._next_epoch = first_epoch
-        self._on_epoch = on_epoch
-        self._epoch: KeyedEpoch | None = None
-        self._aborts = 0
-        self._excluded: set[int] = set()
-
-    @property
-    def threshold(self) -> int:
-        """Shares that recover a secret; the manifest must state it."""
-        return self._desk.threshold
-
-    def rekey(self) -> None:
-        """Make the next sum start with a new key set-up, for example after silos joined or came back."""
-        self._epoch = None
-
-    def sum(self, manifest: Manifest, exchange: Exchange) -> tuple[CohortSum, ...]:
-        """Run one attempt; epoch, slot and epoch_hash of `manifest` are filled in.
-
-        Parameters
-        ----------
-        manifest : Manifest
-        exchange : callable
-            See `sums.secure_sum.Exchange`.
-
-        Returns
-        -------
-        tuple of CohortSum, one a cohort, in order; exact sums modulo 2^64
-
-        Raises
-        ------
-        Abort
-            No sum; the slot is used up, the next call takes a fresh one, or new keys where those seem to be the reason.
-        ConfigError
-            The manifest is of another session, states another threshold or a minimum below 3, or names unknown silos;
-            nothing was sent.
-        """
-        self._check(manifest)
-        epoch = self._epoch_for(manifest, exchange)
-        slot = epoch.take_slot()
-        bound = manifest.with_slot(epoch=epoch.number, slot=slot, epoch_hash=epoch.epoch_hash, attempt=manifest.attempt)
-        try:
-            sums = MaskedStage(epoch, bound).collect(exchange).collect(exchange).collect(exchange)
-        except Abort as abort:
-            self._aborts += 1
-            self._exclude(abort.blamed)
-            if len(epoch.members) < len(self._desk.roster.entries) or self._aborts >= ABORTS_BEFORE_NEW_KEYS:
-                self.rekey()
-            raise
-        self._aborts = 0
-        return sums
-
-    def _exclude(self, blamed: Sequence[int]) -> None:
-        """Make keys without silos whose fault an abort provably was, while enough others are left to go on."""
-        culprits = sorted(set(blamed) - self._excluded)
-        left = len(self._desk.roster.entries) - len(self._excluded) - len(culprits)
-        if culprits and left >= self.threshold:
-            self._excluded.update(culprits)
-            self._desk.events("silo_excluded", {"silos": culprits})
-            self.rekey()
+        check_enrolled(identity, roster, session)
+        self._graphs = SecAggDesk(identity, roster, session, events, colluders, dropout)
+        super().__init__(
+            self._graphs,
+            slots=slots,
+            first_epoch=first_epoch,
+            on_epoch=on_epoch,
+            aborts_before_new_keys=ABORTS_BEFORE_NEW_KEYS,
+        )
 
     def _check(self, manifest: Manifest) -> None:
-        if manifest.session != self._desk.session:
-            raise ConfigError("the manifest is of another session than the coordinator")
-        if manifest.threshold != self.threshold:
-            raise ConfigError(
-                f"the manifest states a threshold of {manifest.threshold}, the roster has {self.threshold}"
-            )
-        if min(manifest.minimum) < HARD_FLOOR:
-            raise ConfigError(
-                f"the manifest states a minimum of {min(manifest.minimum)}, silos open {HARD_FLOOR} or more"
-            )
+        super()._check(manifest)
         if len(manifest.cohorts) > 1 and len(self._desk.roster.entries) > MAX_COMPLETE:
             raise ConfigError(
                 f"the manifest names {len(manifest.cohorts)} cohorts; above {MAX_COMPLETE} silos a sum has one"
             )
-        unknown = [silo for cohort in manifest.cohorts for silo in cohort if silo not in self._desk.roster]
-        if unknown:
-            raise ConfigError(f"the manifest names silos {unknown}, which are not in the roster")
 
-    def _epoch_for(self, manifest: Manifest, exchange: Exchange) -> KeyedEpoch:
-        epoch = self._epoch
-        if epoch is None or epoch.used >= epoch.slots or self._should_rekey(epoch, manifest):
-            self._epoch = epoch = self._open(exchange)
-        short = _short_cohorts(epoch, manifest)
-        if short:
-            raise Abort(
-                f"cohorts {short} have too few silos with keys in epoch {epoch.number}; "
-                "the model is unchanged, try again when more silos are there",
-                stage="share",
-            )
-        return epoch
+    def _set_up(self, number: int, exchange: Exchange, invited: Sequence[int]) -> KeyedEpoch:
+        return OpenEpoch(self._graphs, number, self._slots).advertise(exchange, invited).share(exchange)
 
-    def _should_rekey(self, epoch: KeyedEpoch, manifest: Manifest) -> bool:
-        missing = (silo for cohort in manifest.cohorts for silo in cohort if silo not in epoch.dealers)
-        absent = any(silo not in self._excluded for silo in missing)
-        return bool(_short_cohorts(epoch, manifest)) or (absent and epoch.used >= REJOIN_AFTER)
-
-    def _open(self, exchange: Exchange) -> KeyedEpoch:
-        number = self._next_epoch
-        self._next_epoch += 1
-        self._epoch = None
-        self._aborts = 0
-        self._on_epoch(number)
-        invited = [silo for silo in self._desk.roster.silos if silo not in self._excluded]
-        return OpenEpoch(self._desk, number, self._slots).advertise(exchange, invited).share(exchange)
-
-
-def _short_cohorts(epoch: KeyedEpoch, manifest: Manifest) -> list[int]:
-    return [
-        index
-        for index, (cohort, least) in enumerate(zip(manifest.cohorts, manifest.minimum, strict=True))
-        if sum(silo in epoch.dealers for silo in cohort) < least
-    ]
+    def _attempt(self, epoch: KeyedEpoch, manifest: Manifest, exchange: Exchange) -> tuple[CohortSum, ...]:
+        return MaskedStage(epoch, manifest).collect(exchange).collect(exchange).collect(exchange)

@@ -10,9 +10,9 @@ from typing import TypeVar
 from autoflip_secure.errors import ProtocolError
 from autoflip_secure.parties.head import Head
 from autoflip_secure.parties.identity import Identity
+from autoflip_secure.parties.requests import open_request
 from autoflip_secure.parties.roster import Roster
-from autoflip_secure.parties.rules import SiloRules, refusal
-from autoflip_secure.parties.signing import open_signed
+from autoflip_secure.parties.rules import SiloRules
 from autoflip_secure.secagg import silo_round, silo_setup
 from autoflip_secure.secagg.round_messages import ConfirmRequest, MaskedRequest, UnmaskRequest
 from autoflip_secure.secagg.setup_messages import AdvertiseRequest, ShareRequest
@@ -120,12 +120,7 @@ class SecAggSilo:
         return f"SecAggSilo(silo {self._party.silo})"
 
     def _open(self, kind: type[H], data: bytes) -> H:
-        message = open_signed(kind, self._party.roster.coordinator, data)
-        if message.roster_hash != self._party.roster.hash():
-            raise refusal("roster", "the coordinator works with another roster; both sides need the same file")
-        if message.session != self._session:
-            raise refusal("session", "the request is of a run that this silo did not join")
-        return message
+        return open_request(kind, self._party.roster, self._session, data)
 
     def _epoch(self, head: Head, delivery: bytes) -> Ready:
         state = self._party.state

@@ -8,15 +8,15 @@ from contextlib import contextmanager
 import msgpack
 from blake3 import blake3
 
-from autoflip_secure.errors import EncodingError, ProtocolError, Refusal
+from autoflip_secure.errors import ProtocolError, Refusal
 from autoflip_secure.parties.agreement import Agreement, pair_sign
+from autoflip_secure.parties.requests import checked_source, own_cohort, read_manifest
 from autoflip_secure.parties.rules import (
     Survivors,
     check_manifest,
     check_survivors,
     dropped_silos,
     refusal,
-    require_exact_types,
 )
 from autoflip_secure.parties.signing import digest_of, sign_message, sign_statement, statement_holds
 from autoflip_secure.secagg.dealing import REVEALED_BYTES
@@ -35,11 +35,9 @@ from autoflip_secure.secagg.round_messages import (
 )
 from autoflip_secure.secagg.silo_setup import Party
 from autoflip_secure.secagg.silo_states import Answered, Closed, Confirmed, Masked, Ready, SlotState, Spent
-from autoflip_secure.sums.encoding import word_count
 from autoflip_secure.sums.manifest import Manifest
-from autoflip_secure.sums.noise_chain import LINK_BYTES, link_to_reveal
+from autoflip_secure.sums.noise_chain import link_to_reveal
 from autoflip_secure.sums.secure_sum import Contribute
-from autoflip_secure.sums.words import WordSource
 
 __all__ = ["confirm", "masked", "unmask"]
 
@@ -50,14 +48,14 @@ def masked(party: Party, ready: Ready, request: MaskedRequest, contribute: Contr
     A part is only good until the next one is asked for. The receipt comes last, after the state is on disk; words
     without it are masked and belong to a spent slot.
     """
-    manifest = _read_manifest(ready, request.manifest)
+    manifest = read_manifest(ready, request.manifest)
     _require_unused(party, ready, manifest.slot)
     with _spend_on_refusal(party, ready, manifest.slot, request.manifest):
         check_manifest(manifest, party.rules, party.roster, ready.members)
-        cohort = _own_cohort(party, manifest)
+        cohort = own_cohort(party.silo, manifest)
     secret = party.state.spend(ready, manifest.slot, request.manifest)
     digest = digest_of(request.manifest)
-    source = _checked(contribute(manifest), manifest, cohort)
+    source = checked_source(contribute(manifest), manifest, cohort)
     keys, signs = _masks(party.silo, ready, manifest, digest, cohort, secret)
     words_hash = blake3()
     for part in masked_words(source, keys, signs):
@@ -70,7 +68,7 @@ def masked(party: Party, ready: Ready, request: MaskedRequest, contribute: Contr
 
 def confirm(party: Party, ready: Ready, request: ConfirmRequest, raw: bytes) -> bytes:
     """Sign, once a slot, whose vectors are to be summed; also for a silo that has no vector in the sum."""
-    manifest = _read_manifest(ready, request.manifest)
+    manifest = read_manifest(ready, request.manifest)
     digest, slot = digest_of(request.manifest), manifest.slot
     state = party.state.slot(ready, slot) or _help_only(party, ready, manifest, request.manifest)
     if isinstance(state, Closed):
@@ -132,28 +130,9 @@ def unmask(party: Party, ready: Ready, request: UnmaskRequest, raw: bytes) -> by
     return data
 
 
-def _read_manifest(ready: Ready, data: bytes) -> Manifest:
-    manifest = Manifest.from_bytes(data)
-    require_exact_types(manifest)
-    if (manifest.session, manifest.epoch) != (ready.session, ready.epoch):
-        raise refusal("manifest", "the manifest is of another session or epoch than its request")
-    if manifest.epoch_hash != ready.epoch_hash:
-        raise refusal("epoch-keys", "the manifest names other keys than this silo has for the epoch")
-    if manifest.slot >= ready.slots:
-        raise refusal("slot-once", f"the epoch has {ready.slots} slots, the manifest names slot {manifest.slot}")
-    return manifest
-
-
 def _require_unused(party: Party, ready: Ready, slot: int) -> None:
     if party.state.slot(ready, slot) is not None:
         raise refusal("slot-once", f"slot {slot} of epoch {ready.epoch} was used before; take the next one")
-
-
-def _own_cohort(party: Party, manifest: Manifest) -> int:
-    try:
-        return manifest.cohort_of(party.silo)
-    except ProtocolError as error:
-        raise refusal("cohort", str(error)) from error
 
 
 def _help_only(party: Party, ready: Ready, manifest: Manifest, data: bytes) -> SlotState:
@@ -179,18 +158,6 @@ def _close_on_refusal(party: Party, ready: Ready, slot: int) -> Iterator[None]:
     except Refusal:
         party.state.close(ready, slot)
         raise
-
-
-def _checked(source: WordSource, manifest: Manifest, cohort: int) -> WordSource:
-    size = word_count(manifest.channels, len(manifest.cohorts[cohort]))
-    if source.size != size:
-        raise EncodingError(
-            f"the contribution has {source.size} words, the manifest asks for {size}; "
-            "the slot is spent and nothing was sent"
-        )
-    if source.removable is not None and len(source.removable) != LINK_BYTES:
-        raise EncodingError(f"the root of a noise chain is {LINK_BYTES} bytes; the slot is spent and nothing was sent")
-    return source
 
 
 def _masks(

@@ -12,14 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoflip_secure.config import (
-    ARRIVES_LATER,
     LOCAL_ONLY_FIELDS,
     ResolvedConfig,
     RunConfig,
     flag_of,
     load_config_file,
 )
-from autoflip_secure.errors import ConfigError, NotAvailable
+from autoflip_secure.errors import ConfigError
 
 OTHER: dict[str, Any] = {
     "dataset": "digits",
@@ -170,12 +169,6 @@ def test_a_resolved_configuration_has_no_open_option(make_config) -> None:
     for name in set(ResolvedConfig.__annotations__) - {"model_config"}:
         with pytest.raises(ConfigError, match=flag_of(name)):
             ResolvedConfig.create(**{**good, name: None})
-
-
-@pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in ARRIVES_LATER.items() for v in sorted(values)])
-def test_what_arrives_later_is_refused_and_not_ignored(name: str, value: str) -> None:
-    with pytest.raises(NotAvailable, match=f"{flag_of(name)} {value}"):
-        RunConfig.create(**{name: value})
 
 
 def test_an_unknown_option_is_refused_by_its_name() -> None:

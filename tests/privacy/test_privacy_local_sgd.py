@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from autoflip_secure.errors import ConfigError
 from autoflip_secure.models.layout import flatten_parameters, load_flat_parameters
 from autoflip_secure.privacy import local_sgd, per_record
-from autoflip_secure.sums.gaussian import secure_gaussian
 from autoflip_secure.privacy.local_sgd import dp_sgd, update_noise_variance
+from autoflip_secure.sums.gaussian import secure_gaussian
 from autoflip_secure.sums.randomness import ReproducibleRandomness, SecretRandomness
 
 Batch = Callable[[int], tuple[Tensor, Tensor]]
