@@ -28,13 +28,13 @@ from autoflip_secure.ckks.reference import UniformPolynomials, masked_key, refer
 from autoflip_secure.ckks.ring import Ring, SecretKey, ring
 from autoflip_secure.ckks.state import Advertised, Ready, SiloState
 from autoflip_secure.ckks.summation import encrypt, open_part
-from autoflip_secure.errors import InputError, ProtocolError, Refusal
+from autoflip_secure.errors import ProtocolError, Refusal
 from autoflip_secure.parties.agreement import Agreement, fresh_key, public_key
 from autoflip_secure.parties.head import Head
 from autoflip_secure.parties.identity import Identity
 from autoflip_secure.parties.requests import checked_source, open_request, own_cohort, read_manifest
 from autoflip_secure.parties.roster import Roster
-from autoflip_secure.parties.rules import SiloRules, check_manifest, check_survivors, refusal
+from autoflip_secure.parties.rules import SiloRules, check_enrolled_silo, check_manifest, check_survivors, refusal
 from autoflip_secure.parties.signing import digest_of, sign_message, sign_statement
 from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.noise_chain import link_to_reveal
@@ -98,11 +98,7 @@ class CkksSilo:
         rules: SiloRules,
         session: bytes,
     ) -> None:
-        if silo_id not in roster:
-            raise InputError(f"silo {silo_id} is not in the roster; ids are {', '.join(map(str, roster.silos))}")
-        if roster.public(silo_id) != identity.public:
-            raise InputError(f"the identity given is not the one the roster has for silo {silo_id}")
-        rules.check_roster(roster)
+        check_enrolled_silo(identity, silo_id, roster, rules)
         self._identity, self._silo, self._roster, self._rules = identity, silo_id, roster, rules
         self._session, self._state = session, SiloState(connection)
         self._keys: _EpochKeys | None = None

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autoflip_secure.errors import ConfigError, PolicyRefusal, Refusal
+from autoflip_secure.errors import ConfigError, InputError, PolicyRefusal, Refusal
+from autoflip_secure.parties.identity import Identity
 from autoflip_secure.parties.roster import Roster
 from autoflip_secure.parties.wire import want_bytes, want_ids, want_int
 from autoflip_secure.sums.channels import ChannelSpec
@@ -16,6 +17,7 @@ __all__ = [
     "HARD_FLOOR",
     "SiloRules",
     "Survivors",
+    "check_enrolled_silo",
     "check_manifest",
     "check_survivors",
     "dropped_silos",
@@ -112,6 +114,23 @@ class SiloRules:
         """
         fraction = math.ceil(self.minimum_fraction * cohort_size)
         return max(stated, self.minimum, fraction, HARD_FLOOR, self.colluders + 2 + moments)
+
+
+def check_enrolled_silo(identity: Identity, silo: int, roster: Roster, rules: SiloRules) -> None:
+    """Whether who a silo is and what it insists on fit its roster.
+
+    Raises
+    ------
+    InputError
+        The silo is not in the roster, or with another identity.
+    ConfigError
+        The roster cannot keep the rules.
+    """
+    if silo not in roster:
+        raise InputError(f"silo {silo} is not in the roster; ids are {', '.join(map(str, roster.silos))}")
+    if roster.public(silo) != identity.public:
+        raise InputError(f"the identity given is not the one the roster has for silo {silo}")
+    rules.check_roster(roster)
 
 
 def require_exact_types(manifest: Manifest) -> None:

@@ -6,12 +6,12 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from autoflip_secure.errors import InputError, ProtocolError
+from autoflip_secure.errors import ProtocolError
 from autoflip_secure.parties.agreement import fresh_key, public_key
 from autoflip_secure.parties.head import Head
 from autoflip_secure.parties.identity import Identity
 from autoflip_secure.parties.roster import Roster
-from autoflip_secure.parties.rules import SiloRules, refusal, share_threshold
+from autoflip_secure.parties.rules import SiloRules, check_enrolled_silo, refusal, share_threshold
 from autoflip_secure.parties.signing import digest_of, sign_message
 from autoflip_secure.parties.wire import is_ascending
 from autoflip_secure.secagg.dealing import DealingContext, deal
@@ -54,11 +54,7 @@ class Party:
         InputError
             The silo is not in the roster, or with another identity, or the roster cannot keep the rules.
         """
-        if silo not in roster:
-            raise InputError(f"silo {silo} is not in the roster; ids are {', '.join(map(str, roster.silos))}")
-        if roster.public(silo) != identity.public:
-            raise InputError(f"the identity given is not the one the roster has for silo {silo}")
-        rules.check_roster(roster)
+        check_enrolled_silo(identity, silo, roster, rules)
         return cls(identity, silo, roster, rules, SiloState(connection))
 
     @property
