@@ -71,7 +71,7 @@ TOPICS = {
     "exploring again": Topic({"once": "", "every 10 rounds": "--explore-every 10"}, GUIDED),
     "eta": Topic({"0.1": "", "0": "--eta 0", "0.5": "--eta 0.5"}, GUIDED),
     "level of guidance": Topic({"parameter": "", "unit": "--guidance-level unit"}, GUIDED),
-    "hysteresis": Topic({"0.1": "", "0": "--prune-hysteresis 0"}),
+    "hysteresis": Topic({"0.1": "", "0": "--prune-hysteresis 0"}, GUIDED),
 }
 FIGURES = ("accuracy", "flops_ratio", "params_ratio", "upload_ratio_total", "rounds_aborted", "seconds_total")
 
