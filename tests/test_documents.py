@@ -13,6 +13,9 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = (
     "README.md",
     "benchmarks/README.md",
+    "protocols/ckks/README.md",
+    "protocols/ckks/messages.md",
+    "protocols/ckks/parameters.md",
     "protocols/secagg/README.md",
     "protocols/secagg/graph.md",
     "protocols/secagg/messages.md",

@@ -38,6 +38,8 @@ from autoflip_secure.sums.secure_sum import CohortSum, Exchange
 __all__ = ["CkksCoordinator", "CkksEpoch"]
 
 ABORTS_BEFORE_NEW_KEYS = 1
+SLICE = 64 * DEGREE
+"""Coefficients added at a time."""
 
 
 @dataclass
@@ -67,10 +69,11 @@ class CkksEpoch:
 class _Total:
     """The sum of what the silos of one cohort sent, and the sizes it was encrypted with."""
 
-    def __init__(self, manifest: Manifest, cohort: int, slots: int) -> None:
-        self.parameters = parameters_for(manifest.channels, len(manifest.cohorts[cohort]), slots)
+    def __init__(self, manifest: Manifest, cohort: int) -> None:
+        silos = len(manifest.cohorts[cohort])
+        self.parameters = parameters_for(manifest.channels, silos)
         self.ring = ring(self.parameters.modulus_bits)
-        self._count = polynomials_of(manifest.channels) * DEGREE
+        self._count = polynomials_of(manifest.channels, silos) * DEGREE
         self.words: NDArray[np.uint64] = np.zeros(self._count, np.uint64)
 
     @property
@@ -78,22 +81,30 @@ class _Total:
         """Bytes of the coefficients of one reply."""
         return self._count * self.parameters.coefficient_bytes
 
-    def split(self, silo: int, reply: bytes) -> tuple[bytes, bytes]:
+    def split(self, silo: int, reply: bytes) -> tuple[memoryview, bytes]:
         """Coefficients and the message behind them."""
         if len(reply) <= self.nbytes:
             raise ProtocolError(f"silo {silo} sent {len(reply)} bytes, too few for {self.nbytes} of coefficients")
-        return reply[: self.nbytes], reply[self.nbytes :]
+        return memoryview(reply)[: self.nbytes], reply[self.nbytes :]
 
-    def add(self, data: bytes) -> None:
-        """Add the coefficients of a reply whose signature holds.
+    def add(self, data: memoryview) -> None:
+        """Add the coefficients of a reply whose signature holds, a slice at a time.
 
         Raises
         ------
         ProtocolError
             One is not below the modulus; nothing was added.
         """
-        coefficients = self.ring.checked(from_bytes(data, self.parameters.coefficient_bytes))
-        self.words = self.ring.add(self.words, coefficients)
+        width = self.parameters.coefficient_bytes
+        slices = [slice(start, start + SLICE) for start in range(0, self._count, SLICE)]
+
+        def coefficients(part: slice) -> NDArray[np.uint64]:
+            return from_bytes(data[width * part.start : width * part.stop], width)
+
+        for part in slices:
+            self.ring.checked(coefficients(part))
+        for part in slices:
+            self.words[part] = self.ring.add(self.words[part], coefficients(part))
 
 
 class CkksCoordinator(KeyedSums[CkksEpoch]):
@@ -114,6 +125,8 @@ class CkksCoordinator(KeyedSums[CkksEpoch]):
     InputError
         The identity is not the roster's coordinator, or a number is out of range.
     """
+
+    set_up_stage = "keys"
 
     def __init__(
         self,
@@ -151,7 +164,7 @@ class CkksCoordinator(KeyedSums[CkksEpoch]):
         return epoch
 
     def _attempt(self, epoch: CkksEpoch, manifest: Manifest, exchange: Exchange) -> tuple[CohortSum, ...]:
-        totals = [_Total(manifest, index, epoch.slots) for index in range(len(manifest.cohorts))]
+        totals = [_Total(manifest, index) for index in range(len(manifest.cohorts))]
         data = manifest.to_bytes()
         digest = digest_of(data)
         survivors = self._collect_ciphertexts(epoch, manifest, data, digest, totals, exchange)
@@ -223,6 +236,9 @@ class CkksCoordinator(KeyedSums[CkksEpoch]):
             message = OpenReply.from_bytes(end)
             statement = Part(openings[cohort], blake3(coefficients).digest(), message.link)
             self._check_signed(silo, message.silo, statement, message.signature, "part")
+            missing = len(manifest.cohorts[cohort]) - len(survivors[cohort])
+            if message.link and missing >= manifest.most_missing(cohort):
+                raise ProtocolError(f"silo {silo} revealed a link, but has no noise to be removed")
             totals[cohort].add(coefficients)
             return message.link
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from autoflip_secure.ckks.messages import KeyAdvertisement
+from autoflip_secure.ckks.messages import KeyAdvertisement, key_of
 from autoflip_secure.ckks.reference import LABEL
 from autoflip_secure.errors import ProtocolError
 from autoflip_secure.parties.agreement import is_low_order
@@ -46,13 +46,13 @@ def read_advertisement(data: bytes, roster: Roster, head: Head, slots: int) -> K
         raise ProtocolError("a key is of another session, roster or epoch")
     if message.slots != slots:
         raise ProtocolError(f"silo {message.silo} made keys for {message.slots} slots instead of {slots}")
-    if is_low_order(message.key):
+    if any(is_low_order(key_of(message.keys, slot)) for slot in range(slots)):
         raise ProtocolError(f"silo {message.silo} advertised a key of low order")
     return message
 
 
 def read_advertisements(data: Sequence[bytes], roster: Roster, head: Head, slots: int) -> dict[int, bytes]:
-    """Advertised keys by silo.
+    """Advertised keys of all slots by silo, 32 bytes a slot.
 
     Raises
     ------
@@ -62,4 +62,4 @@ def read_advertisements(data: Sequence[bytes], roster: Roster, head: Head, slots
     messages = [read_advertisement(item, roster, head, slots) for item in data]
     if not is_ascending([message.silo for message in messages]):
         raise refusal("known-silos", "keys are not in ascending order, one a silo")
-    return {message.silo: message.key for message in messages}
+    return {message.silo: message.keys for message in messages}

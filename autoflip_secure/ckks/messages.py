@@ -30,7 +30,13 @@ __all__ = [
     "OpenRequest",
     "Opening",
     "Part",
+    "key_of",
 ]
+
+
+def key_of(keys: bytes, slot: int) -> bytes:
+    """One slot's key among those of all slots, 32 bytes."""
+    return keys[KEY_BYTES * slot : KEY_BYTES * (slot + 1)]
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,18 +53,21 @@ class KeyRequest(Head):
 
 @dataclass(frozen=True, repr=False)
 class KeyAdvertisement(Head):
-    """silo -> all, signed: the X25519 key with which others agree on masks of key shares. The lattice key stays."""
+    """silo -> all, signed: for each slot the X25519 key with which others agree on masks of key shares, 32 bytes each.
+
+    Lattice keys are never advertised.
+    """
 
     KIND = "ckks key"
     silo: int
     slots: int
-    key: bytes
+    keys: bytes
 
     def __post_init__(self) -> None:
         super().__post_init__()
         want_int("a silo id", self.silo, 1, MAX_ID)
         want_int("the number of slots", self.slots, 1, MAX_SLOTS)
-        want_bytes("a key", self.key, KEY_BYTES)
+        want_bytes("keys", self.keys, KEY_BYTES * self.slots)
 
 
 @dataclass(frozen=True, repr=False)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 __all__ = ["MOST_BITS", "add", "multiply", "subtract"]
 
 MOST_BITS = 56
-"""Of a modulus. A quotient of doubles is off by less than 2^5 then, so a remainder stays within 64 bits with sign."""
+"""Of a modulus. A quotient of doubles is off by less than 2^6 then, so a remainder stays within 64 bits with sign."""
 
 Words = NDArray[np.uint64]
 
@@ -27,8 +27,9 @@ def subtract(a: Words, b: Words, modulus: int) -> Words:
 def multiply(a: Words, b: Words, modulus: int) -> Words:
     """a * b mod modulus; operands below the modulus.
 
-    The quotient is taken in doubles: each of its four roundings is off by 2^-53 of it at most, it is below 2^56, so it
-    is off by less than 2^5. The remainder for it, computed modulo 2^64, is below 2^61 in size and exact.
+    The quotient is taken in doubles: each of its five roundings is off by 2^-53 of it at most, it is below 2^56, so it
+    is off by less than 2^6, cutting included. The remainder for it, computed modulo 2^64, is below 2^62 in size and
+    exact.
     """
     quotient = (a.astype(np.float64) * b.astype(np.float64) / float(modulus)).astype(np.uint64)
     remainder = (a * b - quotient * np.uint64(modulus)).view(np.int64)

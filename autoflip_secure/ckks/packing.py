@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from autoflip_secure.ckks.parameters import DEGREE
+from autoflip_secure.ckks.parameters import DEGREE, LOW_BITS, value_widths
 from autoflip_secure.errors import ProtocolError
 from autoflip_secure.sums.channels import ChannelSpec
 from autoflip_secure.sums.encoding import field_width, fields_per_word, unpack_integers, word_count
@@ -15,26 +15,32 @@ from autoflip_secure.sums.encoding import field_width, fields_per_word, unpack_i
 __all__ = ["from_bytes", "polynomials_of", "rows_of", "to_bytes", "words_of"]
 
 
-def polynomials_of(channels: Sequence[ChannelSpec]) -> int:
-    """Ciphertexts of a contribution: all fields of its words, N a ciphertext."""
-    return -(-sum(spec.length for spec in channels) // DEGREE)
+def polynomials_of(channels: Sequence[ChannelSpec], silos: int) -> int:
+    """Ciphertexts of a contribution: all values of its fields, N a ciphertext."""
+    return -(-sum(spec.length * len(value_widths(spec.bits, silos)) for spec in channels) // DEGREE)
 
 
 def rows_of(words: NDArray[np.uint64], channels: Sequence[ChannelSpec], silos: int) -> NDArray[np.float64]:
     """The signed fields of packed words, in the channels' order, as rows to be encrypted; zeros at the end.
 
-    A word is the sum of its fields at their places modulo 2^64, whatever the fields hold, so sums of fields give the
-    sum of words exactly.
+    A wide field is cut: first the lower parts of all coordinates of its channel, signed too, then the upper ones.
+    What a sum of words decodes to (`sums.encoding.unpack`) is what the sum of these values packs to and decodes to.
 
     Returns
     -------
     float64 array, shape (polynomials, N); whole numbers
     """
-    rows = np.zeros(polynomials_of(channels) * DEGREE)
+    rows = np.zeros(polynomials_of(channels, silos) * DEGREE)
     start = 0
     for spec, integers in zip(channels, unpack_integers(words, channels, silos).values(), strict=True):
-        rows[start : start + spec.length] = integers
-        start += spec.length
+        if len(value_widths(spec.bits, silos)) == 1:
+            rows[start : start + spec.length] = integers
+            start += spec.length
+            continue
+        upper = (integers + (1 << (LOW_BITS - 1))) >> LOW_BITS
+        rows[start : start + spec.length] = integers - (upper << LOW_BITS)
+        rows[start + spec.length : start + 2 * spec.length] = upper
+        start += 2 * spec.length
     return rows.reshape(-1, DEGREE)
 
 
@@ -43,12 +49,17 @@ def words_of(values: NDArray[np.int64], channels: Sequence[ChannelSpec], silos: 
     words = np.zeros(word_count(channels, silos), np.uint64)
     first = start = 0
     for spec in channels:
+        integers = values[first : first + spec.length]
+        first += spec.length
+        if len(value_widths(spec.bits, silos)) == 2:
+            integers = integers + (values[first : first + spec.length] << LOW_BITS)
+            first += spec.length
         fields, width = fields_per_word(spec, silos), field_width(spec.bits, silos)
         size = -(-spec.length // fields)
         for plane in range(fields):
-            part = values[first + plane * size : first + min((plane + 1) * size, spec.length)]
+            part = integers[plane * size : (plane + 1) * size]
             words[start : start + part.size] += part.view(np.uint64) << np.uint64(plane * width)
-        first, start = first + spec.length, start + size
+        start += size
     return words
 
 

@@ -13,7 +13,7 @@ from autoflip_secure.errors import ConfigError
 from autoflip_secure.sums.channels import ChannelSpec
 from autoflip_secure.sums.encoding import field_width
 
-__all__ = ["DEGREE", "MODULUS_BITS", "NOISE_STD", "CkksParameters", "parameters_for"]
+__all__ = ["DEGREE", "LOW_BITS", "MODULUS_BITS", "NOISE_STD", "CkksParameters", "parameters_for", "value_widths"]
 
 DEGREE = 4096
 """Of the ring, N. The homomorphic encryption standard allows 109 bits of modulus for 128-bit security here, and 58 for
@@ -32,8 +32,14 @@ SAFETY = 9.0
 """Standard deviations of all noise of a sum that lie between a value and the border of its grid point: the chance that
 a value is read wrong is below 2.3e-19, and such a sum is noticed."""
 
-LEAST_SMUDGING = 8.0
-"""Smudging over encryption noise, at least, for one decryption; times the root of the decryptions of a key set-up."""
+LEAST_SMUDGING = 64.0
+"""Smudging over encryption noise, at least, coefficient by coefficient. A key opens one sum."""
+
+WIDEST_FIELD = 30
+"""Bits of a field that is encrypted as one value; wider ones are cut in two."""
+
+LOW_BITS = 16
+"""Bits of the lower part of a field that is cut."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,15 @@ class CkksParameters:
         return self.smudging * self.scale / (math.sqrt(DEGREE / 2) * NOISE_STD)
 
 
-def parameters_for(channels: Sequence[ChannelSpec], silos: int, decryptions: int) -> CkksParameters:
+def value_widths(bits: int, silos: int) -> tuple[int, ...]:
+    """Bits that the sums of a coordinate's values take: one value a coordinate, or its lower and its upper part."""
+    width = field_width(bits, silos)
+    if width <= WIDEST_FIELD:
+        return (width,)
+    return field_width(LOW_BITS, silos), width - LOW_BITS
+
+
+def parameters_for(channels: Sequence[ChannelSpec], silos: int) -> CkksParameters:
     """The smallest modulus that holds the sums of a cohort exactly and drowns encryption noise in smudging.
 
     Parameters
@@ -76,22 +90,20 @@ def parameters_for(channels: Sequence[ChannelSpec], silos: int, decryptions: int
     channels : sequence of ChannelSpec
     silos : int
         Size of the cohort.
-    decryptions : int
-        Sums that one key set-up may serve.
 
     Raises
     ------
     ConfigError
         No modulus is large enough; the message says what to lower.
     """
-    width = max(field_width(spec.bits, silos) for spec in channels)
+    width = max(bits for spec in channels for bits in value_widths(spec.bits, silos))
     for bits in MODULUS_BITS:
         chosen = _with_modulus(bits, width, silos)
-        if chosen is not None and chosen.smudging_ratio >= LEAST_SMUDGING * math.sqrt(decryptions):
+        if chosen is not None and chosen.smudging_ratio >= LEAST_SMUDGING:
             return chosen
     raise ConfigError(
-        f"--aggregation ckks holds no sums of {width} bits over {silos} silos with enough smudging for {decryptions} "
-        "decryptions; use fewer --bits, fewer silos a cohort or fewer --epoch-slots"
+        f"--aggregation ckks holds no sums of {width} bits over {silos} silos with enough smudging; "
+        "use fewer silos a cohort, or fewer --bits"
     )
 
 

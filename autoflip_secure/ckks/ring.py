@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from functools import cache
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from autoflip_secure.ckks.modular import MOST_BITS, add, multiply, subtract
 from autoflip_secure.ckks.parameters import DEGREE
 from autoflip_secure.ckks.seal_bytes import WORD_BYTES, SealMemory
-from autoflip_secure.errors import NotAvailable, ProtocolError
+from autoflip_secure.errors import EncodingError, NotAvailable, ProtocolError
 
 __all__ = ["Ring", "SecretKey", "ring"]
 
@@ -68,21 +69,21 @@ class Ring:
         self.bits = bits
         self.modulus = int(parameters.coeff_modulus()[0].value())
         self._encoder = seal.CKKSEncoder(self._context)
-        self._memory, self._process = SealMemory(), os.getpid()
+        self._local = threading.local()
         self._plain_header, self._plain_members = self._learn_layout()
 
     def fresh_key(self) -> SecretKey:
         """A new secret key, from SEAL's generator, which the operating system seeds."""
         secret = self._seal.KeyGenerator(self._context).secret_key()
         words = self._words(secret, DEGREE).copy()
-        self._memory.clear()
+        self._memory().clear()
         return SecretKey(words, self._seal.Encryptor(self._context, secret))
 
     def key_from(self, words: Words) -> SecretKey:
         """A secret key kept before."""
         secret = self._seal.SecretKey()
         self._load(secret, self.checked(words))
-        self._memory.clear()
+        self._memory().clear()
         return SecretKey(words, self._seal.Encryptor(self._context, secret))
 
     def encrypted(self, key: SecretKey, values: NDArray[np.float64], scale: float) -> tuple[Words, Words]:
@@ -99,14 +100,24 @@ class Ring:
         Returns
         -------
         c, a : uint64 arrays, shape (rows, N)
+
+        Raises
+        ------
+        EncodingError
+            A value is too large for the modulus.
         """
         slots = np.ascontiguousarray(values).view(np.complex128)
         plain, cipher = self._seal.Plaintext(), self._seal.Ciphertext()
         pairs = np.empty((len(values), 2, DEGREE), np.uint64)
         for row, pair in zip(slots, pairs, strict=True):
-            self._encoder.encode(row.tolist(), scale, plain)
+            try:
+                self._encoder.encode(row.tolist(), scale, plain)
+            except ValueError as error:
+                raise EncodingError("a contribution's values are too large for the modulus") from error
             key.encryptor.encrypt_symmetric(plain, cipher)
             pair[:] = self._words(cipher, 2 * DEGREE).reshape(2, DEGREE)
+        # SEAL's own a and the ciphertext that is sent, together, give the key.
+        self._memory().clear()
         return pairs[:, 0], pairs[:, 1]
 
     def decoded(self, polynomials: Words, scale: float) -> NDArray[np.float64]:
@@ -143,29 +154,31 @@ class Ring:
         return words
 
     def _words(self, value: Any, count: int) -> Words:
-        return self._own_memory().words(value, count)
+        return self._memory().words(value, count)
 
     def _load(self, value: Any, words: Words) -> None:
         body = self._plain_members + words.astype("<u8", copy=False).tobytes()
-        self._own_memory().load(value, self._context, self._plain_header, body)
+        self._memory().load(value, self._context, self._plain_header, body)
 
-    def _own_memory(self) -> SealMemory:
-        # A forked process shares its parent's memory file: it takes one of its own.
-        if self._process != os.getpid():
-            self._memory, self._process = SealMemory(), os.getpid()
-        return self._memory
+    def _memory(self) -> SealMemory:
+        """This thread's memory file; a forked process, which would share its parent's, takes one of its own."""
+        if getattr(self._local, "process", None) != os.getpid():
+            self._local.memory, self._local.process = SealMemory(), os.getpid()
+        memory: SealMemory = self._local.memory
+        return memory
 
     def _learn_layout(self) -> tuple[bytes, bytes]:
         """Header and members before the words of a plaintext of scale 1, checked against SEAL's own accessors."""
         values = np.linspace(-1e6, 1e6, DEGREE).view(np.complex128)
         plain, secret = self._seal.Plaintext(), self._seal.KeyGenerator(self._context).secret_key()
         self._encoder.encode(values.tolist(), 1.0, plain)
-        header, body = self._memory.dump(plain)
+        memory = self._memory()
+        header, body = memory.dump(plain)
         members, words = body[: -WORD_BYTES * DEGREE], np.frombuffer(body[-WORD_BYTES * DEGREE :], "<u8")
         cipher, copy = self._seal.Ciphertext(), self._seal.Plaintext()
         self._seal.Encryptor(self._context, secret).encrypt_symmetric(plain, cipher)
-        both = self._memory.words(cipher, 2 * DEGREE)
-        self._memory.load(copy, self._context, header, members + words.tobytes())
+        both = memory.words(cipher, 2 * DEGREE)
+        memory.load(copy, self._context, header, members + words.tobytes())
         fits = (
             all(int(words[i]) == plain[i] == copy[i] for i in CHECKED)
             and all(int(both[i]) == cipher[i] and int(both[DEGREE + i]) == cipher[DEGREE + i] for i in CHECKED)

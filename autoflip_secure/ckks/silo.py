@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import numpy as np
 from blake3 import blake3
@@ -21,11 +20,12 @@ from autoflip_secure.ckks.messages import (
     OpenReply,
     OpenRequest,
     Part,
+    key_of,
 )
 from autoflip_secure.ckks.packing import polynomials_of, rows_of, to_bytes
-from autoflip_secure.ckks.parameters import MODULUS_BITS, CkksParameters, parameters_for
+from autoflip_secure.ckks.parameters import CkksParameters, parameters_for
 from autoflip_secure.ckks.reference import UniformPolynomials, masked_key, reference_key
-from autoflip_secure.ckks.ring import Ring, SecretKey, ring
+from autoflip_secure.ckks.ring import Ring, ring
 from autoflip_secure.ckks.state import Advertised, Ready, SiloState
 from autoflip_secure.ckks.summation import encrypt, open_part
 from autoflip_secure.errors import ProtocolError, Refusal
@@ -46,21 +46,7 @@ __all__ = ["STAGES", "CkksSilo"]
 
 STAGES = ("keys", "encrypt", "open")
 BATCH = 64
-"""Polynomials at a time: arrays of a few megabytes, whatever the length of the contribution."""
-
-
-@dataclass(frozen=True)
-class _EpochKeys:
-    """A ready epoch with its lattice keys as SEAL holds them, made when first needed."""
-
-    ready: Ready
-    made: dict[int, SecretKey] = field(default_factory=dict, repr=False)
-
-    def key(self, lattice: Ring) -> SecretKey:
-        if lattice.bits not in self.made:
-            words = np.frombuffer(self.ready.keys[lattice.bits], "<u8").astype(np.uint64)
-            self.made[lattice.bits] = lattice.key_from(words)
-        return self.made[lattice.bits]
+"""Polynomials at a time: a silo holds its words, their values in doubles and the reply, and a few megabytes more."""
 
 
 class CkksSilo:
@@ -101,7 +87,7 @@ class CkksSilo:
         check_enrolled_silo(identity, silo_id, roster, rules)
         self._identity, self._silo, self._roster, self._rules = identity, silo_id, roster, rules
         self._session, self._state = session, SiloState(connection)
-        self._keys: _EpochKeys | None = None
+        self._ready: Ready | None = None
 
     def answer(self, stage: str, request: bytes, contribute: Contribute) -> bytes:
         """Answer one request.
@@ -120,8 +106,10 @@ class CkksSilo:
             A rule would be broken; the message names it.
         ProtocolError
             The request is malformed or out of order; nothing was changed.
+        ConfigError
+            No modulus holds the sums that the manifest asks for; nothing was changed.
         EncodingError
-            `contribute` returned words that do not fit the manifest; the slot is spent.
+            `contribute` returned words that do not fit the manifest, or values too large; the slot is spent.
         """
         if stage == "keys":
             return self._make_keys(open_request(KeyRequest, self._roster, self._session, request))
@@ -139,19 +127,19 @@ class CkksSilo:
         return f"CkksSilo(silo {self._silo})"
 
     def _make_keys(self, request: KeyRequest) -> bytes:
-        agreement = fresh_key()
-        keys = {bits: ring(bits).fresh_key().words.astype("<u8").tobytes() for bits in MODULUS_BITS}
+        agreements = [fresh_key() for _ in range(request.slots)]
+        keys = b"".join(map(public_key, agreements))
         advertisement = KeyAdvertisement(
-            request.session, request.roster_hash, request.epoch, self._silo, request.slots, public_key(agreement)
+            request.session, request.roster_hash, request.epoch, self._silo, request.slots, keys
         )
         signed = sign_message(self._identity, advertisement)
-        self._state.open_epoch(request.session, request.epoch, request.slots, signed, agreement, keys)
-        self._keys = None
+        self._state.open_epoch(request.session, request.epoch, signed, agreements)
+        self._ready = None
         return signed
 
     def _encrypt(self, request: EncryptRequest, contribute: Contribute) -> bytes:
-        keys = self._epoch(request, request.advertisements)
-        ready, manifest = keys.ready, read_manifest(keys.ready, request.manifest)
+        ready = self._epoch(request, request.advertisements)
+        manifest = read_manifest(ready, request.manifest)
         if self._state.slot(ready, manifest.slot) is not None:
             raise refusal(
                 "slot-once", f"slot {manifest.slot} of epoch {ready.epoch} was used before; take the next one"
@@ -159,12 +147,13 @@ class CkksSilo:
         with self._spend_on_refusal(ready, manifest.slot, request.manifest):
             check_manifest(manifest, self._rules, self._roster, tuple(ready.publics))
             cohort = own_cohort(self._silo, manifest)
-            lattice, parameters = self._lattice(ready, manifest, cohort)
+            lattice, parameters = _lattice(manifest, cohort)
         self._state.spend(ready, manifest.slot, request.manifest)
         digest = digest_of(request.manifest)
         source = checked_source(contribute(manifest), manifest, cohort)
         rows = rows_of(all_words(source), manifest.channels, len(manifest.cohorts[cohort]))
-        key, references = keys.key(lattice), _references(lattice, digest, cohort)
+        # A key of this sum only: what it opened cannot be opened again by whoever takes this silo's state later.
+        key, references = lattice.fresh_key(), _references(lattice, digest, cohort)
         reply, hashed = bytearray(), blake3()
         for start in range(0, len(rows), BATCH):
             part = rows[start : start + BATCH]
@@ -173,7 +162,7 @@ class CkksSilo:
             hashed.update(data)
             reply += data
         signature = sign_statement(self._identity, Ciphertext(digest, hashed.digest()))
-        self._state.record_encrypted(ready, manifest.slot, source.removable)
+        self._state.record_encrypted(ready, manifest.slot, key.words.astype("<u8").tobytes(), source.removable)
         reply += EncryptReply(self._silo, signature).to_bytes()
         return bytes(reply)
 
@@ -184,8 +173,7 @@ class CkksSilo:
         the coordinator adds up, what the parts of all silos open is the sum over the survivors listed, and nothing
         where one silo of the list was told another list or another manifest.
         """
-        keys = self._epoch(request, ())
-        ready, slot = keys.ready, request.slot
+        ready, slot = self._epoch(request, ()), request.slot
         state = self._state.slot(ready, slot)
         if state is None or state.stage == "spent":
             raise refusal("opened-unsent", f"this silo has no ciphertext in slot {slot}")
@@ -202,14 +190,16 @@ class CkksSilo:
             survivors = request.survivors[cohort]
             if self._silo not in survivors:
                 raise refusal("survivors", "this silo is asked to open a sum that it is not in")
-        lattice, parameters = self._lattice(ready, manifest, cohort)
-        self._state.record_opened(ready, slot)
+            self._check_only_list(len(survivors), len(manifest.cohorts[cohort]))
+        lattice, parameters = _lattice(manifest, cohort)
+        keys = self._state.take_keys(ready, slot)
         opening = Opening(digest, cohort, survivors).hash()
-        key, references = keys.key(lattice), _references(lattice, digest, cohort)
-        others = {silo: ready.publics[silo] for silo in survivors if silo != self._silo}
-        share = masked_key(lattice, key.words, Agreement(ready.agreement), others, opening, self._silo)
+        key = lattice.key_from(np.frombuffer(keys.lattice, "<u8").astype(np.uint64))
+        references = _references(lattice, digest, cohort)
+        others = {silo: key_of(ready.publics[silo], slot) for silo in survivors if silo != self._silo}
+        share = masked_key(lattice, key.words, Agreement(keys.agreement), others, opening, self._silo)
         randomness, reply, hashed = SecretRandomness(), bytearray(), blake3()
-        left = polynomials_of(manifest.channels)
+        left = polynomials_of(manifest.channels, len(manifest.cohorts[cohort]))
         while left:
             reference = references.next(min(BATCH, left))
             part = open_part(lattice, parameters, key, share, reference, randomness)
@@ -217,35 +207,31 @@ class CkksSilo:
             hashed.update(data)
             reply += data
             left -= len(reference)
-        link = self._link(state.root, manifest, cohort, survivors)
+        link = _link(keys.root, manifest, cohort, survivors)
         signature = sign_statement(self._identity, Part(opening, hashed.digest(), link))
         reply += OpenReply(self._silo, link, signature).to_bytes()
         return bytes(reply)
 
-    @staticmethod
-    def _link(root: bytes | None, manifest: Manifest, cohort: int, survivors: tuple[int, ...]) -> bytes:
-        if root is None:
-            return b""
-        missing = len(manifest.cohorts[cohort]) - len(survivors)
-        return link_to_reveal(root, missing, manifest.most_missing(cohort))
+    def _check_only_list(self, survivors: int, cohort: int) -> None:
+        """Two lists of a cohort that are both so long share a silo that does not collude, and that opens one only."""
+        if 2 * survivors <= cohort + self._rules.colluders:
+            raise refusal(
+                "one-list", f"{survivors} of {cohort} silos are so few that another list of the slot could be opened"
+            )
 
-    def _lattice(self, ready: Ready, manifest: Manifest, cohort: int) -> tuple[Ring, CkksParameters]:
-        parameters = parameters_for(manifest.channels, len(manifest.cohorts[cohort]), ready.slots)
-        return ring(parameters.modulus_bits), parameters
-
-    def _epoch(self, head: Head, advertisements: tuple[bytes, ...]) -> _EpochKeys:
+    def _epoch(self, head: Head, advertisements: tuple[bytes, ...]) -> Ready:
         current = self._state.epoch(head.session)
         if current.epoch != head.epoch:
             raise ProtocolError(f"epoch {head.epoch} is not the one this silo has keys for; nothing was changed")
-        cached = self._keys
-        if cached is not None and (cached.ready.session, cached.ready.epoch) == (head.session, head.epoch):
+        cached = self._ready
+        if cached is not None and (cached.session, cached.epoch) == (head.session, head.epoch):
             return cached
         if isinstance(current, Advertised) and advertisements:
             current = self._take_keys(current, head, advertisements)
         if not isinstance(current, Ready):
             raise ProtocolError(f"the key set-up of epoch {head.epoch} is not complete; nothing was changed")
-        self._keys = _EpochKeys(current)
-        return self._keys
+        self._ready = current
+        return current
 
     def _take_keys(self, state: Advertised, head: Head, advertisements: tuple[bytes, ...]) -> Advertised | Ready:
         publics = read_advertisements(advertisements, self._roster, head, state.slots)
@@ -269,6 +255,18 @@ class CkksSilo:
         except Refusal:
             self._state.close(ready, slot)
             raise
+
+
+def _lattice(manifest: Manifest, cohort: int) -> tuple[Ring, CkksParameters]:
+    parameters = parameters_for(manifest.channels, len(manifest.cohorts[cohort]))
+    return ring(parameters.modulus_bits), parameters
+
+
+def _link(root: bytes | None, manifest: Manifest, cohort: int, survivors: tuple[int, ...]) -> bytes:
+    if root is None:
+        return b""
+    missing = len(manifest.cohorts[cohort]) - len(survivors)
+    return link_to_reveal(root, missing, manifest.most_missing(cohort))
 
 
 def _references(lattice: Ring, digest: bytes, cohort: int) -> UniformPolynomials:

@@ -74,6 +74,9 @@ class KeyedSums(Generic[E]):
         A number is out of range.
     """
 
+    set_up_stage = "share"
+    """Last stage of a key set-up, at which an attempt ends for which too few silos have keys."""
+
     def __init__(
         self,
         desk: Desk,
@@ -179,7 +182,7 @@ class KeyedSums(Generic[E]):
             raise Abort(
                 f"cohorts {short} have too few silos with keys in epoch {epoch.number}; "
                 "the model is unchanged, try again when more silos are there",
-                stage="share",
+                stage=self.set_up_stage,
             )
         return epoch
 

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from autoflip_secure.ckks.coordinator import CkksCoordinator
 from autoflip_secure.ckks.messages import Ciphertext, EncryptRequest, Opening, OpenReply, Part
 from autoflip_secure.ckks.packing import from_bytes, polynomials_of, rows_of, to_bytes
-from autoflip_secure.ckks.parameters import DEGREE, MODULUS_BITS, parameters_for
+from autoflip_secure.ckks.parameters import DEGREE, MODULUS_BITS, CkksParameters, parameters_for, value_widths
 from autoflip_secure.ckks.reference import UniformPolynomials, masked_key, pair_key, reference_key
 from autoflip_secure.ckks.ring import Ring, SecretKey, ring
 from autoflip_secure.ckks.silo import CkksSilo
@@ -50,12 +50,23 @@ SILOS = (1, 2, 3)
 SLOTS = 4
 SESSION = bytes(range(16))
 EPOCH = 7
-CHANNELS = (ChannelSpec("update", 10, 16, 1.0),)
-# The ends of the range, small numbers of both signs, and first planes that borrow from the later ones.
+# The second channel's fields are so wide that they are cut in two values.
+CHANNELS = (ChannelSpec("update", 10, 16, 1.0), ChannelSpec("count", 7, 32, 2000.0))
+# The ends of the range, small numbers of both signs, and first planes that borrow from the later ones. Where a field is
+# cut: its lower part at both ends in all silos, one below and one above them, and with the other sign than the whole.
 INTEGERS = {
-    1: {"update": [32767, -32767, 0, 1, -1, 12345, -5, 300, -32000, 7]},
-    2: {"update": [32767, -32767, 1, -2, 3, -23456, 6, -301, 31000, -8]},
-    3: {"update": [32767, -32767, -3, 4, -5, 31000, -32000, 2, -2, 32767]},
+    1: {
+        "update": [32767, -32767, 0, 1, -1, 12345, -5, 300, -32000, 7],
+        "count": [2147483647, -2147483647, 32768, 32767, -32769, 65535, 0],
+    },
+    2: {
+        "update": [32767, -32767, 1, -2, 3, -23456, 6, -301, 31000, -8],
+        "count": [2147483647, -2147483647, 98304, -32769, 32768, -65535, -1],
+    },
+    3: {
+        "update": [32767, -32767, -3, 4, -5, 31000, -32000, 2, -2, 32767],
+        "count": [2147483647, -2147483647, -32768, 98303, -100000000, 99999999, 1],
+    },
 }
 TERMS = PrivacyTerms("none", "train", 1.0, 1, 0.0, 0.0, 0, 0.0)
 NOISES = {"encrypt": "encryption_noise", "open": "opening_noise"}
@@ -103,7 +114,6 @@ class Draws:
         _, fresh_key, seal_encrypted = originals
 
         def key(lattice: Ring) -> SecretKey:
-            # SEAL draws a key for each modulus; here all are those of the first.
             ternary = self.again("key", lattice, lambda: fresh_key(lattice).words[None])
             return lattice.key_from(ternary[0])
 
@@ -149,7 +159,7 @@ def encoded(lattice: Ring, rows: NDArray[np.float64], scale: float) -> Words:
 def words_from(lattice: Ring, polynomials: Coefficients) -> Words:
     """NTT words of polynomials with small coefficients: SEAL's encoding of the values that they have in its slots."""
     values = np.fft.ifft(polynomials, 2 * DEGREE)[:, EXPONENTS] * 2 * DEGREE
-    return encoded(lattice, values.view(np.float64), 1.0)
+    return encoded(lattice, np.ascontiguousarray(values).view(np.float64), 1.0)
 
 
 def coefficients(lattice: Ring, words: Words) -> Coefficients:
@@ -238,8 +248,8 @@ def make(recorded: Recorded) -> dict[str, Any]:
             "threshold": share_threshold(len(SILOS)),
             "channels": [[spec.name, spec.length, spec.bits, spec.limit] for spec in CHANNELS],
         },
-        "parameters": sizes(),
-        "secrets": {party: named_secrets(draws, party) for party in draws.drawn},
+        "parameters": chosen(),
+        "secrets": {party: secrets_of(draws, party) for party in draws.drawn},
         "public": {party: identity.public for party, identity in fed.identities.items()},
         "roster": {"bytes": fed.roster.to_bytes(), "hash": fed.roster.hash()},
         "keys": {
@@ -254,29 +264,44 @@ def make(recorded: Recorded) -> dict[str, Any]:
     return found
 
 
+def parameters() -> CkksParameters:
+    """Sizes of the sum's lattice and noise."""
+    return parameters_for(CHANNELS, len(SILOS))
+
+
+def polynomials() -> int:
+    """Ciphertexts of a contribution."""
+    return polynomials_of(CHANNELS, len(SILOS))
+
+
 def lattice_of() -> Ring:
     """The ring of the sum."""
-    return ring(parameters_for(CHANNELS, len(SILOS), SLOTS).modulus_bits)
+    return ring(parameters().modulus_bits)
 
 
-def sizes() -> dict[str, Any]:
+def chosen() -> dict[str, Any]:
     """What the code chose, and the root of unity behind SEAL's NTT: the first word of X."""
-    parameters, lattice = parameters_for(CHANNELS, len(SILOS), SLOTS), lattice_of()
+    sizes, lattice = parameters(), lattice_of()
     x = np.zeros((1, DEGREE), np.int64)
     x[0, 1] = 1
     return {
-        "degree": DEGREE, "modulus_bits": parameters.modulus_bits, "modulus": lattice.modulus,
-        "root": int(words_from(lattice, x)[0, 0]), "width": parameters.width, "scale": parameters.scale,
-        "smudging": parameters.smudging, "coefficient_bytes": parameters.coefficient_bytes,
-        "polynomials": polynomials_of(CHANNELS),
+        "degree": DEGREE, "modulus_bits": sizes.modulus_bits, "modulus": lattice.modulus,
+        "root": int(words_from(lattice, x)[0, 0]), "width": sizes.width, "scale": sizes.scale,
+        "smudging": sizes.smudging, "coefficient_bytes": sizes.coefficient_bytes,
+        "polynomials": polynomials(),
     }  # fmt: skip
 
 
-def named_secrets(draws: Draws, party: int) -> dict[str, bytes]:
+def secrets_of(draws: Draws, party: int) -> dict[str, Any]:
     """A party's draws, in the order in which the code makes them, and what SEAL drew for it."""
-    names = ("identity", "agreement", "smudging_key") if party else ("identity",)
-    drawn = dict(zip(names, draws.drawn[party], strict=True))
-    return {**drawn, **{name: integer_bytes(values) for name, values in draws.recorded.get(party, {}).items()}}
+    identity, *others = draws.drawn[party]
+    if not party:
+        assert not others
+        return {"identity": identity}
+    *agreements, smudging_key = others
+    assert len(agreements) == SLOTS
+    seal = {name: integer_bytes(values) for name, values in draws.recorded[party].items()}
+    return {"identity": identity, "agreements": agreements, "smudging_key": smudging_key, **seal}
 
 
 def bound_manifest(fed: Federation) -> Manifest:
@@ -287,31 +312,32 @@ def bound_manifest(fed: Federation) -> Manifest:
 
 def encrypt_values(fed: Federation) -> dict[str, Any]:
     """The common reference, and from each silo's integers to the statement it signed with its ciphertexts."""
-    manifest, parameters, lattice = bound_manifest(fed), parameters_for(CHANNELS, len(SILOS), SLOTS), lattice_of()
+    manifest, lattice = bound_manifest(fed), lattice_of()
     key = reference_key(manifest.digest(), 0, lattice.bits)
     silos = {}
     for silo in SILOS:
         words = all_words(contribution(silo))
-        message = encoded(lattice, rows_of(words, CHANNELS, len(SILOS)), parameters.scale)
+        rows = rows_of(words, CHANNELS, len(SILOS))
+        message = encoded(lattice, rows, parameters().scale)
         cipher, reply = split(fed.replies["encrypt"][silo])
         silos[silo] = {
-            "integers": INTEGERS[silo], "words": words.astype("<u8").tobytes(), "plaintext": shown(message),
-            "ciphertext": shown(cipher), "reply": reply,
+            "integers": INTEGERS[silo], "words": words.astype("<u8").tobytes(), "values": values_in(rows),
+            "plaintext": shown(message), "ciphertext": shown(cipher), "reply": reply,
             "statement": Ciphertext(manifest.digest(), wire_hash(cipher)).to_bytes(),
         }  # fmt: skip
     return {
         "request": one(fed.requests["encrypt"]), "manifest": manifest.to_bytes(), "digest": manifest.digest(),
-        "reference": {"key": key, **shown(UniformPolynomials(lattice, key).next(polynomials_of(CHANNELS)))},
+        "reference": {"key": key, **shown(UniformPolynomials(lattice, key).next(polynomials()))},
         "silos": silos,
     }  # fmt: skip
 
 
 def open_values(fed: Federation, draws: Draws) -> dict[str, Any]:
     """Pair keys, and from each silo's masked key to the statement it signed with its part."""
-    digest, lattice = bound_manifest(fed).digest(), lattice_of()
-    opening = Opening(digest, 0, SILOS)
-    reference = UniformPolynomials(lattice, reference_key(digest, 0, lattice.bits)).next(polynomials_of(CHANNELS))
-    private = {silo: draws.drawn[silo][1] for silo in SILOS}
+    manifest, lattice = bound_manifest(fed), lattice_of()
+    digest, opening = manifest.digest(), Opening(manifest.digest(), 0, SILOS)
+    reference = UniformPolynomials(lattice, reference_key(digest, 0, lattice.bits)).next(polynomials())
+    private = {silo: draws.drawn[silo][1 + manifest.slot] for silo in SILOS}
     public = {silo: public_key(key) for silo, key in private.items()}
     pair_keys, silos = {}, {}
     for silo in SILOS:
@@ -336,21 +362,30 @@ def open_values(fed: Federation, draws: Draws) -> dict[str, Any]:
 
 def sum_values(fed: Federation, opened: CohortSum) -> dict[str, Any]:
     """What the ciphertexts and parts add up to, and what is read from it."""
-    lattice, parameters = lattice_of(), parameters_for(CHANNELS, len(SILOS), SLOTS)
-    total = np.zeros((polynomials_of(CHANNELS), DEGREE), np.uint64)
+    lattice = lattice_of()
+    total = np.zeros((polynomials(), DEGREE), np.uint64)
     for stage in ("encrypt", "open"):
         for reply in fed.replies[stage].values():
             total = lattice.add(total, split(reply)[0])
     integers = {name: row.tolist() for name, row in unpack_integers(opened.words, CHANNELS, len(SILOS)).items()}
-    read = read_sum(lattice, parameters, total).tolist()
-    everything = [integer for row in integers.values() for integer in row]
-    assert read == everything + [0] * (len(read) - len(everything))
-    return {"opened": shown(total), "integers": integers, "words": opened.words.astype("<u8").tobytes()}
+    return {
+        "opened": shown(total), "values": values_in(read_sum(lattice, parameters(), total)), "integers": integers,
+        "words": opened.words.astype("<u8").tobytes(),
+    }  # fmt: skip
+
+
+def values_in(rows: NDArray[Any]) -> list[int]:
+    """Values of all channels' fields, without the zeros that fill the last row."""
+    count = sum(spec.length * len(value_widths(spec.bits, len(SILOS))) for spec in CHANNELS)
+    values, end = np.split(rows.reshape(-1).astype(np.int64), [count])
+    assert not end.any()
+    found: list[int] = values.tolist()
+    return found
 
 
 def split(reply: bytes) -> tuple[Words, bytes]:
     """The polynomials in front of a reply, and the message behind them."""
-    width, count = lattice_of().bits // 8, polynomials_of(CHANNELS)
+    width, count = lattice_of().bits // 8, polynomials()
     end = width * count * DEGREE
     return from_bytes(reply[:end], width).reshape(count, DEGREE), reply[end:]
 
@@ -390,7 +425,7 @@ def integers_from(data: bytes, count: int) -> Coefficients:
 
 def recorded_in(vectors: Mapping[str, Any]) -> Recorded:
     """What SEAL drew when vectors were recorded."""
-    noises = dict.fromkeys(NOISES.values(), polynomials_of(CHANNELS) * DEGREE)
+    noises = dict.fromkeys(NOISES.values(), polynomials() * DEGREE)
     return {
         silo: {
             name: integers_from(bytes.fromhex(vectors["secrets"][str(silo)][name]), count)

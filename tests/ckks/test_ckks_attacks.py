@@ -105,7 +105,7 @@ class Silos:
 
 @pytest.fixture(scope="module")
 def silos() -> Silos:
-    parameters = parameters_for([CHANNEL], SILOS, 64)
+    parameters = parameters_for([CHANNEL], SILOS)
     lattice, generator = ring(parameters.modulus_bits), np.random.default_rng(7)
     ids = range(1, SILOS + 1)
     return Silos(
