@@ -78,7 +78,9 @@ class RunConfig(BaseModel):
 
     # How sums are protected
     aggregation: Literal["secagg", "ckks", "none"] = Field(
-        "secagg", description="secagg | ckks | none (none: the coordinator sees every silo; baselines only)"
+        "secagg",
+        description="secagg | ckks (homomorphic; all silos of a sum have to open it together) | none (the coordinator "
+        "sees every silo; baselines only)",
     )
     colluders: int | None = Field(
         None, ge=0, description="silos that may collude with the coordinator without weakening any promise"

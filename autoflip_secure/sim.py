@@ -67,6 +67,7 @@ def _prepare(config: RunConfig) -> tuple[RunFolder, ResolvedConfig]:
     from autoflip_secure.autoflip.unit_budget import check_reachable
     from autoflip_secure.data.registry import load
     from autoflip_secure.federation.defaults import resolve
+    from autoflip_secure.federation.option_checks import check_ckks
     from autoflip_secure.federation.provisioning import RunFolder, provision
     from autoflip_secure.federation.pruning import prune_settings
     from autoflip_secure.federation.schedule import Schedule
@@ -76,6 +77,7 @@ def _prepare(config: RunConfig) -> tuple[RunFolder, ResolvedConfig]:
     data = load(config.dataset, config.data_dir, config.seed)
     resolved = resolve(config, data.task, natural_silos=len(data.natural) if data.natural else None)
     pick_device(resolved.device)
+    check_ckks(resolved)
     Schedule(resolved)
     dense = dense_spec(resolved.model, data.task.input_shape, data.task.outputs)
     if resolved.prune != "none":

@@ -8,6 +8,7 @@ members); it is checked against the word-by-word accessors before anything depen
 from __future__ import annotations
 
 import os
+import weakref
 import zlib
 from typing import Any, Protocol
 
@@ -45,6 +46,8 @@ class SealMemory:
         if not hasattr(os, "memfd_create"):
             raise NotAvailable("--aggregation ckks needs anonymous memory files, which this system lacks; use Linux")
         self._descriptor = os.memfd_create("autoflip-ckks", os.MFD_CLOEXEC)
+        # Unlike __del__ it does not come after the modules are gone when the interpreter ends.
+        weakref.finalize(self, os.close, self._descriptor)
         self._path = f"/proc/self/fd/{self._descriptor}"
         self._decompress = zstandard.ZstdDecompressor().decompressobj
 
@@ -85,8 +88,3 @@ class SealMemory:
     def clear(self) -> None:
         """Forget what was written last; called after secrets."""
         os.ftruncate(self._descriptor, 0)
-
-    def __del__(self) -> None:
-        descriptor = getattr(self, "_descriptor", None)
-        if descriptor is not None:
-            os.close(descriptor)

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from autoflip_secure.attacks.bad_silos import BadSilos
+from autoflip_secure.ckks.parameters import MODULUS_BITS
 from autoflip_secure.config import ResolvedConfig, RunConfig, flag_of
 from autoflip_secure.data.task import Task
 from autoflip_secure.errors import ConfigError
 from autoflip_secure.federation.schedule import UNEXPLORED
 
-__all__ = ["check_options", "check_robustness", "given_options"]
+__all__ = ["check_ckks", "check_options", "check_robustness", "given_options"]
 
 OWN_SCORES = ("own-energy", "own-product", "hybrid")
 GUIDED_SCORES = ("guidance", "guidance-agreement")
@@ -234,6 +235,21 @@ def _check_mask_training(config: RunConfig) -> None:
     _refuse_unusual(config, ("optimizer", "prox_mu", "cohort_filter", "server_optimizer"), why)
     if config.bad_silos is not None and not config.bad_silos.startswith("label-flip"):
         raise ConfigError(f"--bad-silos {config.bad_silos}: {why}; leave it out")
+
+
+def check_ckks(config: ResolvedConfig) -> None:
+    """Refuse CKKS sums on a machine that cannot take them: its silos would find out in the first round.
+
+    Raises
+    ------
+    NotAvailable
+        SEAL, or what it needs of the system, is not there.
+    """
+    if config.aggregation == "ckks":
+        from autoflip_secure.ckks.ring import ring
+
+        for bits in MODULUS_BITS:
+            ring(bits)
 
 
 def check_robustness(config: RunConfig, task: Task, silos: int) -> None:

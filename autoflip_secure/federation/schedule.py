@@ -256,6 +256,9 @@ class Schedule:
 
     def _minimum(self, size: int) -> int:
         least = cohort_minimum(size, self._silos, self._colluders, self._config.min_cohort, self.moments)
+        if self._config.aggregation == "ckks":
+            # Silos open no list that leaves room for a second one (`CkksSilo`): ask them for none.
+            least = max(least, (size + self._colluders) // 2 + 1)
         if least > size:
             raise ConfigError(
                 f"--colluders {self._colluders}: a cohort of {size} silos is opened with {least} survivors or more; "

@@ -29,8 +29,9 @@ def build_summary(
 ) -> dict[str, Any]:
     """Figures of a finished run.
 
-    `upload_bytes_per_silo` counts the protected vectors of all rounds, a silo's mean, and
-    `upload_bytes_total_per_silo` keys, shares, confirmations and unmasking too; both include aborted attempts.
+    `upload_bytes_per_silo` counts the protected vectors of all rounds, with ckks the parts of their openings too, which
+    are as long: a silo's mean. `upload_bytes_total_per_silo` adds keys, shares, confirmations and unmasking; both
+    include aborted attempts.
     `upload_ratio` is the first over what plain float32 FedAvg of the dense model sends in as many rounds, and
     `upload_ratio_total` the second. `noise_over_least` is the variance of the distributed noise really in the sums of
     the rounds over the least that keeps the promise with as many survivors.

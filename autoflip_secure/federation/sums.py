@@ -19,7 +19,7 @@ from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.run_state import RunState
 from autoflip_secure.federation.schedule import RoundPlan
 from autoflip_secure.federation.server_view import ServerView
-from autoflip_secure.federation.terms import check_grid, noise_levels
+from autoflip_secure.federation.terms import check_grid, noise_levels, on_fine_grid
 from autoflip_secure.parties.rules import share_threshold
 from autoflip_secure.privacy.plan import PrivacyPlan
 from autoflip_secure.sums.channels import Aggregate, ChannelSpec
@@ -77,6 +77,7 @@ class SumRunner:
         model = state.model.to_bytes()
         manifest = self._manifest(state, phase, plan, channels, terms, model)
         if self.privacy.trust != "none":
+            manifest = on_fine_grid(manifest, self.privacy.releases, self.privacy.epsilon)
             gap = check_grid(manifest, self.privacy.releases, self.privacy.epsilon)
             state.facts["grid_delta"] = max(gap, state.facts.get("grid_delta", 0.0))
         last = ""

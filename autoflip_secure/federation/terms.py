@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import PolicyRefusal
@@ -29,6 +30,7 @@ __all__ = [
     "metric_channel",
     "noise_levels",
     "noise_steps",
+    "on_fine_grid",
     "update_channel",
 ]
 
@@ -51,6 +53,9 @@ single coordinates (biases of the outputs) reach a fifth of the batch."""
 LEAST_FINENESS = 5.0
 """Grid steps a clipping norm keeps, over the root of the coordinates: rounding then adds a percent or so to the noise
 (see `rounded_sensitivity`), however large the batch."""
+
+MOST_NARROWING, LEAST_NARROWING = 0.5, 0.99
+"""Bounds on the factor by which a range is narrowed at a time."""
 
 COUNT_SENSITIVITY = 1.0
 """Distance by which one patient moves a count."""
@@ -267,16 +272,45 @@ def check_grid(manifest: Manifest, releases: int, epsilon: float) -> float:
         It is more than the share of delta that was kept for it: the grid is too coarse for the promise.
     """
     terms = manifest.privacy
-    largest = max(
-        sum(_grid_delta(manifest, channel, cohort, releases, epsilon) for channel in manifest.channels)
-        for cohort in range(len(manifest.cohorts))
-    )
+    largest = _grid_cost(manifest, releases, epsilon)
     if largest > GRID_SHARE * terms.delta:
         raise PolicyRefusal(
             f"the grid of the noised sums costs {largest:.2g} of delta, above {GRID_SHARE:g} of {terms.delta:g}; "
             "use more --bits"
         )
     return largest
+
+
+def on_fine_grid(manifest: Manifest, releases: int, epsilon: float) -> Manifest:
+    """The same manifest; where the noise is too few steps of the gradient sum's grid for `check_grid`, one whose range
+    is narrower and its grid finer: no more than is needed, and not below what `update_channel` gives any round.
+
+    Little noise on large batches is what asks for it. More bits would not do, since the range grows with them as far as
+    the batch goes (see `update_channel`).
+    """
+    terms, names = manifest.privacy, [channel.name for channel in manifest.channels]
+    if "update" not in names or terms.trust != "distributed":
+        return manifest
+    parts = (1.0 / math.sqrt(len(silos) * honest_silos(manifest, c)) for c, silos in enumerate(manifest.cohorts))
+    least = max(GRADIENT_RANGE, NOISE_DEVIATIONS * terms.noise_multiplier * max(parts)) * terms.clip
+    share, place, narrower = GRID_SHARE * terms.delta, names.index("update"), manifest
+    while (cost := _grid_cost(narrower, releases, epsilon)) > share:
+        update = narrower.channels[place]
+        if update.limit <= least:
+            return manifest
+        # The cost goes with the fourth power of the step.
+        factor = min(max((share / cost) ** 0.25, MOST_NARROWING), LEAST_NARROWING)
+        channels = list(narrower.channels)
+        channels[place] = replace(update, limit=max(least, update.limit * factor))
+        narrower = replace(narrower, channels=tuple(channels))
+    return narrower
+
+
+def _grid_cost(manifest: Manifest, releases: int, epsilon: float) -> float:
+    return max(
+        sum(_grid_delta(manifest, channel, cohort, releases, epsilon) for channel in manifest.channels)
+        for cohort in range(len(manifest.cohorts))
+    )
 
 
 def _grid_delta(manifest: Manifest, channel: ChannelSpec, cohort: int, releases: int, epsilon: float) -> float:

@@ -29,8 +29,8 @@ T = TypeVar("T")
 
 RECORD = "autoflip_secure"
 TRAINING_STAGES = frozenset({"masked", "encrypt", "clear"})
-"""Stages in which silos train, and with which the model travels."""
-"""Stages in which a silo computes on its records; Flower files them under train, all others under query."""
+"""Stages in which a silo computes on its records, and with which the model travels; Flower files them under train, all
+others under query."""
 
 
 @dataclass(frozen=True)

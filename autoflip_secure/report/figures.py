@@ -142,7 +142,7 @@ def traffic_plot(record: RunRecord) -> Plot | None:
     alt = " ".join(course(record, line, bytes_text) for line in lines)
     caption = (
         "Bytes uploaded by one silo, added up over the rounds, aborted attempts included. Everything: model vectors "
-        f"with keys, shares, confirmations and unmasking. Plain FedAvg sends the unpruned model in float32."
+        f"with all other messages of the protocol. Plain FedAvg sends the unpruned model in float32."
         f"{shading_note(record)}"
     )
     return Plot(draw_svg(draw, name="traffic", height=3.0, alt=alt), caption)

@@ -71,8 +71,9 @@ def _decision_table(record: RunRecord) -> Html | None:
 
 def traffic_section(summary: Summary, record: RunRecord) -> Html:
     """Bytes, beside plain FedAvg."""
+    vectors = "Model vectors and openings of sums" if summary.get("aggregation") == "ckks" else "Model vectors"
     rows = [
-        ("Model vectors, upload", summary.get("upload_bytes_per_silo"), summary.get("upload_ratio")),
+        (f"{vectors}, upload", summary.get("upload_bytes_per_silo"), summary.get("upload_ratio")),
         ("Everything, upload", summary.get("upload_bytes_total_per_silo"), summary.get("upload_ratio_total")),
         ("Everything, download", summary.get("download_bytes_per_silo"), None),
         ("Plain FedAvg in float32, upload", summary.get("upload_bytes_dense_fp32"), 1.0),

@@ -19,6 +19,9 @@ STAGE_MEANING: Mapping[str, str] = {
     "masked": "model vector: not in this round's sum; nothing else is lost",
     "confirm": "list of survivors: what it sent before stays in the sum; fewer silos confirm it",
     "unmask": "opening of the sum: what it sent before stays in the sum, all its noise too; the others' shares open it",
+    "keys": "key: not part of the sums until the next key set-up",
+    "encrypt": "ciphertexts: not in this round's sum; nothing else is lost",
+    "open": "opening of the sum, which takes every silo in it: the attempt gave no sum and the model was unchanged",
     "clear": "unprotected vector: not in this round's sum",
     "reveal": "removal of needless noise: what it sent before stays in the sum, all its noise too",
 }
@@ -87,9 +90,15 @@ def protection(summary: Summary) -> str:
     if aggregation == "none":
         return "Sums were not protected: the coordinator saw the vector of every silo."
     helpers = f", alone or together with up to {count_of(colluders, 'silo')}," if isinstance(colluders, int) else ""
-    return (
+    said = (
         f"Sums were protected by {aggregation}: of what the silos sent, the coordinator{helpers} could read sums over "
         "cohorts of silos only, never one silo's vector."
+    )
+    if aggregation != "ckks":
+        return said
+    return (
+        f"{said} Each sum was encrypted under keys of all its silos and opened by all of them together; where one had "
+        "encrypted and then was missing, there was no sum, and all were asked again under new keys."
     )
 
 
@@ -152,6 +161,11 @@ def limits(summary: Summary) -> list[str]:
         found.append(
             "Protection against more colluding silos than stated: those could subtract their own part of the noise. "
             "--dp-trust local holds against any number of them, at a price in accuracy."
+        )
+    if summary.get("aggregation") == "ckks":
+        found.append(
+            "That sums can be opened: a silo that sends a wrong part of an opening, or none, stops every sum it is in, "
+            "and nobody can tell whose a wrong part was."
         )
     found += [
         "Secrecy of what is public by design: which silos took part, when they dropped out, the number of rounds, the "

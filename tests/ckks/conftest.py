@@ -27,6 +27,8 @@ from autoflip_secure.ckks.messages import (
 )
 from autoflip_secure.ckks.packing import from_bytes, polynomials_of, to_bytes
 from autoflip_secure.ckks.parameters import DEGREE, CkksParameters, parameters_for
+from autoflip_secure.ckks.reference import UniformPolynomials, reference_key
+from autoflip_secure.ckks.ring import ring
 from autoflip_secure.ckks.silo import CkksSilo
 from autoflip_secure.errors import AutoflipSecureError
 from autoflip_secure.parties.head import Head
@@ -208,6 +210,12 @@ class Federation:
 
     def parameters(self, manifest: Manifest, cohort: int = 0) -> CkksParameters:
         return parameters_for(manifest.channels, len(manifest.cohorts[cohort]))
+
+    def reference(self, manifest: Manifest, cohort: int = 0) -> np.ndarray:
+        """The public polynomials of a sum, shape (polynomials, N)."""
+        lattice = ring(self.parameters(manifest, cohort).modulus_bits)
+        count = polynomials_of(manifest.channels, len(manifest.cohorts[cohort]))
+        return UniformPolynomials(lattice, reference_key(manifest.digest(), cohort, lattice.bits)).next(count)
 
     @staticmethod
     def read_request(stage: str, request: bytes) -> Any:

@@ -150,7 +150,8 @@ def test_every_silo_of_every_cohort_has_to_open(federation):
 def garbage(fed, manifest, silo, random):
     """A part of uniform polynomials that a silo signed."""
     q = ring(fed.parameters(manifest).modulus_bits).modulus
-    coefficients = random.integers(0, q, (polynomials_of(manifest.channels, len(manifest.cohorts[0])), DEGREE), np.uint64)
+    count = polynomials_of(manifest.channels, len(manifest.cohorts[0]))
+    coefficients = random.integers(0, q, (count, DEGREE), np.uint64)
     return fed.join(silo, coefficients, manifest, Opening(manifest.digest(), 0, manifest.cohorts[0]))
 
 

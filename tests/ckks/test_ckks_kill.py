@@ -255,7 +255,7 @@ def test_words_that_fail_while_they_are_read(federation, dishonest):
 
 
 def test_part_that_fails_while_it_is_computed(federation, dishonest, monkeypatch):
-    """The opening is noted first: after a failure the silo does not give another part with other noise, nor could it."""
+    """The opening is noted first: after a failure the silo gives no other part with other noise, nor could it."""
     attack = dishonest(federation(4))
     attack.encrypt(VICTIM)
     secrets = attack.fed.secrets(VICTIM, slot=0)

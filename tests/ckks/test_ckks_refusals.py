@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 import msgpack
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 
 from autoflip_secure.ckks import parameters as parameters_module
-from autoflip_secure.ckks.messages import EncryptRequest, KeyAdvertisement, KeyRequest, OpenRequest
+from autoflip_secure.ckks.messages import EncryptRequest, KeyAdvertisement, KeyRequest, Opening, OpenRequest
 from autoflip_secure.ckks.packing import words_of
 from autoflip_secure.ckks.ring import ring
 from autoflip_secure.ckks.silo import CkksSilo
 from autoflip_secure.ckks.summation import read_sum
 from autoflip_secure.errors import (
+    Abort,
     ConfigError,
     EncodingError,
     InputError,
@@ -30,6 +32,7 @@ from autoflip_secure.parties.rules import SiloRules
 from autoflip_secure.parties.signing import Signed, open_signed, sign_message
 from autoflip_secure.sums.channels import ChannelSpec
 from autoflip_secure.sums.encoding import word_count
+from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.words import ContributionWords, PackedWords, all_words
 
 ROOT = Path(__file__).parents[2]
@@ -179,9 +182,10 @@ def test_keys_that_do_not_hold(federation, fault, words):
     own, other = (open_signed(KeyAdvertisement, fed.roster.public(silo), signed[silo]) for silo in (1, 2))
     by_two = lambda **changes: sign_message(fed.identities[2], replace(other, **changes))  # noqa: E731
     one, two, three, four = signed.values()
+    altered = sign_message(fed.identities[1], replace(own, keys=own.keys[:-32] + other.keys[-32:]))
     shown = {
         "own missing": (two, three, four),
-        "own altered": (sign_message(fed.identities[1], replace(own, keys=own.keys[:-32] + other.keys[-32:])), two, three, four),
+        "own altered": (altered, two, three, four),
         "twice": (one, two, two, four),
         "not ascending": (two, one, three, four),
         "substituted key": (one, fed.signed(replace(other, keys=own.keys)), three, four),
@@ -255,6 +259,34 @@ def test_views_of_the_key_setup_that_differ(federation):
     with pytest.raises(Refusal, match="epoch-keys"):
         fed.answer("encrypt", 1, requests[1])
     fed.answer("encrypt", 2, requests[2])
+
+
+def test_silo_that_shows_two_silos_other_keys(federation):
+    """Silo 4 signs two sets of keys; who was shown one and who the other have no manifest in common."""
+    fed = federation(4)
+    requests = fed.caught_at("encrypt")
+    honest = fed.read_request("encrypt", requests[1])
+    *others, own = honest.advertisements
+    message = open_signed(KeyAdvertisement, fed.roster.public(4), own)
+    second = sign_message(fed.identities[4], replace(message, keys=message.keys[32:] + message.keys[:32]))
+    assert second != own
+    with pytest.raises(Refusal, match="epoch-keys"):
+        fed.answer("encrypt", 1, fed.signed(replace(honest, advertisements=(*others, second))))
+    fed.answer("encrypt", 2, requests[2])
+
+
+def test_process_whose_twin_made_new_keys(federation):
+    """It has the keys of an epoch at hand that is over, and answers by those of the one that is on."""
+    fed = federation(3)
+    fed.coordinator.sum(fed.manifest(), fed.exchange())
+    before = dict(fed.silos)
+    fed.coordinator.rekey()
+    requests = fed.caught_at("encrypt", restart=True)
+    for silo in fed.everyone:
+        reply = before[silo].answer("encrypt", requests[silo], fed.contribute(silo))
+        bound = Manifest.from_bytes(fed.read_request("encrypt", requests[silo]).manifest)
+        assert fed.split("encrypt", reply, bound)[1].silo == silo
+        assert before[silo]._ready.epoch == 2
 
 
 # Manifests
@@ -566,6 +598,36 @@ def test_two_lists_for_one_slot(four):
         for survivors in (ALL, WITHOUT_4):
             with pytest.raises(Refusal, match="open-once"):
                 four.open(silo, survivors)
+
+
+def all_parts(attack, lists):
+    """The sum of all silos' ciphertexts and parts, each told a list of its own."""
+    fed, manifest = attack.fed, attack.manifest
+    lattice = ring(fed.parameters(manifest).modulus_bits)
+    sent = [fed.split("encrypt", attack.encrypt(silo), manifest)[0] for silo in fed.everyone]
+    sent += [fed.split("open", attack.open(silo, (lists[silo],)), manifest)[0] for silo in fed.everyone]
+    return lattice, reduce(lattice.add, sent)
+
+
+EACH_ITS_OWN = {1: (1, 2, 3), 2: (1, 2, 4), 3: (1, 3, 5), 4: (2, 4, 5), 5: (3, 4, 5)}
+"""Who is on whose list is on the other's too."""
+
+
+def test_lists_of_each_silos_own_that_name_each_other(federation, dishonest):
+    """All parts together open nothing: each silo's masks are of its own list."""
+    attack = dishonest(federation(5))
+    lattice, total = all_parts(attack, EACH_ITS_OWN)
+    with pytest.raises(Abort, match="do not fit"):
+        read_sum(lattice, attack.fed.parameters(attack.manifest), total)
+
+
+def test_masks_that_are_not_bound_to_the_list_would_cancel_then(federation, dishonest, monkeypatch):
+    monkeypatch.setattr(Opening, "hash", lambda self: bytes(32))
+    attack = dishonest(federation(5))
+    lattice, total = all_parts(attack, EACH_ITS_OWN)
+    whole = read_sum(lattice, attack.fed.parameters(attack.manifest), total)
+    expected = attack.fed.plain_sum(attack.fed.everyone)
+    np.testing.assert_array_equal(words_of(whole, attack.manifest.channels, 5), expected)
 
 
 ONE_LIST = [  # silos of the cohort, colluders, survivors of whom a silo helps to open the sum, and one fewer

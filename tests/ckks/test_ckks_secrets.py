@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import subprocess
+import sys
 import traceback
 
 import numpy as np
@@ -18,7 +20,6 @@ from autoflip_secure.errors import NotAvailable, ProtocolError
 from autoflip_secure.parties.agreement import Agreement
 from autoflip_secure.sums.encoding import word_count
 from autoflip_secure.sums.words import PackedWords
-
 
 HOLDERS = ["SecretKey", "SlotKeys", "Ready", "Advertised", "CkksSilo", "SiloState", "Slot", "Agreement", "Ring"]
 
@@ -279,6 +280,13 @@ def test_bytes_of_another_serialisation():
         memory.dump(saved(mode=3))
 
 
+def test_memory_that_outlives_all_modules_is_closed_in_silence():
+    """As what threads and caches hold may do when a process ends."""
+    late = "import _io; from autoflip_secure.ckks.seal_bytes import SealMemory; _io.kept = SealMemory()"
+    done = subprocess.run([sys.executable, "-c", late], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
 def test_layout_that_differs_is_noticed_before_anything_depends_on_it(monkeypatch):
     """Words in another place than the accessors of SEAL say."""
     honest = SealMemory.dump
@@ -292,7 +300,7 @@ def test_layout_that_differs_is_noticed_before_anything_depends_on_it(monkeypatc
         Ring(40)
 
 
-@pytest.mark.parametrize("bits", [59, 60])
+@pytest.mark.parametrize("bits", [57, 58, 59, 60])
 def test_moduli_that_are_too_large(bits):
     with pytest.raises(NotAvailable, match="secure"):
         Ring(bits)

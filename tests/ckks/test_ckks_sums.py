@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
 
 from autoflip_secure.ckks import coordinator as coordinator_module
+from autoflip_secure.ckks.messages import Opening
 from autoflip_secure.ckks.packing import rows_of, words_of
 from autoflip_secure.ckks.parameters import DEGREE, ENCODING_STD, MODULUS_BITS, NOISE_STD, parameters_for
+from autoflip_secure.ckks.reference import masked_key
 from autoflip_secure.ckks.ring import ring
 from autoflip_secure.ckks.summation import encrypt, open_part, read_sum
 from autoflip_secure.errors import Abort
+from autoflip_secure.parties.agreement import Agreement, public_key
 from autoflip_secure.sums.channels import ChannelSpec
 from autoflip_secure.sums.encoding import unpack_integers, word_count
+from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.randomness import SecretRandomness
 from autoflip_secure.sums.words import ContributionWords, PackedWords, all_words
 
@@ -256,6 +261,70 @@ def test_every_part_is_smudged_by_itself(modulus_bits):
     for noise in noises:
         assert np.std(noise) == pytest.approx(expected, rel=5 / math.sqrt(2 * noise.size))
     assert abs(np.mean(noises[0] * noises[1])) < 5 * expected**2 / math.sqrt(noises[0].size)
+
+
+@pytest.mark.parametrize("modulus_bits", MODULUS_BITS)
+def test_every_part_has_encryption_noise_besides(modulus_bits):
+    """As it shows where nothing is smudged: with smudging 64 times as large it would not be missed."""
+    parameters = parameters_for([ChannelSpec("update", 1, {40: 16, 48: 24, 56: 28}[modulus_bits], 1.0)], 4)
+    lattice, random = ring(modulus_bits), np.random.default_rng(modulus_bits)
+    key, bare = lattice.fresh_key(), replace(parameters, smudging=0.0)
+    share = random.integers(0, lattice.modulus, DEGREE, np.uint64)
+    reference = random.integers(0, lattice.modulus, (4, DEGREE), np.uint64)
+    part = open_part(lattice, bare, key, share, reference, SecretRandomness())
+    noise = lattice.decoded(lattice.subtract(part, lattice.multiply(reference, share)), bare.scale)
+    expected = NOISE_STD * math.sqrt(DEGREE / 2) / bare.scale
+    assert np.std(noise) == pytest.approx(expected, rel=5 / math.sqrt(2 * noise.size))
+
+
+def test_smudging_is_of_each_silo_and_slot_alone(federation):
+    """What is left of a part once its masked key is known: as large as it should be, and unlike that of any other."""
+    fed = federation(3, channels=(ChannelSpec("update", 2 * DEGREE, 16, 1.0),))
+    keys, noises = {}, []
+
+    def exchange(stage, requests):
+        if stage == "open":
+            keys.update({silo: fed.secrets(silo, slot=len(fed.requests["open", silo])) for silo in requests})
+        yield from fed.exchange()(stage, requests)
+
+    for slot in (0, 1):
+        fed.coordinator.sum(fed.manifest(), exchange)
+        manifest = Manifest.from_bytes(fed.read_request("encrypt", fed.requests["encrypt", 1][-1]).manifest)
+        parameters, opening = fed.parameters(manifest), Opening(manifest.digest(), 0, fed.everyone).hash()
+        lattice, publics = ring(parameters.modulus_bits), {silo: public_key(keys[silo][0]) for silo in fed.everyone}
+        for silo, (agreement, words) in keys.items():
+            others = {peer: key for peer, key in publics.items() if peer != silo}
+            secret = np.frombuffer(words, np.uint64)
+            share = masked_key(lattice, secret, Agreement(agreement), others, opening, silo)
+            part, _ = fed.split("open", fed.replies["open", silo][slot], manifest)
+            noise = lattice.subtract(part, lattice.multiply(fed.reference(manifest), share))
+            noises.append(lattice.decoded(noise, parameters.scale).reshape(-1))
+    assert len(noises) == 6
+    for noise in noises:
+        assert np.std(noise) == pytest.approx(parameters.smudging, rel=5 / math.sqrt(2 * noise.size) + 1e-3)
+    correlations = np.corrcoef(noises)[np.triu_indices(6, 1)]
+    assert np.abs(correlations).max() < 5 / math.sqrt(2 * DEGREE)
+
+
+def test_reference_follows_from_manifest_and_cohort(federation, dishonest):
+    """A silo's own key opens its ciphertext under the reference of both, and of nothing else."""
+    attack = dishonest(federation(6), (1, 2, 3), (4, 5, 6))
+    fed, manifest = attack.fed, attack.manifest
+    parameters, other = fed.parameters(manifest), replace(manifest, attempt=1)
+    lattice = ring(parameters.modulus_bits)
+    for silo, cohort in ((1, 0), (4, 1)):
+        cipher, _ = fed.split("encrypt", attack.encrypt(silo), manifest, cohort)
+        key = np.frombuffer(fed.secrets(silo, slot=0)[1], np.uint64)
+        opened = {
+            (bound.attempt, index): lattice.add(cipher, lattice.multiply(fed.reference(bound, index), key))
+            for bound in (manifest, other)
+            for index in (0, 1)
+        }
+        whole = read_sum(lattice, parameters, opened.pop((0, cohort)))
+        np.testing.assert_array_equal(words_of(whole, manifest.channels, 3), fed.vectors[silo])
+        for polynomials in opened.values():
+            with pytest.raises(Abort):
+                read_sum(lattice, parameters, polynomials)
 
 
 def test_every_ciphertext_has_noise_of_its_own():

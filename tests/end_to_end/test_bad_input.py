@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from autoflip_secure.ckks.ring import ring
 from autoflip_secure.sim import main
 
 
@@ -41,7 +43,6 @@ CASES = {
     "sparse training under DP": (["--prune", "feddst", "--dp-epsilon", "8"], "--prune feddst"),
     "masks under DP": (["--prune", "fedmask", "--dp-epsilon", "8"], "--prune fedmask"),
     "unknown preset": (["--preset", "paper-imagenet"], "--preset paper-imagenet: unknown; use one of paper-mnist"),
-    "later aggregation": (["--aggregation", "ckks"], "not available in this version"),
     "natural silos where there are none": (["--partition", "natural"], "--partition"),
     "several steps under distributed noise": (["--dp-epsilon", "8", "--local-steps", "3"], "--local-steps"),
     "unreachable flops": (["--prune-flops", "0.0001"], "--prune-flops"),
@@ -164,7 +165,7 @@ def test_the_record_of_a_run_is_a_configuration(run_sim, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--bogus"]])
 def test_the_command_line_answers_without_loading_anything_heavy(arguments: list[str]) -> None:
-    heavy = "torch|opacus|flwr|sklearn|matplotlib|mlxtend|datasets"
+    heavy = "torch|opacus|flwr|sklearn|matplotlib|mlxtend|datasets|tenseal|zstandard"
     code = (
         "import sys; from autoflip_secure.sim import main; main(sys.argv[1:]); "
         f"loaded = [m for m in '{heavy}'.split('|') if m in sys.modules]; sys.exit(9 if loaded else 0)"
@@ -178,3 +179,26 @@ def test_entry_points_answer() -> None:
         ended = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=False)
         assert ended.returncode == 0
         assert "Usage" in ended.stdout
+
+
+def test_runs_without_ckks_do_not_load_seal(tmp_path: Path) -> None:
+    options = ["--dataset", "digits", "--model", "mlp", "--silos", "4", "--rounds", "1", "--prune", "none", "--quiet"]
+    code = (
+        "import sys; from autoflip_secure.sim import main; code = main(sys.argv[1:]); "
+        "sys.exit(9 if 'tenseal' in sys.modules else code)"
+    )
+    arguments = [*options, "--workers", "0", "--run-dir", str(tmp_path / "run")]
+    ended = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_ckks_without_memory_files_is_refused_when_the_run_is_configured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring.cache_clear()  # of earlier tests
+    monkeypatch.delattr(os, "memfd_create")
+    assert main(["--aggregation", "ckks", "--run-dir", str(tmp_path / "run")]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1, printed.err
+    assert "--aggregation ckks needs anonymous memory files" in printed.err
+    assert list(tmp_path.iterdir()) == []

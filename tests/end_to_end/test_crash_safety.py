@@ -21,6 +21,7 @@ from autoflip_secure.federation.contribution import Contributor
 from autoflip_secure.federation.exchange import StageExchange
 from autoflip_secure.federation.server_view import read_server_view
 from autoflip_secure.federation.silo import Silo
+from autoflip_secure.federation.wire import TRAINING_STAGES
 from autoflip_secure.privacy.ledger_reading import read_ledger
 from autoflip_secure.privacy.ledger_report import mechanisms
 from autoflip_secure.sim import main
@@ -37,6 +38,10 @@ MOMENTS = (
     "before:confirm", "after:confirm", "before:unmask", "after:unmask",
     "checkpoint:begin", "checkpoint:renaming",
 )  # fmt: skip
+CKKS_MOMENTS = (
+    "before:keys", "after:keys", "before:encrypt", "silo:charged", "silo:replied", "after:encrypt",
+    "before:open", "silo:opened", "after:open", "checkpoint:begin",
+)  # fmt: skip
 
 
 def die() -> None:
@@ -47,8 +52,8 @@ def arm(moment: str, round: int) -> None:
     """Patch the seam at which this process is to die.
 
     before:STAGE, after:STAGE of the secure sum, as the coordinator sees it; silo:charged, after a ledger line;
-    silo:trained, after the records were used and before anything is kept of it; silo:replied, before a masked vector is
-    sent; checkpoint:begin, checkpoint:renaming.
+    silo:trained, after the records were used and before anything is kept of it; silo:replied, before a masked vector or
+    ciphertexts are sent; silo:opened, before a part of an opening is; checkpoint:begin, checkpoint:renaming.
     """
     where, what = moment.split(":")
     if where in ("before", "after"):
@@ -56,12 +61,12 @@ def arm(moment: str, round: int) -> None:
 
         def call(self: StageExchange, stage: str, requests: Any) -> Any:
             hit = stage == what and self.round == round
-            if hit and where == "before":
-                die()
-            replies = original(self, stage, requests)
+            if hit and where == "after":
+                for _ in original(self, stage, requests):
+                    pass  # nothing of a stage happens before its replies are taken
             if hit:
                 die()
-            return replies
+            return original(self, stage, requests)
 
         StageExchange.__call__ = call  # type: ignore[method-assign]
     elif moment == "silo:charged":
@@ -83,12 +88,13 @@ def arm(moment: str, round: int) -> None:
             return found
 
         Contributor._vectors = trained  # type: ignore[method-assign]
-    elif moment == "silo:replied":
+    elif moment in ("silo:replied", "silo:opened"):
         answer = Silo.answer
+        stages = TRAINING_STAGES if what == "replied" else {"open"}
 
         def replied(self: Silo, request: Any) -> Any:
             reply = answer(self, request)
-            if request.stage == "masked" and request.round == round and self.id == 3:
+            if request.stage in stages and request.round == round and self.id == 3:
                 die()
             return reply
 
@@ -138,12 +144,14 @@ def killed(moment: str, round: int, *arguments: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_kill_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str], moment: str) -> None:
+@pytest.mark.parametrize(
+    ("aggregation", "moment"), [*(("secagg", m) for m in MOMENTS), *(("ckks", m) for m in CKKS_MOMENTS)]
+)
+def test_kill_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str], aggregation: str, moment: str) -> None:
     run = tmp_path / "run"
     # Keys are set up in the first round; all other moments are tried in the middle of the run.
-    round = 0 if moment.split(":")[1] in ("advertise", "share") else 2
-    killed(moment, round, *OPTIONS, "--run-dir", str(run))
+    round = 0 if moment.split(":")[1] in ("advertise", "share", "keys") else 2
+    killed(moment, round, *OPTIONS, "--aggregation", aggregation, "--run-dir", str(run))
     spent_before = {silo: ledger_lines(run, silo) for silo in range(1, 5)}
 
     code = main(["--resume", str(run), "--summary", "json", "--quiet"])
@@ -152,9 +160,9 @@ def test_kill_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str], mom
     summary = json.loads(printed.out.splitlines()[-1])
     assert summary["rounds"] == ROUNDS
     assert summary["epsilon_spent"] <= 8
-    assert [json.loads(line)["round"] for line in (run / "metrics.jsonl").open()][-1] == ROUNDS - 1
+    assert [json.loads(line)["round"] for line in (run / "metrics.jsonl").open()] == list(range(ROUNDS))
 
-    left = Counter(m["from"] for m in read_server_view(run / "server_view") if m["stage"] == "masked")
+    left = Counter(m["from"] for m in read_server_view(run / "server_view") if m["stage"] in TRAINING_STAGES)
     for silo in range(1, 5):
         lines = ledger_lines(run, silo)
         assert lines >= spent_before[silo], "a line was lost"
@@ -163,10 +171,12 @@ def test_kill_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str], mom
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["silo:charged", "silo:trained"])
-def test_a_line_charged_before_the_kill_stays_spent(tmp_path: Path, moment: str) -> None:
+@pytest.mark.parametrize(
+    ("aggregation", "moment"), [("secagg", "silo:charged"), ("secagg", "silo:trained"), ("ckks", "silo:charged")]
+)
+def test_a_line_charged_before_the_kill_stays_spent(tmp_path: Path, aggregation: str, moment: str) -> None:
     run = tmp_path / "run"
-    killed(moment, 2, *OPTIONS, "--run-dir", str(run))
+    killed(moment, 2, *OPTIONS, "--aggregation", aggregation, "--run-dir", str(run))
     spent = {silo: read_ledger(silo_folder(run, silo) / "state.sqlite") for silo in range(1, 5)}
     assert autoflip_secure(["ledger", "verify", str(run)]) == 0, "also read before anything repairs the files"
     charged = {silo: ledger_lines(run, silo) for silo in range(1, 5)}
@@ -178,6 +188,25 @@ def test_a_line_charged_before_the_kill_stays_spent(tmp_path: Path, moment: str)
     assert after.entries[:3] == spent[twice].entries
     assert [entry.line.round for entry in after.entries] == [0, 1, 2, 2, 3]
     assert [use.count for use in mechanisms(after.entries)] == [5]
+    assert autoflip_secure(["ledger", "verify", str(run)]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["after:encrypt", "silo:opened", "after:open"])
+def test_ckks_goes_on_with_new_keys_and_every_line_spent(tmp_path: Path, moment: str) -> None:
+    """What was encrypted or opened when the run died is not opened again: the round is paid for twice."""
+    run = tmp_path / "run"
+    killed(moment, 2, *OPTIONS, "--aggregation", "ckks", "--run-dir", str(run))
+    assert [ledger_lines(run, silo) for silo in range(1, 5)] == [3] * 4
+    database = open_silo_database(silo_folder(run, 3) / "state.sqlite")
+    stages = dict(database.execute("SELECT slot, stage FROM ckks_slot ORDER BY slot").fetchall())
+    database.close()
+    assert stages == {0: "opened", 1: "opened", 2: "encrypted" if moment == "after:encrypt" else "opened"}
+    assert main(["--resume", str(run), "--quiet"]) == 0
+    assert [ledger_lines(run, silo) for silo in range(1, 5)] == [ROUNDS + 1] * 4
+    events = [json.loads(line) for line in (run / "events.jsonl").open()]
+    assert [event["epoch"] for event in events if event["event"] == "epoch_opened"] == [1, 2]
+    assert [event["round"] for event in events if event["event"] == "sum"] == list(range(ROUNDS))
     assert autoflip_secure(["ledger", "verify", str(run)]) == 0
 
 

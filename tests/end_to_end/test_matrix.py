@@ -5,10 +5,16 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import msgpack
 import pytest
+
+from autoflip_secure.federation.events import read_json_lines
+from autoflip_secure.report.text import STAGE_MEANING
 
 COMBINATIONS = list(itertools.product(("secagg", "none"), ("none", "local", "distributed"), ("autoflip", "none")))
 COMBINATIONS += [("secagg", trust, "random") for trust in ("none", "distributed")]
+COMBINATIONS += [("ckks", trust, "autoflip") for trust in ("none", "local", "distributed")]
+COMBINATIONS += [("ckks", "none", "none"), ("ckks", "distributed", "random")]
 
 
 @pytest.mark.parametrize(("aggregation", "trust", "prune"), COMBINATIONS, ids=["-".join(c) for c in COMBINATIONS])
@@ -37,13 +43,42 @@ def test_runs_to_a_summary(run_sim, tmp_path: Path, aggregation: str, trust: str
     }
 
 
-@pytest.mark.parametrize("noise", [(), ("--dp-epsilon", "8", "--colluders", "0", "--insecure-reproducible-noise")])
+@pytest.mark.parametrize(
+    "noise",
+    [
+        (),
+        ("--dp-epsilon", "8", "--colluders", "0", "--insecure-reproducible-noise"),
+        ("--dp-epsilon", "8", "--dp-trust", "local", "--insecure-reproducible-noise"),
+    ],
+    ids=["without DP", "distributed, in two cohorts", "local"],
+)
 def test_plain_and_secure_sums_give_the_same_model(run_sim, tmp_path: Path, noise: tuple[str, ...]) -> None:
     """With DP off, or noise drawn from the seed, nothing random differs: the final models are equal bit for bit."""
-    for aggregation in ("secagg", "none"):
-        run_sim("--aggregation", aggregation, "--seed", "3", *noise, name=aggregation)
-    secure, plain = (tmp_path / name / "model.safetensors" for name in ("secagg", "none"))
-    assert secure.read_bytes() == plain.read_bytes()
+    scores = {}
+    for aggregation in ("secagg", "ckks", "none"):
+        summary = run_sim("--aggregation", aggregation, "--seed", "3", *noise, name=aggregation)
+        model = (tmp_path / aggregation / "model.safetensors").read_bytes()
+        scores[aggregation] = (summary["accuracy"], summary["loss"], summary["epsilon_spent"], model)
+    assert scores["secagg"] == scores["none"]
+    assert scores["ckks"] == scores["none"]
+
+
+@pytest.mark.parametrize("aggregation", ["secagg", "ckks"])
+def test_sums_of_counts_and_scores_are_the_plain_ones(run_sim, tmp_path: Path, aggregation: str) -> None:
+    """Hospitals that hold back their own test records, whose number is not public: the widest fields there are."""
+    folder = tmp_path / "data"
+    for number in range(4):
+        (folder / f"h{number}").mkdir(parents=True)
+        rows = (f"{row % 7 - number / 9:.3f},{(row * row) % 11 / 3:.3f},{int(row % 7 > 3)}" for row in range(60))
+        (folder / f"h{number}/train.csv").write_text("\n".join(["a,b,label", *rows]))
+    (folder / "dataset.toml").write_text('task = "classification"\nclasses = [0, 1]\nfeatures = 2\n')
+    small = ("--dataset", f"folder:{folder}", "--rounds", "3", "--workers", "0", "--quiet", "--prune", "none")
+    found = {name: run_sim("--aggregation", name, small=small, name=name) for name in (aggregation, "none")}
+    assert found[aggregation]["accuracy"] is not None
+    for name in ("accuracy", "auroc", "loss"):
+        assert found[aggregation][name] == found["none"][name]
+    models = [(tmp_path / name / "model.safetensors").read_bytes() for name in found]
+    assert models[0] == models[1]
 
 
 def test_another_seed_gives_another_model(run_sim, tmp_path: Path) -> None:
@@ -81,10 +116,54 @@ def test_drops_are_survived_and_listed_by_stage(run_sim) -> None:
     assert summary["epsilon_spent"] <= 8
 
 
-def test_workers_change_nothing(run_sim, tmp_path: Path) -> None:
+def test_ckks_sums_that_a_silo_does_not_help_to_open_are_tried_again(run_sim, tmp_path: Path) -> None:
+    """A silo that is gone when the others open stops the sum: all attempts of a round start from the same model."""
+    options = ("--dropout", "0.08", "--rounds", "12", "--colluders", "0", "--silos", "10", "--prune", "none")
+    summary = run_sim("--aggregation", "ckks", *options, "--record-server-view")
+    assert set(summary["drops"]) == {"encrypt", "open"}
+    assert summary["rounds"] == 12
+    records = list(msgpack.Unpacker((tmp_path / "run/server_view/public.msgpack").open("rb")))[:-1]
+    rounds = [record["round"] for record in records]
+    assert summary["rounds_aborted"] == len(rounds) - 12 > 1
+    models = {record["round"]: record["model"] for record in records}
+    assert all(record["model"] == models[record["round"]] for record in records)
+    assert len(set(models.values())) == 12, "each sum moves the model once"
+    events = list(read_json_lines(tmp_path / "run/events.jsonl"))
+    aborts = [event for event in events if event["event"] == "abort"]
+    assert {event["stage"] for event in aborts} <= {"encrypt", "open"}
+    assert sum(event["stage"] == "open" for event in aborts) > 1
+    opened = [event["epoch"] for event in events if event["event"] == "epoch_opened"]
+    assert opened == list(range(1, 2 + len(aborts))), "new keys after every abort"
+    report = (tmp_path / "run/report.html").read_text()
+    assert "opened by all of them together" in report
+    assert STAGE_MEANING["open"] in report
+
+
+def test_aborted_ckks_sums_stay_paid_for(run_sim) -> None:
+    options = ("--dropout", "0.04", "--rounds", "8", "--reserve", "1", "--silos", "10", "--dp-epsilon", "8")
+    summary = run_sim("--aggregation", "ckks", *options)
+    assert summary["rounds"] == 8
+    assert summary["rounds_aborted"] > 0
+    lines = {row["silo"]: row["lines"] for row in summary["ledgers"]}
+    assert 8 < max(lines.values()) <= 8 + summary["rounds_aborted"]
+    assert summary["epsilon_spent"] <= 8
+    assert summary["noise_over_least"]["largest"] <= 1.02, "all silos of an opened sum revealed what it can spare"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("aggregation", ["secagg", "ckks"])
+def test_both_engines_give_the_same_model(run_sim, tmp_path: Path, aggregation: str) -> None:
+    small = ("--dataset", "digits", "--model", "mlp", "--silos", "4", "--rounds", "3", "--quiet", "--workers", "0")
+    for engine in ("local", "ray"):
+        run_sim("--aggregation", aggregation, "--engine", engine, small=small, name=engine)
+    assert (tmp_path / "local/model.safetensors").read_bytes() == (tmp_path / "ray/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("aggregation", ["secagg", "ckks"])
+def test_workers_change_nothing(run_sim, tmp_path: Path, aggregation: str) -> None:
     small = ("--dataset", "digits", "--model", "mlp", "--silos", "4", "--rounds", "3", "--quiet", "--colluders", "0")
     for workers in ("0", "2"):
-        run_sim("--workers", workers, name=workers, small=small)
+        run_sim("--workers", workers, "--aggregation", aggregation, name=workers, small=small)
     assert (tmp_path / "0/model.safetensors").read_bytes() == (tmp_path / "2/model.safetensors").read_bytes()
 
 

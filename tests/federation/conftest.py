@@ -16,12 +16,15 @@ from autoflip_secure.config import ResolvedConfig, RunConfig
 from autoflip_secure.data.federation_data import LoadedData
 from autoflip_secure.data.records import Records
 from autoflip_secure.data.task import Task
+from autoflip_secure.federation import coordinator as coordinator_module
 from autoflip_secure.federation.defaults import resolve
 from autoflip_secure.federation.model_payload import ModelPayload
+from autoflip_secure.federation.plan import SessionPlan
 from autoflip_secure.federation.provisioning import RunFolder, provision
 from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.federation.terms import update_channel
 from autoflip_secure.models.spec import build, dense_spec
+from autoflip_secure.privacy.plan import PrivacyPlan
 from autoflip_secure.seeds import stream, torch_stream
 from autoflip_secure.sums.manifest import Manifest, PrivacyTerms
 
@@ -132,3 +135,21 @@ def make_manifest() -> MakeManifest:
         return replace(manifest, **changes)
 
     return make
+
+
+@pytest.fixture
+def cheap_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan that is given instead of solved for."""
+
+    def given(config: ResolvedConfig, task: Any, *_: Any, **__: Any) -> SessionPlan:
+        private = config.trust != "none"
+        census = 20.0 if private and task.nominal_records is None else 0.0
+        numbers = (40, 2.0, 0, 0.0, census) if private else (0, 0.0)
+        epsilon = config.dp_epsilon if config.dp_epsilon is not None else float("inf")
+        privacy = PrivacyPlan(
+            config.trust, epsilon, config.dp_delta, config.colluders, config.clip, config.sampling_rate, *numbers,
+            accountant="rdp",
+        )  # fmt: skip
+        return SessionPlan(config, privacy)
+
+    monkeypatch.setattr(coordinator_module, "session_plan", given)

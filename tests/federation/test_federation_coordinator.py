@@ -27,7 +27,6 @@ from autoflip_secure.federation.events import read_json_lines
 from autoflip_secure.federation.join import JOIN_STAGE, JoinRequest
 from autoflip_secure.federation.local_grid import LocalGrid
 from autoflip_secure.federation.model_payload import ModelPayload
-from autoflip_secure.federation.plan import SessionPlan
 from autoflip_secure.federation.provisioning import RunFolder
 from autoflip_secure.federation.run_state import load_checkpoint
 from autoflip_secure.federation.schedule import Schedule
@@ -37,7 +36,6 @@ from autoflip_secure.federation.terms import update_channel
 from autoflip_secure.federation.wire import Reply, read_request, reply_message
 from autoflip_secure.models.layout import flatten_parameters, load_flat_parameters
 from autoflip_secure.models.spec import build, dense_spec
-from autoflip_secure.privacy.plan import PrivacyPlan
 from autoflip_secure.seeds import stream, torch_stream
 from autoflip_secure.sums.channels import Aggregate
 from autoflip_secure.training.local import train_locally
@@ -48,24 +46,6 @@ def _close_silos() -> Iterator[None]:
     client_app.close_silos()
     yield
     client_app.close_silos()
-
-
-@pytest.fixture
-def cheap_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plan that is given instead of solved for."""
-
-    def given(config: ResolvedConfig, task: Any, *_: Any, **__: Any) -> SessionPlan:
-        private = config.trust != "none"
-        census = 20.0 if private and task.nominal_records is None else 0.0
-        numbers = (40, 2.0, 0, 0.0, census) if private else (0, 0.0)
-        epsilon = config.dp_epsilon if config.dp_epsilon is not None else float("inf")
-        privacy = PrivacyPlan(
-            config.trust, epsilon, config.dp_delta, config.colluders, config.clip, config.sampling_rate, *numbers,
-            accountant="rdp",
-        )  # fmt: skip
-        return SessionPlan(config, privacy)
-
-    monkeypatch.setattr(coordinator_module, "session_plan", given)
 
 
 Build = Callable[..., Coordinator]

@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 
 from autoflip_secure.federation.dropout import DROPPING_STAGES, drops
 
-STAGES = {"secagg": ("advertise", "share", "masked", "confirm", "unmask"), "none": ("clear",)}
+STAGES = {
+    "secagg": ("advertise", "share", "masked", "confirm", "unmask"),
+    "ckks": ("keys", "encrypt", "open"),
+    "none": ("clear",),
+}
 TRIALS = 4000
 
 
@@ -39,11 +43,13 @@ def test_who_dropped_stays_away(silo: int, probability: float, seed: int) -> Non
     away = away_stages("secagg", probability, silo, seed=seed)
     assert away in {(), ("unmask",), ("confirm", "unmask"), ("masked", "confirm", "unmask")}
     assert away == away_stages("secagg", probability, silo, seed=seed)
+    assert away_stages("ckks", probability, silo, seed=seed) in {(), ("open",), ("encrypt", "open")}
 
 
 def test_nobody_drops_at_probability_zero_or_from_key_set_up() -> None:
-    assert {away_stages("secagg", 0.0, silo) for silo in range(100)} == {()}
-    assert not any("share" in away_stages("secagg", 0.99, silo) for silo in range(100))
+    for aggregation, key_stages in (("secagg", {"advertise", "share"}), ("ckks", {"keys"})):
+        assert {away_stages(aggregation, 0.0, silo) for silo in range(100)} == {()}
+        assert not any(key_stages & set(away_stages(aggregation, 0.99, silo)) for silo in range(100))
 
 
 def test_draws_differ_by_round_attempt_silo_and_seed() -> None:

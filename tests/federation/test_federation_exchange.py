@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
+from autoflip_secure.federation.client_app import STAGES
 from autoflip_secure.federation.exchange import LONGEST_ERROR, StageExchange, Traffic
 from autoflip_secure.federation.wire import RECORD, Reply, read_request, reply_message
 
@@ -94,11 +95,11 @@ def test_requests_say_stage_round_and_attempt(start) -> None:
     ]
 
 
-@pytest.mark.parametrize("stage", ["join", "advertise", "share", "masked", "clear", "confirm", "unmask"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_the_model_travels_with_the_stage_that_trains_and_no_other(start, stage: str) -> None:
     exchange, grid, *_ = start(ok)
     dict(exchange(stage, REQUESTS))
-    trains = stage in ("masked", "clear")
+    trains = stage in ("masked", "encrypt", "clear")
     assert {read_request(message).attachment for message in grid.sent} == {b"the model" if trains else b""}
 
 
@@ -110,6 +111,16 @@ def test_bytes_are_counted_by_kind(start) -> None:
     dict(exchange("masked", REQUESTS))
     assert (traffic.upload_contributions, traffic.upload_total) == (4 * 8, 8 * 8)
     assert traffic.download_total == 8 * 4 + 4 * len(b"the model")
+
+
+def test_a_part_of_a_ckks_opening_counts_as_the_ciphertexts_do(start) -> None:
+    """It is as long: whoever compares uploads by vectors alone has to see both."""
+    exchange, *_ = start(ok)
+    traffic, seen = exchange._traffic, []
+    for stage in ("keys", "encrypt", "open"):
+        dict(exchange(stage, REQUESTS))
+        seen.append((traffic.upload_contributions, traffic.upload_total))
+    assert seen == [(0, 32), (32, 64), (64, 96)]
 
 
 def test_contributions_are_counted_from_those_who_gave_one(start) -> None:

@@ -19,6 +19,7 @@ SECAGG = {"aggregation": "secagg", "dp_epsilon": 8.0}
     ("options", "rule"),
     [
         ({"aggregation": "none"}, "policy aggregations: 'none'"),
+        ({"aggregation": "ckks"}, "policy aggregations: 'ckks' is not among"),
         ({"dp_epsilon": None}, "policy trusts: 'none'"),
         ({"dp_epsilon": 8.01}, "policy epsilon: the run asks for 8.01, the cap is 8"),
         ({"dp_delta": 1.01e-5}, "policy delta"),
@@ -63,6 +64,7 @@ def test_both_trust_modes_pass_by_default(trust: str, make_config) -> None:
     ("limits", "options", "rule"),
     [
         ({"aggregations": ("none",)}, {}, "policy aggregations"),
+        ({"aggregations": ("ckks",)}, {}, "policy aggregations"),
         ({"trusts": ("local",)}, {}, "policy trusts: 'distributed'"),
         ({"epsilon": 3.0}, {}, "policy epsilon"),
         ({"delta": 1e-6}, {}, "policy delta"),
@@ -72,6 +74,13 @@ def test_both_trust_modes_pass_by_default(trust: str, make_config) -> None:
 def test_each_limit_refuses_a_run_by_its_name(limits: dict[str, Any], options: dict[str, Any], rule: str, make_config):
     with pytest.raises(PolicyRefusal, match=rule):
         SiloPolicy(**limits).check_run(make_config(**SECAGG, **options))
+
+
+@pytest.mark.parametrize("aggregation", ["secagg", "ckks"])
+def test_either_protected_sum_passes_where_it_is_listed(aggregation: str, make_config) -> None:
+    config = make_config(**{**SECAGG, "aggregation": aggregation})
+    SiloPolicy(aggregations=("secagg", "ckks")).check_run(config)
+    SiloPolicy(aggregations=(aggregation,)).check_run(config)
 
 
 def test_a_run_at_the_limit_passes(make_config) -> None:
@@ -85,7 +94,8 @@ def test_accepting_accepts_exactly_its_run(make_config) -> None:
     policy.check_run(config)
     assert policy.budget(config.trust) == 3.0
     assert policy.simulated
-    for worse in ({"dp_epsilon": 3.1}, {"dp_delta": 2e-6}, {"colluders": 0}, {"aggregation": "none"}):
+    other = ({"aggregation": "none"}, {"aggregation": "ckks"})
+    for worse in ({"dp_epsilon": 3.1}, {"dp_delta": 2e-6}, {"colluders": 0}, *other):
         with pytest.raises(PolicyRefusal):
             policy.check_run(config.model_copy(update=worse))
     with pytest.raises(PolicyRefusal, match="policy trusts"):

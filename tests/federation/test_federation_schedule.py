@@ -28,6 +28,7 @@ def settings_of_a_schedule(draw: Callable[..., Any], participation: st.SearchStr
         "cohorts": draw(st.integers(1, 6)),
         "participation": draw(participation),
         "min_cohort": draw(st.sampled_from([0.5, 0.8, 1.0])),
+        "aggregation": draw(st.sampled_from(["secagg", "ckks"])),
         "dp_epsilon": draw(st.sampled_from([None, 8.0])),
         "prune": draw(st.sampled_from(["autoflip", "magnitude", "none"])),
         "explore_every": draw(st.sampled_from([0, 5])),
@@ -64,6 +65,8 @@ def check_plan(config: ResolvedConfig, schedule: Schedule, round: int) -> None:
     assert set(members) <= set(range(1, config.silos + 1))
     assert all(list(cohort) == sorted(cohort) for cohort in plan.cohorts)
     for cohort, least in zip(plan.cohorts, plan.minimum, strict=True):
+        if config.aggregation == "ckks":
+            assert 2 * least > len(cohort) + config.colluders, "two lists of a slot might share colluders only"
         assert HARD_FLOOR <= least <= len(cohort)
         assert least >= config.min_cohort * len(cohort) - 1e-9
         assert least - config.colluders >= 2 + released_moments(channels_of(config, schedule, round))

@@ -12,6 +12,7 @@ import msgpack
 import numpy as np
 import pytest
 
+from autoflip_secure.ckks.messages import KeyRequest
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import AutoflipSecureError, ConfigError, ProtocolError
 from autoflip_secure.federation.client_app import silo_folder
@@ -493,21 +494,23 @@ def test_the_last_joined_session_counts_also_after_reopening(start: Start) -> No
 
 def advertise(joined: Joined, session: bytes) -> Reply:
     """Ask for the keys of an epoch of two slots in a session."""
-    message = AdvertiseRequest(session, joined.folder.roster().hash(), 1, 2)
+    kind, stage = (KeyRequest, "keys") if joined.config.aggregation == "ckks" else (AdvertiseRequest, "advertise")
+    message = kind(session, joined.folder.roster().hash(), 1, 2)
     request = sign_message(joined.folder.coordinator_identity(), message)
-    return joined.silo.answer(Request("advertise", 0, 0, request))
+    return joined.silo.answer(Request(stage, 0, 0, request))
 
 
 def sessions_with_keys(joined: Joined) -> set[bytes]:
+    tables = ("ckks_epoch",) if joined.config.aggregation == "ckks" else ("secagg_epoch", "secagg_secret")
     with sqlite3.connect(joined.home / "state.sqlite") as database:
-        tables = ("secagg_epoch", "secagg_secret")
         rows = [database.execute(f"SELECT session FROM {table}").fetchall() for table in tables]
     return {session for found in rows for (session,) in found}
 
 
-def test_keys_are_made_for_the_joined_run_and_forgotten_with_the_next(start: Start) -> None:
+@pytest.mark.parametrize("aggregation", ["secagg", "ckks"])
+def test_keys_are_made_for_the_joined_run_and_forgotten_with_the_next(aggregation: str, start: Start) -> None:
     one, two = b"\x01" * 16, b"\x02" * 16
-    joined = start(aggregation="secagg")
+    joined = start(aggregation=aggregation)
     joined.join(session=one)
     assert refused(advertise(joined, two), "Refusal")
     assert "rule session" in joined.log()
@@ -532,6 +535,20 @@ def test_sums_bear_the_colluders_of_policy_and_run(
     if reopened:
         joined.reopen()
     assert joined.silo._open_session().secure_sum._party.rules.colluders == expected
+
+
+@pytest.mark.parametrize(("policy", "run", "expected"), [(0, 1, 1), (1, 1, 1), (0, 0, 0)])
+def test_ckks_sums_bear_the_colluders_of_policy_and_run(policy: int, run: int, expected: int, start: Start) -> None:
+    joined = start(policy={"colluders": policy}, aggregation="ckks", colluders=run)
+    assert joined.join().status == "ok", joined.log()
+    assert joined.silo._open_session().secure_sum._rules.colluders == expected
+
+
+def test_a_silo_that_does_not_list_ckks_joins_no_such_run(start: Start) -> None:
+    joined = start(policy={"aggregations": ("secagg",)}, aggregation="ckks")
+    assert refused(joined.join())
+    assert "policy aggregations: 'ckks' is not among ('secagg',)" in joined.log()
+    assert refused(advertise(joined, SESSION), "ProtocolError"), "no run was joined, so no keys are made"
 
 
 def test_a_simulated_drop_is_an_answer_that_costs_nothing(start: Start) -> None:

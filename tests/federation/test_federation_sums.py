@@ -17,7 +17,7 @@ from autoflip_secure.federation.schedule import RoundPlan, Schedule
 from autoflip_secure.federation.server_step import ServerMoments
 from autoflip_secure.federation.sums import LEAST_RESERVE, MAX_ATTEMPTS, SumRunner, reserve_attempts, scatter
 from autoflip_secure.federation.terms import count_channel, deviation_channel, energy_channel, update_channel
-from autoflip_secure.privacy.plan import PrivacyPlan
+from autoflip_secure.privacy.plan import GRID_SHARE, PrivacyPlan
 from autoflip_secure.sums.channels import Aggregate
 from autoflip_secure.sums.manifest import Manifest, PrivacyTerms
 from autoflip_secure.sums.secure_sum import CohortSum
@@ -114,6 +114,20 @@ def test_the_manifest_states_the_round(start: Start) -> None:
     assert manifest.config_hash == DIGEST
     assert (manifest.cohorts, manifest.minimum, manifest.threshold) == (((1, 2, 3, 4),), (4,), 3)
     assert runner.exchange.begun == [(5, 0, sent)]  # type: ignore[attr-defined]
+
+
+def test_a_grid_that_is_too_coarse_for_the_noise_is_made_finer(start: Start) -> None:
+    """The manifest of every attempt has the narrower range, and sums are read by it."""
+    secure_sum = FakeSum(1, 4)
+    runner, state, _ = start(secure_sum, dp_epsilon=8.0)
+    terms = replace(terms_of(runner), noise_multiplier=0.4)
+    coarse = update_channel(runner.config, int(state.model.mask.sum()), expected_batch=1e6)
+    (aggregate,) = runner.run(state, "train", Schedule(runner.config).plan(1), [coarse], terms)
+    (first,), (second,) = (manifest.channels for manifest in secure_sum.manifests)
+    assert first == second
+    assert first.limit < 0.9 * coarse.limit
+    assert state.facts["grid_delta"] <= GRID_SHARE * runner.config.dp_delta
+    assert abs(aggregate.channels["update"][0] / (4 * secure_sum.value * first.step) - 1) < 1e-6
 
 
 def test_an_abort_is_retried_as_a_fresh_attempt_of_the_same_round(start: Start) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from autoflip_secure.errors import ConfigError, PolicyRefusal
 from autoflip_secure.federation import terms as terms_module
 from autoflip_secure.federation.terms import (
+    GRADIENT_RANGE,
     METRIC_SENSITIVITY,
     check_grid,
     check_terms,
@@ -22,6 +23,7 @@ from autoflip_secure.federation.terms import (
     metric_channel,
     noise_levels,
     noise_steps,
+    on_fine_grid,
     update_channel,
 )
 from autoflip_secure.privacy.discrete_noise import MAX_STD, rounded_sensitivity
@@ -231,6 +233,50 @@ def test_more_releases_cost_more_of_delta(make_config, make_manifest, model) -> 
     few, many = (check_grid(manifest, releases, 1.0) for releases in (1, 100))
     assert few < many
     assert check_grid(manifest, 100, 1.0) < check_grid(manifest, 100, 4.0)
+
+
+LARGE_BATCH = 600.0
+
+
+@pytest.mark.parametrize("live", [PARAMETERS, 10_446, 1_909])
+@pytest.mark.parametrize("bits", [16, 17, 18])
+def test_little_noise_on_large_batches_gets_a_narrower_range(
+    live: int, bits: int, make_config, make_manifest, model
+) -> None:
+    """As in 20 rounds on 60,000 records at epsilon 8: more bits would widen the range and not the noise in steps."""
+    config = make_config(silos=10, dp_epsilon=8.0, colluders=1, bits=bits)
+    usual = update_channel(config, live, expected_batch=LARGE_BATCH)
+    asked = make_manifest(config, model, channels=(usual,), terms={"noise_multiplier": 0.5})
+    with pytest.raises(PolicyRefusal, match="use more --bits"):
+        check_grid(asked, 25, 8.0)
+    finer = on_fine_grid(asked, 25, 8.0)
+    gap = check_grid(finer, 25, 8.0)
+    (channel,) = finer.channels
+    assert 0.8 * GRID_SHARE * config.dp_delta < gap, "narrower than is needed"
+    assert GRADIENT_RANGE * config.clip < channel.limit < usual.limit
+    assert replace(finer, channels=asked.channels) == asked, "nothing else of the manifest moves"
+    assert replace(channel, limit=usual.limit) == usual
+
+
+def test_a_grid_that_is_fine_enough_stays_as_it_is(make_config, make_manifest, model) -> None:
+    for options in ({"dp_epsilon": 8.0}, {"dp_epsilon": 8.0, "dp_trust": "local"}, {}):
+        config = make_config(silos=10, **options)
+        manifest = make_manifest(config, model, channels=(update_channel(config, PARAMETERS, expected_batch=40.0),))
+        assert on_fine_grid(manifest, 240, 8.0) is manifest
+
+
+@pytest.mark.parametrize(("silos", "bits", "multiplier", "batch"), [(10, 8, 2.0, LARGE_BATCH), (4, 11, 4.0, 0.0)])
+def test_a_range_keeps_room_for_clips_and_noise_however_few_the_bits(
+    silos: int, bits: int, multiplier: float, batch: float, make_config, make_manifest, model
+) -> None:
+    """Then the grid stays too coarse, and more bits are what helps."""
+    config = make_config(silos=silos, dp_epsilon=8.0, bits=bits)
+    asked = make_manifest(config, model, terms={"noise_multiplier": multiplier})
+    noise = multiplier / (silos * honest_silos(asked, 0)) ** 0.5
+    asked = replace(asked, channels=(update_channel(config, PARAMETERS, None, batch, noise),))
+    assert on_fine_grid(asked, 240, 8.0) is asked
+    with pytest.raises(PolicyRefusal, match="use more --bits"):
+        check_grid(asked, 240, 8.0)
 
 
 def test_noise_below_the_grid_is_refused(make_config, make_manifest, model) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoflip_secure.errors import ProtocolError
+from autoflip_secure.federation.client_app import STAGES
 from autoflip_secure.federation.wire import (
     RECORD,
     Reply,
@@ -46,9 +47,11 @@ def test_a_request_is_addressed_and_filed() -> None:
 
 
 def test_stages_that_train_are_filed_under_train() -> None:
-    stages = ("join", "advertise", "share", "masked", "confirm", "unmask", "clear")
-    assert [s for s in stages if message_type_of(s) == f"train.{s}"] == ["masked", "clear"]
-    assert [s for s in stages if message_type_of(s) == f"query.{s}"] == [*stages[:3], "confirm", "unmask"]
+    train = [stage for stage in STAGES if message_type_of(stage) == f"train.{stage}"]
+    query = [stage for stage in STAGES if message_type_of(stage) == f"query.{stage}"]
+    assert sorted(train) == ["clear", "encrypt", "masked"]
+    assert sorted(query) == sorted({"join", "reveal", "advertise", "share", "confirm", "unmask", "keys", "open"})
+    assert sorted([*train, *query]) == sorted(STAGES)
 
 
 @given(st.builds(Reply, st.sampled_from(["ok", "dropped", "refused", "failed"]), st.binary(), st.text()))

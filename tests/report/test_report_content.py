@@ -12,9 +12,13 @@ from typing import Any
 import pytest
 
 from autoflip_secure.errors import DataError
+from autoflip_secure.federation.client_app import STAGES
 from autoflip_secure.report import text
 from autoflip_secure.report.html import write_report
 from autoflip_secure.report.record import load_record
+from autoflip_secure.report.text import STAGE_MEANING
+
+DROPS_OF_CKKS = {"keys": 1, "encrypt": 7, "open": 2}
 
 
 def words_of(run: Any) -> str:
@@ -117,6 +121,39 @@ def test_drops_and_aborts_are_listed_with_reasons(make_run: Any) -> None:
     assert "3 more silent (23x)" in words
     assert "31 train 1 masked 6 of 10 silos of a cohort sent a masked vector, 8 are needed 4" in words
     assert "Silo 4 masked unsigned vector" in words
+
+
+def test_ckks_sums_are_reported_for_what_they_are(make_run: Any) -> None:
+    run = make_run()
+    of_ckks = (
+        "Sums were protected by ckks: of what the silos sent, the coordinator, alone or together with up to 1 silo, "
+        "could read sums over cohorts of silos only, never one silo's vector. Each sum was encrypted under keys of all "
+        "its silos and opened by all of them together",
+        "a silo that sends a wrong part of an opening, or none, stops every sum it is in",
+        "Model vectors and openings of sums, upload",
+    )
+    words = words_of(run)
+    assert "Sums were protected by secagg" in words
+    assert "Model vectors, upload" in words
+    assert not any(sentence in words for sentence in of_ckks)
+    run.summary["aggregation"] = "ckks"
+    words = words_of(run)
+    assert all(sentence in words for sentence in of_ckks)
+    assert "Warning: the coordinator saw every silo" not in words
+
+
+def test_drops_at_the_stages_of_ckks_are_explained_in_order(make_run: Any) -> None:
+    run = make_run()
+    kept = [{**line, "drops": {"open": 2, "encrypt": 7, "keys": 1}} for line in run.lines]
+    run.write_metrics("".join(json.dumps(line) + "\n" for line in kept))
+    (run.path / "events.jsonl").unlink()
+    words = words_of(run)
+    places = [words.index(f"{stage} {times} {STAGE_MEANING[stage]}") for stage, times in DROPS_OF_CKKS.items()]
+    assert places == sorted(places)
+
+
+def test_every_stage_that_a_silo_answers_has_a_meaning() -> None:
+    assert set(STAGE_MEANING) == set(STAGES)
 
 
 def test_only_the_first_aborts_are_listed_and_the_rest_counted(make_run: Any) -> None:
