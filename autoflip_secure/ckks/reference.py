@@ -36,19 +36,15 @@ class UniformPolynomials:
 
     def __init__(self, ring: Ring, key: bytes) -> None:
         self._ring, self._words = ring, SecretRandomness(key)
-        self._left = np.empty(0, np.uint64)
 
     def next(self, count: int) -> Words:
         """The next `count` polynomials, shape (count, N)."""
-        wanted, mask = count * DEGREE, np.uint64((1 << self._ring.bits) - 1)
-        parts, have = [self._left], self._left.size
-        while have < wanted:
-            drawn = self._words.words(wanted - have) & mask
+        mask, missing, parts = np.uint64((1 << self._ring.bits) - 1), count * DEGREE, [np.empty(0, np.uint64)]
+        while missing:
+            drawn = self._words.words(missing) & mask
             parts.append(drawn[drawn < self._ring.modulus])
-            have += parts[-1].size
-        words = np.concatenate(parts)
-        self._left = words[wanted:]
-        return words[:wanted].reshape(count, DEGREE)
+            missing -= parts[-1].size
+        return np.concatenate(parts).reshape(count, DEGREE)
 
 
 def reference_key(digest: bytes, cohort: int, bits: int) -> bytes:
