@@ -50,12 +50,14 @@ def test_new_epoch_deletes_old_keys_from_the_files(federation):
     assert list(map(len, old[1])) == [32] * 4 + [8 * DEGREE, 32]
     assert all(fed.on_disk(silo, old[silo]) == old[silo] for silo in fed.everyone), "else there is nothing to delete"
     fed.coordinator.rekey()
-    fed.assert_exact(fed.coordinator.sum(fed.manifest(), fed.exchange()), (1, 2, 3))
+    fed.caught_at("encrypt")
     for silo in fed.everyone:
-        assert not fed.on_disk(silo, old[silo])
+        assert not fed.on_disk(silo, old[silo]), "before the new keys are used"
         new = fed.secrets(silo)
-        assert len(new) == 3
+        assert len(new) == 4
         assert fed.on_disk(silo, new) == new
+    fed.assert_exact(fed.coordinator.sum(fed.manifest(), fed.exchange()), (1, 2, 3))
+    assert fed.epochs == [1, 2]
 
 
 def test_a_new_run_deletes_the_keys_of_others_and_keeps_their_epoch_numbers(federation):
