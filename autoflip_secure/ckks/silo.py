@@ -34,7 +34,14 @@ from autoflip_secure.parties.head import Head
 from autoflip_secure.parties.identity import Identity
 from autoflip_secure.parties.requests import checked_source, open_request, own_cohort, read_manifest
 from autoflip_secure.parties.roster import Roster
-from autoflip_secure.parties.rules import SiloRules, check_enrolled_silo, check_manifest, check_survivors, refusal
+from autoflip_secure.parties.rules import (
+    SiloRules,
+    check_enrolled_silo,
+    check_manifest,
+    check_survivors,
+    only_list,
+    refusal,
+)
 from autoflip_secure.parties.signing import digest_of, sign_message, sign_statement
 from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.noise_chain import link_to_reveal
@@ -213,8 +220,8 @@ class CkksSilo:
         return bytes(reply)
 
     def _check_only_list(self, survivors: int, cohort: int) -> None:
-        """Two lists of a cohort that are both so long share a silo that does not collude, and that opens one only."""
-        if 2 * survivors <= cohort + self._rules.colluders:
+        """Two lists that are both so long share a silo that does not collude, and it opens one of them."""
+        if survivors < only_list(cohort, self._rules.colluders):
             raise refusal(
                 "one-list", f"{survivors} of {cohort} silos are so few that another list of the slot could be opened"
             )

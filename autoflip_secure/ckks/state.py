@@ -33,6 +33,7 @@ CREATE TABLE IF NOT EXISTS ckks_slot (
 """
 NEWEST = "SELECT lattice FROM ckks_secret LIMIT 0"
 THE_SLOT = " WHERE session = ? AND epoch = ? AND slot = ?"
+EARLIER = " WHERE session = ? AND epoch = ? AND slot < ?"
 PER_EPOCH = ("ckks_epoch", "ckks_secret", "ckks_slot")
 
 
@@ -159,7 +160,7 @@ class SiloState:
         return None if row is None else Slot(*row)
 
     def spend(self, ready: Ready, slot: int, manifest: bytes, *, closed: bool = False) -> None:
-        """Use up a slot for a manifest.
+        """Use up a slot for a manifest, and give up earlier ones that were not opened: their keys are deleted.
 
         Raises
         ------
@@ -174,6 +175,8 @@ class SiloState:
                 raise refusal("slot-once", f"slot {slot} of epoch {ready.epoch} was used before; take the next one")
             stage = "closed" if closed else "spent"
             db.execute("INSERT INTO ckks_slot VALUES (?, ?, ?, ?, ?)", (*key, stage, manifest))
+            db.execute("UPDATE ckks_slot SET stage = 'closed'" + EARLIER + " AND stage <> 'opened'", key)
+            db.execute("DELETE FROM ckks_secret" + EARLIER, key)
             if closed:
                 db.execute("DELETE FROM ckks_secret" + THE_SLOT, key)
 

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import ConfigError
-from autoflip_secure.parties.rules import HARD_FLOOR, most_colluders, share_threshold
+from autoflip_secure.parties.rules import HARD_FLOOR, most_colluders, only_list, share_threshold
 from autoflip_secure.secagg.graph import MAX_COMPLETE
 from autoflip_secure.seeds import stream
 
@@ -258,7 +258,7 @@ class Schedule:
         least = cohort_minimum(size, self._silos, self._colluders, self._config.min_cohort, self.moments)
         if self._config.aggregation == "ckks":
             # Silos open no list that leaves room for a second one (`CkksSilo`): ask them for none.
-            least = max(least, (size + self._colluders) // 2 + 1)
+            least = max(least, only_list(size, self._colluders))
         if least > size:
             raise ConfigError(
                 f"--colluders {self._colluders}: a cohort of {size} silos is opened with {least} survivors or more; "

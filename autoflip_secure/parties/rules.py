@@ -22,6 +22,7 @@ __all__ = [
     "check_survivors",
     "dropped_silos",
     "most_colluders",
+    "only_list",
     "refusal",
     "released_moments",
     "require_exact_types",
@@ -50,6 +51,11 @@ def most_colluders(silos: int) -> int:
     Two different survivor lists for one slot would need 2t confirmations from n silos of which c sign twice.
     """
     return 2 * share_threshold(silos) - silos - 1
+
+
+def only_list(cohort: int, colluders: int) -> int:
+    """Fewest silos of a list such that two of a cohort share a silo that does not collude: floor((n + c) / 2) + 1."""
+    return (cohort + colluders) // 2 + 1
 
 
 def released_moments(channels: Sequence[ChannelSpec]) -> int:

@@ -54,6 +54,25 @@ def test_keys_of_an_opened_slot_are_gone(federation):
         assert not fed.on_disk(silo, kept[silo])
 
 
+def test_a_later_slot_closes_those_before_it(federation, dishonest):
+    """A ciphertext that nobody asked to open: its keys do not wait for the next key set-up."""
+    attack = dishonest(federation(4))
+    fed, first = attack.fed, attack.manifest
+    attack.encrypt(VICTIM)
+    secrets = keys_of_slot(fed, VICTIM, 0)
+    assert len(secrets) == 3
+    second = replace(first, slot=1, attempt=1)
+    attack.encrypt(VICTIM, second)
+    assert (fed.stage_of(VICTIM, 0), fed.stage_of(VICTIM, 1)) == ("closed", "encrypted")
+    assert not fed.secrets(VICTIM, 0)
+    assert not fed.on_disk(VICTIM, secrets)
+    with pytest.raises(Refusal, match="slot-once"):
+        attack.open(VICTIM, (fed.everyone,), first)
+    attack.open(VICTIM, (fed.everyone,), second)
+    attack.encrypt(VICTIM, replace(first, slot=2, attempt=2))
+    assert fed.stage_of(VICTIM, 1) == "opened"
+
+
 @pytest.mark.parametrize("how", ["open", "manifest"])
 def test_keys_of_a_closed_slot_are_gone(federation, dishonest, how):
     """Closed by what it was asked to open, or by a manifest before anything was sent."""
