@@ -46,7 +46,6 @@ SLICE = 64 * DEGREE
 class CkksEpoch:
     """An epoch ready for rounds; it hands out each slot once and remembers who has its keys."""
 
-    desk: Desk
     number: int
     slots: int
     advertisements: dict[int, bytes]
@@ -159,7 +158,7 @@ class CkksCoordinator(KeyedSums[CkksEpoch]):
         request = desk.signed(KeyRequest(head.session, head.roster_hash, head.epoch, self._slots))
         advertisements = desk.ask(exchange, "keys", dict.fromkeys(invited, request), read)
         desk.require(len(advertisements), "made keys", "keys")
-        epoch = CkksEpoch(desk, number, self._slots, advertisements)
+        epoch = CkksEpoch(number, self._slots, advertisements)
         desk.events("epoch_opened", {"epoch": number, "silos": list(epoch.members), "slots": self._slots})
         return epoch
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 from blake3 import blake3
+from numpy.typing import NDArray
 
 from autoflip_secure.ckks.keys import keys_hash, read_advertisements
 from autoflip_secure.ckks.messages import (
@@ -161,14 +162,10 @@ class CkksSilo:
         rows = rows_of(all_words(source), manifest.channels, len(manifest.cohorts[cohort]))
         # A key of this sum only: what it opened cannot be opened again by whoever takes this silo's state later.
         key, references = lattice.fresh_key(), _references(lattice, digest, cohort)
-        reply, hashed = bytearray(), blake3()
-        for start in range(0, len(rows), BATCH):
-            part = rows[start : start + BATCH]
-            cipher = encrypt(lattice, parameters, key, references.next(len(part)), part)
-            data = to_bytes(cipher, parameters.coefficient_bytes)
-            hashed.update(data)
-            reply += data
-        signature = sign_statement(self._identity, Ciphertext(digest, hashed.digest()))
+        parts = (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
+        ciphers = (encrypt(lattice, parameters, key, references.next(len(part)), part) for part in parts)
+        reply, coefficients_hash = _packed(ciphers, parameters)
+        signature = sign_statement(self._identity, Ciphertext(digest, coefficients_hash))
         self._state.record_encrypted(ready, manifest.slot, key.words.astype("<u8").tobytes(), source.removable)
         reply += EncryptReply(self._silo, signature).to_bytes()
         return bytes(reply)
@@ -185,7 +182,7 @@ class CkksSilo:
         if state is None or state.stage == "spent":
             raise refusal("opened-unsent", f"this silo has no ciphertext in slot {slot}")
         if state.stage == "closed":
-            raise refusal("slot-once", f"slot {slot} was closed after a broken rule")
+            raise refusal("slot-once", f"slot {slot} was closed after a broken rule or by a later slot")
         if state.stage == "opened":
             raise refusal("open-once", f"slot {slot} was opened before; every slot is opened once")
         manifest, digest = Manifest.from_bytes(state.manifest), digest_of(state.manifest)
@@ -205,17 +202,12 @@ class CkksSilo:
         references = _references(lattice, digest, cohort)
         others = {silo: key_of(ready.publics[silo], slot) for silo in survivors if silo != self._silo}
         share = masked_key(lattice, key.words, Agreement(keys.agreement), others, opening, self._silo)
-        randomness, reply, hashed = SecretRandomness(), bytearray(), blake3()
-        left = polynomials_of(manifest.channels, len(manifest.cohorts[cohort]))
-        while left:
-            reference = references.next(min(BATCH, left))
-            part = open_part(lattice, parameters, key, share, reference, randomness)
-            data = to_bytes(part, parameters.coefficient_bytes)
-            hashed.update(data)
-            reply += data
-            left -= len(reference)
+        randomness, count = SecretRandomness(), polynomials_of(manifest.channels, len(manifest.cohorts[cohort]))
+        batches = (references.next(min(BATCH, count - start)) for start in range(0, count, BATCH))
+        parts = (open_part(lattice, parameters, key, share, reference, randomness) for reference in batches)
+        reply, coefficients_hash = _packed(parts, parameters)
         link = _link(keys.root, manifest, cohort, survivors)
-        signature = sign_statement(self._identity, Part(opening, hashed.digest(), link))
+        signature = sign_statement(self._identity, Part(opening, coefficients_hash, link))
         reply += OpenReply(self._silo, link, signature).to_bytes()
         return bytes(reply)
 
@@ -274,6 +266,16 @@ def _link(root: bytes | None, manifest: Manifest, cohort: int, survivors: tuple[
         return b""
     missing = len(manifest.cohorts[cohort]) - len(survivors)
     return link_to_reveal(root, missing, manifest.most_missing(cohort))
+
+
+def _packed(polynomials: Iterable[NDArray[np.uint64]], parameters: CkksParameters) -> tuple[bytearray, bytes]:
+    """Coefficients as they travel, and their BLAKE3 hash."""
+    data, hashed = bytearray(), blake3()
+    for batch in polynomials:
+        part = to_bytes(batch, parameters.coefficient_bytes)
+        hashed.update(part)
+        data += part
+    return data, hashed.digest()
 
 
 def _references(lattice: Ring, digest: bytes, cohort: int) -> UniformPolynomials:

@@ -2,7 +2,8 @@
 
 Every method that changes something is one transaction, committed to disk before it returns, so nothing leaves the silo
 that a restart would forget. An epoch goes Advertised -> Ready; each of its slots (unused) -> spent -> encrypted ->
-opened, or closed after a broken rule. A slot is never used twice, and its keys are gone once it is opened or closed.
+opened, or closed after a broken rule or by a later slot. A slot is never used twice, and its keys are gone once it is
+opened or closed.
 """
 
 from __future__ import annotations

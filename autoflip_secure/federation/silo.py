@@ -79,8 +79,7 @@ class Silo:
         self._check_records()
         self._database.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?)", (request.session, request.body()))
         self._session = self._make_session(request, ledger)
-        if isinstance(self._session.secure_sum, SecAggSilo | CkksSilo):
-            self._session.secure_sum.forget_other_runs()
+        self._session.secure_sum.forget_other_runs()
         return join_reply(self.id)
 
     def _check_run(self, request: JoinRequest) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
@@ -51,7 +52,7 @@ def check_enrolled(identity: Identity, roster: Roster, session: bytes) -> None:
         raise InputError(f"a session id has {SESSION_BYTES} bytes, this one has {len(session)}")
 
 
-class KeyedSums(Generic[E]):
+class KeyedSums(ABC, Generic[E]):
     """A coordinator half whose sums need keys; what a set-up and an attempt are is for the protocol to say.
 
     A restarted coordinator is a new object with a later `first_epoch`.
@@ -141,13 +142,13 @@ class KeyedSums(Generic[E]):
         self._aborts = 0
         return sums
 
+    @abstractmethod
     def _attempt(self, epoch: E, manifest: Manifest, exchange: Exchange) -> tuple[CohortSum, ...]:
         """One attempt in a slot of an epoch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _set_up(self, number: int, exchange: Exchange, invited: Sequence[int]) -> E:
         """A key set-up with the silos invited."""
-        raise NotImplementedError
 
     def _exclude(self, blamed: Sequence[int]) -> None:
         """Make keys without silos whose fault an abort provably was, while enough others are left to go on."""

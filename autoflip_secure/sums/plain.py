@@ -53,6 +53,9 @@ class PlainSilo:
             return self._reveal(*_read_reveal(request))
         raise ProtocolError(f"aggregation none has no stage {stage!r}")
 
+    def forget_other_runs(self) -> None:
+        """Nothing: the chain of the last contribution, of whatever run, gives way to the next one's."""
+
     def _clear(self, manifest: Manifest, contribute: Contribute) -> bytes:
         source = contribute(manifest)
         words = all_words(source).tobytes()

@@ -68,6 +68,10 @@ class SiloSecureSum(Protocol):
         """
         ...
 
+    def forget_other_runs(self) -> None:
+        """Delete what was kept for former runs; called when a run is joined."""
+        ...
+
 
 class CoordinatorSecureSum(Protocol):
     """The coordinator's half."""

@@ -275,7 +275,7 @@ MUTANTS = (
            (("parameters.smudging, randomness)", "0.9 * parameters.smudging, randomness)"),),
            tests("sums", "every_part_is_smudged_by_itself")),
     Mutant("noise", "smudging of each silo and slot alone", "silo.py",
-           (("hashed = SecretRandomness(), ", "hashed = SecretRandomness(bytes(32)), "),),
+           (("count = SecretRandomness(), ", "count = SecretRandomness(bytes(32)), "),),
            tests("sums", "smudging_is_of_each_silo_and_slot_alone")),
     Mutant("noise", "encryption noise in parts", "summation.py",
            (("noise = ring.add(cipher, ring.multiply(own, key.words))", BARE),),
