@@ -21,7 +21,7 @@ from autoflip_secure.errors import ConfigError
 __all__ = ["LOCAL_ONLY_FIELDS", "ConfigFile", "ResolvedConfig", "RunConfig", "flag_of", "load_config_file"]
 
 LOCAL_ONLY_FIELDS = frozenset(
-    {"data_dir", "run_dir", "engine", "device", "workers", "record_server_view", "stage_timeout"}
+    {"data_dir", "run_dir", "engine", "device", "workers", "record_server_view", "stage_timeout", "join_timeout"}
 )
 """Fields that say where a run happens, not what it computes; they are not part of the configuration hash."""
 
@@ -223,6 +223,9 @@ class RunConfig(BaseModel):
     run_dir: Path | None = Field(None, description="where the run is kept [runs/DATASET-TIME]")
     record_server_view: bool = Field(False, description="keep every byte the coordinator received")
     stage_timeout: float = Field(600.0, gt=0, description="seconds to wait for the silos' replies in one stage")
+    join_timeout: float = Field(
+        0.0, ge=0, description="seconds to wait for silos that are away or have not approved the run yet (0: none)"
+    )
 
     @property
     def trust(self) -> str:

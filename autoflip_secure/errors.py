@@ -4,12 +4,14 @@ from __future__ import annotations
 
 __all__ = [
     "Abort",
+    "ApprovalPending",
     "AutoflipSecureError",
     "BudgetExhausted",
     "CannotContinue",
     "ConfigError",
     "DataError",
     "EncodingError",
+    "EnrolmentError",
     "InputError",
     "Interrupted",
     "NotAvailable",
@@ -34,6 +36,10 @@ class ConfigError(InputError):
 
 class NotAvailable(ConfigError):
     """The option is known but its part is not in this version."""
+
+
+class EnrolmentError(InputError):
+    """A request or federation bundle is malformed, forged, or does not follow the installed one; nothing changed."""
 
 
 class DataError(InputError):
@@ -69,7 +75,22 @@ class Refusal(ProtocolError):
 
 
 class PolicyRefusal(Refusal):
-    """A silo will not answer: the request asks for less protection than the silo's own policy."""
+    """A silo will not answer: the request asks for less protection than the silo's own policy.
+
+    Parameters
+    ----------
+    message : str
+    rule : str
+        Name of the rule (`federation.policy_rules.Rule`), for machines; empty where the protocol's own rules refuse.
+    """
+
+    def __init__(self, message: str, rule: str = "") -> None:
+        super().__init__(message)
+        self.rule = rule
+
+
+class ApprovalPending(PolicyRefusal):
+    """A silo will not answer yet: its officer has not approved the run. Asking again later may be answered."""
 
 
 class Abort(AutoflipSecureError):

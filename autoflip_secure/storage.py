@@ -10,7 +10,7 @@ from pathlib import Path
 
 from autoflip_secure.errors import StorageError
 
-__all__ = ["open_silo_database", "storing", "write_atomically"]
+__all__ = ["open_silo_database", "storing", "sync_folder", "write_atomically"]
 
 OWNER_ONLY = 0o600
 
@@ -31,13 +31,13 @@ def write_atomically(path: Path, data: bytes, *, secret: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise StorageError(f"cannot write {path}: {error.strerror}; the previous file is kept") from error
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename survive a power loss."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

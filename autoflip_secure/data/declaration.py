@@ -16,7 +16,7 @@ from autoflip_secure.data.follow_up import FollowUp
 from autoflip_secure.data.task import Task
 from autoflip_secure.errors import ConfigError, DataError
 
-__all__ = ["DECLARATION_FILE", "Declaration", "read_declaration"]
+__all__ = ["DECLARATION_FILE", "Declaration", "declaration_of", "read_declaration"]
 
 DECLARATION_FILE = "dataset.toml"
 REQUIRED = {
@@ -116,6 +116,26 @@ def read_declaration(folder: Path) -> Declaration:
         place = re.search(r"\(at line (\d+), column (\d+)\)", str(error))
         where = f"{path}:{place[1]}:{place[2]}" if place else str(path)
         raise DataError(f"{where}: not TOML ({str(error).split(' (at ')[0]}); {EXAMPLE}") from error
+    return declaration_of(path, text, values)
+
+
+def declaration_of(path: Path, text: str, values: dict[str, Any]) -> Declaration:
+    """Validate the keys of dataset.toml, wherever they were written.
+
+    Parameters
+    ----------
+    path : Path
+        File the keys come from, for messages; the data set is called after its folder.
+    text : str
+        Content of the file, in which the line of a wrong key is looked up.
+    values : dict
+        The keys.
+
+    Raises
+    ------
+    DataError
+        A key is missing, unknown or wrong; the message names file and line.
+    """
     return _Reader(path, text, values).declaration()
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoflip_secure.data.arrays import existing_folder, read_npz
+from autoflip_secure.data.arrays import existing_file, existing_folder, read_npz
 from autoflip_secure.data.declaration import DECLARATION_FILE, Declaration, read_declaration
 from autoflip_secure.data.federation_data import LoadedData, NamedRecords
 from autoflip_secure.data.patients import array_patients, table_patients
@@ -31,7 +31,7 @@ from autoflip_secure.data.tables import Table, numbers, read_table
 from autoflip_secure.data.targets import array_labels, array_times, table_labels, table_times
 from autoflip_secure.errors import DataError
 
-__all__ = ["load_folder", "read_own_records"]
+__all__ = ["load_folder", "read_own_records", "read_public_test"]
 
 MEANING = {"label": "class", "event": "event (1 seen, 0 not)", "time": "time of follow-up"}
 
@@ -64,6 +64,20 @@ def read_own_records(silo: Path, declaration: Declaration) -> NamedRecords:
         As `load_folder`.
     """
     return _FolderReader(declaration).silo(existing_folder(silo, "a silo's folder holds train.csv"))
+
+
+def read_public_test(path: Path, declaration: Declaration) -> Records:
+    """Public records to score on, from a csv or npz file.
+
+    Raises
+    ------
+    DataError
+        As `load_folder`, or there is no such file.
+    """
+    existing_file(path, "put the public test records there")
+    records = _FolderReader(declaration).part(path.parent, path.stem, own=False)
+    assert records is not None
+    return records
 
 
 class _FolderReader:

@@ -17,15 +17,17 @@ from autoflip_secure.ckks.coordinator import CkksCoordinator
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.data.records import Records
 from autoflip_secure.data.task import Task
-from autoflip_secure.errors import BudgetExhausted, CannotContinue
 from autoflip_secure.federation.adaptive_clip import AdaptiveClip
+from autoflip_secure.federation.audit_log import AuditLog
+from autoflip_secure.federation.audit_trail import CoordinatorTrail
 from autoflip_secure.federation.cohort_watch import CohortWatch
 from autoflip_secure.federation.dropout import likely_dropout
 from autoflip_secure.federation.events import JsonLines, keep_lines
 from autoflip_secure.federation.exchange import StageExchange
+from autoflip_secure.federation.gathering import Gathering
 from autoflip_secure.federation.global_masks import pruning_controller
-from autoflip_secure.federation.join import JOIN_STAGE, JoinRequest, read_join_reply
-from autoflip_secure.federation.model_payload import ModelPayload
+from autoflip_secure.federation.initial_model import whole_model
+from autoflip_secure.federation.join import JoinRequest
 from autoflip_secure.federation.plan import session_plan
 from autoflip_secure.federation.provisioning import RunFolder, load_task
 from autoflip_secure.federation.run_state import RunState, has_checkpoint, load_checkpoint, save_checkpoint
@@ -84,8 +86,16 @@ class Coordinator:
         self._events = JsonLines(folder.events, stamp=True)
         self._metrics = JsonLines(folder.metrics)
         self._view = ServerView(folder.server_view) if config.record_server_view else None
+        audit_log = AuditLog(folder.audit_log, folder.coordinator_identity(), "coordinator")
+        self._roster, self._places = folder.roster(), folder.places()
+        self._trail = CoordinatorTrail(audit_log, self._roster)
         self._exchange = StageExchange(
-            grid, self.state.traffic, timeout=config.stage_timeout, view=self._view, event=self._event
+            grid,
+            self.state.traffic,
+            timeout=config.stage_timeout,
+            view=self._view,
+            event=self._event,
+            trail=self._trail,
         )
         session = folder.session()
         self._join_request = JoinRequest(session, config, self._task.to_json(), self.plan.mechanisms())
@@ -99,6 +109,21 @@ class Coordinator:
             self._event,
             None if config.trust == "none" else reserve_attempts(config, self._schedule.rounds),
             self.plan.privacy,
+            trail=self._trail,
+            places=self._places,
+            roster=self._roster,
+        )
+        self._gathering = Gathering(
+            grid,
+            self._exchange,
+            folder.nodes,
+            self._roster,
+            needed=frozenset(self._places) & frozenset(self._roster.silos),
+            least=self._schedule.whole().minimum[0],
+            patience=config.join_timeout,
+            ask=self._ask_to_join,
+            joined=self._trail.joined,
+            event=self._event,
         )
         test = Records.load(folder.public_test) if folder.public_test.exists() else None
         self._scorer = Scorer(config, self._task, self.plan, self._schedule, self._sums, test)
@@ -114,7 +139,8 @@ class Coordinator:
         try:
             self._announce_bad_silos()
             self._cohorts.begin()
-            self._join()
+            self._exchange.begin(self.state.round, 0, b"")
+            self._gathering.gather()
             self._census()
             while self.state.round < self._schedule.rounds:
                 self._round()
@@ -133,8 +159,7 @@ class Coordinator:
             self._event("bad_silos", kind=bad.kind, fraction=bad.fraction, strength=bad.strength, silos=silos)
 
     def _fresh_state(self, dense: Any) -> RunState:
-        records = self._task.nominal_records or 0
-        whole = ModelPayload(dense, self._start.copy(), np.ones(self._start.size, bool), records)
+        whole = whole_model(dense, self._start, self._task)
         model = self._pruning.draw(whole)
         return RunState(0, model, ServerMoments.zeros(model.weights.size), facts=dict.fromkeys(TIMES, 0.0))
 
@@ -151,7 +176,7 @@ class Coordinator:
     def _secure_sum(self, session: bytes) -> CoordinatorSecureSum:
         if self._config.aggregation == "none":
             return PlainCoordinator()
-        parties = (self._folder.coordinator_identity(), self._folder.roster(), session)
+        parties = (self._folder.coordinator_identity(), self._roster, session)
         epochs: dict[str, Any] = {
             "slots": min(self._config.epoch_slots, self._most_sums()),
             "first_epoch": self._folder.last_epoch() + 1,
@@ -168,32 +193,29 @@ class Coordinator:
         rounds = self._schedule.rounds
         return rounds + self._config.evaluations + 1 + reserve_attempts(self._config, rounds)
 
-    def _join(self) -> None:
-        """Tell every node what will run and learn which silo it is. Silos check it against policy and ledger."""
+    def _ask_to_join(self) -> tuple[bytes, bytes]:
+        """The join request, made anew for each asking, and the federation's bundle that is shown with it."""
         request = self._join_request.sign(self._folder.coordinator_identity())
+        self._trail.joining(self._join_request, request)
+        return request, self._folder.bundle()
+
+    def _welcome(self) -> None:
+        """Before a round: take in silos that come late, and a roster that its authority has changed."""
+        roster = self._folder.roster()
+        changed = roster.hash() != self._roster.hash()
+        if not changed and not self._gathering.missing:
+            return
         self._exchange.begin(self.state.round, 0, b"")
-        replies = dict(self._exchange.ask_nodes(JOIN_STAGE, dict.fromkeys(self._grid.get_node_ids(), request)))
-        refused = sorted({reply.error for reply in replies.values() if reply.error})
-        nodes: dict[int, int] = {}
-        for node, reply in replies.items():
-            if reply.status == "ok":
-                silo = read_join_reply(reply.reply)
-                if silo in nodes:
-                    raise CannotContinue(f"two nodes say they are silo {silo}; check which machine runs it")
-                nodes[silo] = node
-        self._event("joined", silos=sorted(nodes), refused=refused)
-        if "BudgetExhausted" in refused:
-            raise BudgetExhausted(
-                "a silo's ledger does not cover this run; nothing was trained and nothing was spent; the silo's own "
-                "silo.log says why"
-            )
-        if set(nodes) != set(self._folder.roster().silos):
-            missing = sorted(set(self._folder.roster().silos) - set(nodes))
-            why = f" (refused: {', '.join(refused)})" if refused else ""
-            raise CannotContinue(
-                f"silos {missing} did not join{why}; see silo.log in their folders; nothing was trained"
-            )
-        self._exchange.nodes = nodes
+        if not changed:
+            self._gathering.look()
+            return
+        self._event("roster_changed", silos=list(roster.silos))
+        self._roster = self._sums.roster = roster
+        self._trail.enrol(roster)
+        # Keys are the roster's: the next sum makes new ones.
+        self._sums.secure_sum = self._secure_sum(self._join_request.session)
+        self._gathering.forget(roster)
+        self._gathering.gather()
 
     def _census(self) -> None:
         """Where the number of records is not public, learn it once through a sum (noised under DP)."""
@@ -203,7 +225,7 @@ class Coordinator:
         aggregate = self._sums.run(
             self.state, "census", self._schedule.whole(), [count_channel(terms.noise_multiplier)], terms
         )[0]
-        counted = float(aggregate.sum("count")[0]) * len(self._exchange.nodes) / aggregate.silos
+        counted = float(aggregate.sum("count")[0]) * len(self._places) / aggregate.silos
         self.state.model = replace(self.state.model, records=max(1, round(counted)))
         self._event("census", records=self.state.model.records)
         self._checkpoint()  # asked once: what was learnt must not be asked again
@@ -212,6 +234,7 @@ class Coordinator:
 
     def _round(self) -> None:
         started = time.perf_counter()
+        self._welcome()
         state, number = self.state, self.state.round
         plan = self._schedule.plan(number)
         terms = self._terms(number)
@@ -229,6 +252,7 @@ class Coordinator:
                 self._prune(number)
         self._clip.follow(aggregates, self._expected_batch(sum(a.silos for a in aggregates)))
         state.round += 1
+        self._trail.done(number, state.model.to_bytes())
         scores = self._scorer.score(state, number)
         seconds = time.perf_counter() - started
         self._record(number, plan, terms, sums, scores, seconds)
@@ -240,7 +264,7 @@ class Coordinator:
 
     def _expected_batch(self, silos: int) -> float:
         """Patients expected of so many silos. Silos that are away take their share of a round's batch with them."""
-        return self._config.sampling_rate * self.state.model.records * silos / len(self._exchange.nodes)
+        return self._config.sampling_rate * self.state.model.records * silos / len(self._places)
 
     def _silo_variance(self, terms: PrivacyTerms) -> float:
         """What a silo's own noise adds to each live coordinate of its update; 0 where silos do not noise them."""
@@ -355,10 +379,10 @@ class Coordinator:
             "flops": flops(state.model.spec),
             "flops_dense": self._dense_flops,
             "layers": self._pruning.layer_report(state.model) if self._schedule.prunes else [],
-            "upload_bytes_per_silo": state.traffic.upload_contributions / len(self._exchange.nodes),
-            "upload_bytes_total_per_silo": state.traffic.upload_total / len(self._exchange.nodes),
+            "upload_bytes_per_silo": state.traffic.upload_contributions / len(self._places),
+            "upload_bytes_total_per_silo": state.traffic.upload_total / len(self._places),
             "upload_bytes_dense_fp32": BYTES_FP32 * self._dense_size * state.round,
-            "download_bytes_per_silo": state.traffic.download_total / len(self._exchange.nodes),
+            "download_bytes_per_silo": state.traffic.download_total / len(self._places),
             "aborts": state.attempts_aborted,
             "drops": dict(state.traffic.drops),
             "noise_over_least": max((a.noise_over_least for a in aggregates if a.noise_over_least), default=None),
@@ -385,6 +409,7 @@ class Coordinator:
     def _finish(self) -> None:
         model = self.state.model.to_bytes()
         write_atomically(self._folder.model, model)
+        self._trail.finished(self.state.round, model)
         importance = self._pruning.importance(self.state.model)
         if importance is not None:
             write_atomically(self._folder.importance, importance)

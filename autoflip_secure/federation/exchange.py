@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,20 +13,24 @@ from flwr.serverapp import Grid
 
 from autoflip_secure import errors
 from autoflip_secure.errors import ProtocolError
+from autoflip_secure.federation.audit_trail import CoordinatorTrail
+from autoflip_secure.federation.policy_rules import public_names
 from autoflip_secure.federation.server_view import ServerView
 from autoflip_secure.federation.wire import TRAINING_STAGES, Reply, Request, read_reply, request_message
 
-__all__ = ["StageExchange", "Traffic"]
+__all__ = ["KNOWN_ERRORS", "StageExchange", "Traffic"]
 
 VECTOR_STAGES = TRAINING_STAGES | {"open"}
 """Stages whose replies are as long as the contribution."""
 
-KNOWN_ERRORS = frozenset(errors.__all__)
+KNOWN_ERRORS = frozenset(errors.__all__) | public_names()
 LONGEST_ERROR = 64
 
 # Seconds between two looks for replies: short stages are over at once, long ones are not asked about all the time.
 FIRST_PAUSE = 0.001
 LONGEST_PAUSE = 0.5
+LOOK_FOR_NODES = 5.0
+"""Seconds between two looks whether the nodes that are waited for are still connected."""
 
 
 @dataclass
@@ -57,8 +61,10 @@ class StageExchange:
         timeout: float,
         view: ServerView | None,
         event: Callable[..., None],
+        trail: CoordinatorTrail | None = None,
     ) -> None:
         self._grid, self._traffic, self._timeout, self._view, self._event = grid, traffic, timeout, view, event
+        self._trail = trail
         self.nodes: dict[int, int] = {}
         self.round, self.attempt, self.attachment = 0, 0, b""
         self.refusals: Counter[str] = Counter()
@@ -72,34 +78,63 @@ class StageExchange:
         self._away.clear()
 
     def __call__(self, stage: str, requests: Mapping[int, bytes]) -> Iterator[tuple[int, bytes]]:
-        by_node = {self.nodes[silo]: request for silo, request in requests.items()}
+        # Silos that have not joined, or whose node is known to be away, are not waited for.
+        connected = set(self._grid.get_node_ids())
+        by_node = {self.nodes[silo]: request for silo, request in requests.items() if self.nodes.get(silo) in connected}
         silo_of = {node: silo for silo, node in self.nodes.items()}
         absent = {silo: Reply("silent") for silo in requests}
-        for node, reply in self.ask_nodes(stage, by_node):
-            silo, content = silo_of[node], reply.reply
-            if reply.status == "ok":
-                absent.pop(silo, None)
-                del reply
-                yield silo, content
-            else:
-                absent[silo] = reply
-            del content
+        if self._trail is not None:
+            attachment = self.attachment if stage in TRAINING_STAGES else b""
+            sent = {silo_of[node]: request for node, request in by_node.items()}
+            self._trail.asking(stage, self.round, self.attempt, sent, attachment)
+        where, started = {"stage": stage, "round": self.round, "attempt": self.attempt}, time.perf_counter()
+        self._event("asking", **where, silos=sorted(silo_of[node] for node in by_node))
+        try:
+            for node, reply in self.ask_nodes(stage, by_node):
+                silo, content = silo_of[node], reply.reply
+                if reply.status == "ok":
+                    absent.pop(silo, None)
+                    del reply
+                    yield silo, content
+                else:
+                    absent[silo] = reply
+                del content
+        finally:  # also where the sum stops at a reply
+            if self._trail is not None:
+                self._trail.answered(stage, self.round, self.attempt)
         for silo, reply in sorted(absent.items()):
             self._count_absence(stage, silo, reply)
+        answered = sorted(requests.keys() - absent.keys())
+        self._event("stage", **where, answered=answered, seconds=round(time.perf_counter() - started, 3))
 
-    def ask_nodes(self, stage: str, requests: Mapping[int, bytes]) -> Iterator[tuple[int, Reply]]:
-        """(node id, reply) as they arrive, whatever their status; nodes silent until the timeout are left out."""
-        attachment = self.attachment if stage in TRAINING_STAGES else b""
+    def ask_nodes(self, stage: str, requests: Mapping[int, bytes], shown: bytes = b"") -> Iterator[tuple[int, Reply]]:
+        """(node id, reply) as they arrive, whatever their status; nodes silent until the timeout are left out.
+
+        Parameters
+        ----------
+        shown : bytes
+            Travels along with a stage in which the model does not.
+        """
+        attachment = self.attachment if stage in TRAINING_STAGES else shown
+        heads = self._heads_for(requests) if stage in TRAINING_STAGES else {}
         messages = [
-            request_message(node, Request(stage, self.round, self.attempt, request, attachment))
+            request_message(node, Request(stage, self.round, self.attempt, request, attachment, heads.get(node, b"")))
             for node, request in requests.items()
         ]
         self._traffic.download_total += sum(len(r) + len(attachment) for r in requests.values())
+        self._traffic.download_total += sum(map(len, heads.values()))
         started = time.perf_counter()
         for node, answer in self._arriving(messages):
             yield node, self._read(stage, node, answer)
         if stage in TRAINING_STAGES:
             self.training_seconds += time.perf_counter() - started
+
+    def _heads_for(self, nodes: Iterable[int]) -> dict[int, bytes]:
+        """What each node is shown of the audit heads that the manifest names."""
+        if self._trail is None:
+            return {}
+        silo_of = {node: silo for silo, node in self.nodes.items()}
+        return {node: self._trail.shown_to(silo_of.get(node, 0)) for node in nodes}
 
     def _arriving(self, messages: list[Message]) -> Iterator[tuple[int, Message]]:
         """Push, then pull what has arrived until nothing is missing: one reply need be in memory at a time."""
@@ -108,6 +143,7 @@ class StageExchange:
         node_of = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
         messages.clear()
         deadline, pause = time.monotonic() + self._timeout, FIRST_PAUSE
+        look = time.monotonic() + LOOK_FOR_NODES
         while node_of and time.monotonic() < deadline:
             arrived = False
             for answer in self._grid.pull_messages(list(node_of)):
@@ -117,6 +153,11 @@ class StageExchange:
                     arrived = True
                     yield node, answer
             pause = FIRST_PAUSE if arrived else min(2 * pause, LONGEST_PAUSE)
+            if not arrived and time.monotonic() > look:
+                # Flower keeps a message for a node that is away; nothing comes from it before it is back.
+                connected = set(self._grid.get_node_ids())
+                node_of = {message: node for message, node in node_of.items() if node in connected}
+                look = time.monotonic() + LOOK_FOR_NODES
             if node_of:
                 time.sleep(pause)
 
@@ -125,13 +166,18 @@ class StageExchange:
             reply = read_reply(answer)
         except ProtocolError as error:
             reply = Reply("malformed", error=str(error))
-        self._traffic.upload_total += len(reply.reply)
+        self._traffic.upload_total += len(reply.reply) + len(reply.head)
         if stage in VECTOR_STAGES and reply.status == "ok":
             self._traffic.upload_contributions += len(reply.reply)
+        sender = next((silo for silo, n in self.nodes.items() if n == node), 0)
         if self._view is not None:
-            sender = next((silo for silo, n in self.nodes.items() if n == node), 0)
-            fields = {"status": reply.status, "reply": reply.reply, "error": reply.error}
+            fields = {"status": reply.status, "reply": reply.reply, "error": reply.error, "head": reply.head}
             self._view.received(stage=stage, round=self.round, attempt=self.attempt, sender=sender, fields=fields)
+        if self._trail is not None and sender:
+            try:
+                self._trail.take(sender, reply)
+            except ProtocolError as error:
+                return Reply("malformed", error=str(error))
         return reply
 
     def _count_absence(self, stage: str, silo: int, reply: Reply) -> None:

@@ -24,6 +24,7 @@ def finish(folder: RunFolder, config: ResolvedConfig, outcome: RunOutcome) -> di
         **state.facts,
         "round": state.round,
         "attempts_aborted": state.attempts_aborted,
+        "spare_steps": state.spare_steps,
         "task_kind": task.kind,
         "task_note": task.note,
         "seconds_total": state.facts["seconds"],

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgpack
 
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import ConfigError, ProtocolError, Refusal
+from autoflip_secure.federation.code_digest import code_digest
 from autoflip_secure.parties.identity import Identity, verify
 from autoflip_secure.privacy.accounting import Mechanism
 
@@ -22,6 +23,10 @@ __all__ = ["JOIN_STAGE", "JoinRequest", "join_reply", "read_join_reply"]
 JOIN_STAGE = "join"
 DOMAIN = b"autoflip-secure/join"
 SESSION_BYTES = 16
+DIGEST_BYTES = 32
+
+MAX_REQUEST_BYTES = 1 << 18
+"""Longest request: silos keep those that wait for approval. Configuration and task take a few kilobytes."""
 
 Planned = dict[str, list[Mechanism]]
 
@@ -38,21 +43,30 @@ class JoinRequest:
         JSON of the public task; a silo accepts only the one it was provisioned with.
     planned : dict of str to list of Mechanism
         By record set, all that the run will do under DP; a silo does no more than this. Empty without DP.
+    code : bytes, 32
+        Digest of the coordinator's own autoflip_secure (`code_digest`): a coordinator that was upgraded asks anew. What
+        runs at a silo is that silo's own code, which its policy and its approvals name.
     """
 
     session: bytes
     config: ResolvedConfig
     task: str
     planned: Planned
+    code: bytes = field(default_factory=code_digest)
 
     def body(self) -> bytes:
         """The statement: one msgpack array."""
-        return bytes(msgpack.packb([self.session, self.config.model_dump_json(), self.task, _rows(self.planned)]))
+        fields = [self.session, self.config.model_dump_json(), self.task, _rows(self.planned), self.code]
+        return bytes(msgpack.packb(fields))
 
     def digest(self) -> bytes:
-        """SHA-256 over all that the run computes, for manifests; where it runs (devices, folders) is left out."""
+        """SHA-256 over all that the run computes, for manifests; where it runs (devices, folders) is left out.
+
+        What an officer approves is this digest, so any other session, option, task, plan or code is another run.
+        """
         planned = sorted(_rows(self.planned).items())
-        return hashlib.sha256(msgpack.packb([self.session, self.config.digest(), self.task, planned])).digest()
+        fields = [self.session, self.config.digest(), self.task, planned, self.code]
+        return hashlib.sha256(msgpack.packb(fields)).digest()
 
     def sign(self, coordinator: Identity) -> bytes:
         """The message: statement and signature."""
@@ -68,8 +82,10 @@ class JoinRequest:
         Refusal
             Not signed by it.
         ProtocolError
-            Not a join request.
+            Not a join request, or longer than one.
         """
+        if len(message) > MAX_REQUEST_BYTES:
+            raise ProtocolError(f"a join request of {len(message)} bytes is longer than {MAX_REQUEST_BYTES}")
         try:
             body, signature = msgpack.unpackb(message)
         except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
@@ -88,13 +104,15 @@ class JoinRequest:
             Not a statement.
         """
         try:
-            session, config, task, planned = msgpack.unpackb(body)
+            session, config, task, planned, code = msgpack.unpackb(body)
             mechanisms = {dataset: [Mechanism(*row) for row in rows] for dataset, rows in planned.items()}
-            request = cls(session, ResolvedConfig.create(**json.loads(config)), task, mechanisms)
+            request = cls(session, ResolvedConfig.create(**json.loads(config)), task, mechanisms, code)
         except (ValueError, TypeError, AttributeError, ConfigError, msgpack.exceptions.UnpackException) as error:
             raise ProtocolError(f"not a join request: {error}") from error
         if type(session) is not bytes or len(session) != SESSION_BYTES or type(task) is not str:
             raise ProtocolError("not a join request: no session or task")
+        if type(code) is not bytes or len(code) != DIGEST_BYTES:
+            raise ProtocolError("not a join request: no digest of the coordinator's code")
         return request
 
 

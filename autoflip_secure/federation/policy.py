@@ -1,59 +1,137 @@
-"""A silo's own policy: the least protection it accepts, whatever the coordinator asks. Default deny."""
+"""A silo's own policy: the least protection it accepts, whatever the coordinator asks. Default deny.
+
+The rules it implies are named and explained in `policy_rules`.
+"""
 
 from __future__ import annotations
 
 import math
+import os
 import tomllib
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
+from typing import Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from autoflip_secure.config import ResolvedConfig
+from autoflip_secure.data.silo_folder import HOLDOUT_FILE, TRAIN_FILE
 from autoflip_secure.errors import ConfigError, PolicyRefusal
-from autoflip_secure.sums.manifest import Manifest
+from autoflip_secure.federation.outflow import run_channels
+from autoflip_secure.federation.policy_rules import Rule, refusal
+from autoflip_secure.federation.schedule import Schedule
+from autoflip_secure.parties.rules import HARD_FLOOR, share_threshold
+from autoflip_secure.sums.channels import CHANNEL_NAMES
+from autoflip_secure.sums.manifest import TRUST_MODES, Manifest
 
-__all__ = ["SiloPolicy"]
+__all__ = ["USUAL_CHANNELS", "SiloPolicy"]
 
 LINEAR_CHANNELS = frozenset({"update", "count", "metric", "clip_bits"})
 """What distributed noise covers: squares of under-noised vectors are outside the promise of the sum."""
 
+USUAL_CHANNELS = ("update", "count", "metric")
+"""What a federation needs to learn and to score at all."""
+
+AGGREGATIONS = ("secagg", "ckks", "none")
+DIGEST_DIGITS = 64
+
+DATA_FOLDER = "data"
+"""Where a silo's records lie, in its folder."""
+
 
 class SiloPolicy(BaseModel):
-    """Limits one institution sets for itself.
+    """Limits one institution sets for itself. Each field's description says what it does.
 
-    Attributes
-    ----------
-    aggregations, trusts : which kinds of sum and trust modes are accepted.
-    epsilon, delta : largest privacy loss of a record set over all sessions.
-    epsilon_per_run : largest loss by one session; absent: only the total and what the run itself promises bind.
-    epsilon_per_year : largest loss within any 365 days, sessions of all runs together; absent: only the total binds.
-        Both are held at the run's delta, and the least of all caps binds.
-    colluders : silos that must be tolerated as colluders, at least.
-    min_cohort : least fraction of a cohort that must survive.
-    rotating_cohorts : cohorts drawn anew each round are accepted without DP, although their sums together may show this
-        silo's updates.
-    simulated : this is no institution but a part of a simulation: options that exist for tests are accepted
-        (predictable noise, drops and spoilt updates on purpose, sums in clear under distributed noise).
+    Networks and code are a matter of judgement rather than of size. With approval "each" an officer sees both for every
+    run, so empty lists of them mean "what I approved, nothing else"; a list that is not empty binds also what is
+    approved. With approval "standing" nobody looks, so both have to be listed: empty lists then refuse every run.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    aggregations: tuple[str, ...] = ("secagg",)
-    trusts: tuple[str, ...] = ("distributed", "local")
-    epsilon: float = Field(8.0, gt=0)
-    epsilon_per_run: float | None = Field(None, gt=0)
-    epsilon_per_year: float | None = Field(None, gt=0)
-    delta: float = Field(1e-5, gt=0, lt=1)
-    colluders: int = Field(0, ge=0)
-    min_cohort: float = Field(0.8, gt=0, le=1)
-    rotating_cohorts: bool = False
-    simulated: bool = False
+    approval: Literal["each", "standing"] = Field(
+        "each",
+        description="each: an officer approves every run by `silo approve`; standing: any run within these limits",
+    )
+    code: tuple[str, ...] = Field(
+        (),
+        description="digests of the autoflip_secure code that may run here, as `silo policy check` prints them; empty: "
+        "only the code that an approval names",
+    )
+    models: tuple[str, ...] = Field(
+        (), description="networks that may be trained; empty: only the one that an approval names"
+    )
+    channels: tuple[str, ...] = Field(
+        USUAL_CHANNELS,
+        description="vectors that may leave, always as part of a sum: update, count, metric, deviation, unit_energy, "
+        "gradient, mask, clip_bits",
+    )
+    data: Path = Field(
+        Path("data"),
+        description="folder that training may read, relative to the silo's own; records elsewhere are refused, also "
+        "behind symbolic links",
+    )
+    aggregations: tuple[str, ...] = Field(
+        ("secagg",), description="kinds of sums: secagg, ckks, none (the coordinator sees every silo)"
+    )
+    min_silos: int = Field(HARD_FLOOR, ge=HARD_FLOOR, description="fewest silos in a sum that may be opened")
+    min_cohort: float = Field(0.8, gt=0, le=1, description="least fraction of a cohort that must survive")
+    min_threshold: int = Field(
+        HARD_FLOOR,
+        ge=HARD_FLOOR,
+        description="fewest key shares, each at another silo, that recover a secret of this silo",
+    )
+    colluders: int = Field(
+        0, ge=0, description="silos that must be tolerated as colluders of the coordinator, at least"
+    )
+    trusts: tuple[str, ...] = Field(
+        ("distributed", "local"),
+        description="trust modes: distributed (noise adds up inside the sum), local (this silo's noise alone keeps the "
+        "promise), none (no differential privacy)",
+    )
+    epsilon: float = Field(8.0, gt=0, description="largest privacy loss of a record set over all runs together")
+    epsilon_per_run: float | None = Field(
+        None, gt=0, description="largest loss by one run; absent: the total and what the run itself promises bind"
+    )
+    epsilon_per_year: float | None = Field(
+        None,
+        gt=0,
+        description="largest loss within any 365 days, all runs together; absent: the total binds. All caps are held "
+        "at the run's delta, and the least of them binds",
+    )
+    delta: float = Field(1e-5, gt=0, lt=1, description="largest failure probability of a run's promise")
+    rotating_cohorts: bool = Field(
+        False,
+        description="cohorts drawn anew each round are accepted without DP, although their sums together may show this "
+        "silo's updates",
+    )
+    simulated: bool = Field(
+        False,
+        description="this is no institution but a part of a simulation: options that exist for tests are accepted "
+        "(predictable noise, drops and spoilt updates on purpose, sums in clear under distributed noise), and code and "
+        "initial model are not looked at",
+    )
+
+    @field_validator("channels", "aggregations", "trusts", "code")
+    @classmethod
+    def _known(cls, values: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        known = {"channels": sorted(CHANNEL_NAMES), "aggregations": AGGREGATIONS, "trusts": sorted(TRUST_MODES)}
+        for value in values:
+            if info.field_name == "code":
+                if len(value) != DIGEST_DIGITS or set(value) - set("0123456789abcdef"):
+                    raise ValueError(f"{value!r} is not a digest of {DIGEST_DIGITS} lower-case hexadecimal digits")
+            elif value not in known[info.field_name or ""]:
+                raise ValueError(f"{value!r} is none of {', '.join(known[info.field_name or ''])}")
+        return values
 
     @classmethod
     def accepting(cls, config: ResolvedConfig) -> SiloPolicy:
         """The policy of a simulated silo that agreed to exactly this run."""
         return cls(
+            approval="standing",
+            models=(config.model,),
+            channels=tuple(sorted(run_channels(config, Schedule(config), counted=True, scored=True))),
             aggregations=(config.aggregation,),
             trusts=(config.trust,),
             **({} if config.dp_epsilon is None else {"epsilon": config.dp_epsilon}),
@@ -108,24 +186,52 @@ class SiloPolicy(BaseModel):
         ------
         PolicyRefusal
             Names the rule.
+        ConfigError
+            No round can be planned with these options.
+        """
+        for refused in self.run_refusals(config):
+            raise refused
+
+    def run_refusals(
+        self, config: ResolvedConfig, *, enrolled: int | None = None, counted: bool = False, scored: bool = False
+    ) -> Iterator[PolicyRefusal]:
+        """Why a run would be refused, each rule at most once.
+
+        Parameters
+        ----------
+        enrolled : int, optional
+            Silos in the roster, who share each key; by default those of the run.
+        counted, scored : bool
+            As for `outflow.run_channels`.
+
+        Raises
+        ------
+        ConfigError
+            No round can be planned with these options.
         """
         if config.aggregation not in self.aggregations:
-            raise PolicyRefusal(f"policy aggregations: {config.aggregation!r} is not among {self.aggregations}")
-        self._check_privacy(config.trust, config.dp_delta, config.colluders)
+            yield refusal(
+                Rule.AGGREGATIONS,
+                f"the run sums by {config.aggregation!r}",
+                f"accepted are {_listed(self.aggregations)}",
+            )
+        yield from self._privacy_refusals(config.trust, config.dp_delta, config.colluders)
         if config.dp_epsilon is not None and config.dp_epsilon > self.epsilon:
-            raise PolicyRefusal(f"policy epsilon: the run asks for {config.dp_epsilon}, the cap is {self.epsilon}")
+            yield refusal(Rule.EPSILON, f"the run asks for {config.dp_epsilon:g}", f"the cap is {self.epsilon:g}")
         if config.allow_cohort_rotation and config.trust == "none" and not self.rotating_cohorts:
-            raise PolicyRefusal("policy rotating_cohorts: without DP the sums of changing cohorts show single silos")
-        if self.simulated:
-            return
-        if config.insecure_reproducible_noise:
-            raise PolicyRefusal("policy simulated: noise drawn from a seed protects nobody")
-        if config.bad_silos is not None:
-            raise PolicyRefusal("policy simulated: an institution does not spoil the sum on purpose")
-        if config.dropout > 0:
-            raise PolicyRefusal("policy simulated: an institution does not drop out on purpose")
-        if config.aggregation == "none" and config.trust == "distributed":
-            raise PolicyRefusal("policy simulated: sums in clear carry only one silo's small part of distributed noise")
+            yield refusal(Rule.ROTATING_COHORTS, "without DP the sums of changing cohorts show single silos")
+        if (self.models or self.approval == "standing") and config.model not in self.models:
+            yield refusal(
+                Rule.MODELS, f"the run trains the network {config.model!r}", f"accepted are {_listed(self.models)}"
+            )
+        schedule = Schedule(config)
+        plans = [*(schedule.plan(round) for round in schedule.kinds), schedule.whole()]
+        sizes = [(len(c), least) for plan in plans for c, least in zip(plan.cohorts, plan.minimum, strict=True)]
+        yield from self._size_refusals(sizes, share_threshold(enrolled or config.silos))
+        yield from self._channel_refusals(run_channels(config, schedule, counted=counted, scored=scored))
+        words = None if self.simulated else _only_simulated(config)
+        if words is not None:
+            yield refusal(Rule.SIMULATED, words)
 
     def check_manifest(self, manifest: Manifest) -> None:
         """Refuse one round.
@@ -135,22 +241,85 @@ class SiloPolicy(BaseModel):
         PolicyRefusal
             Names the rule.
         """
-        terms = manifest.privacy
-        self._check_privacy(terms.trust, terms.delta, terms.colluders)
-        for cohort, least in zip(manifest.cohorts, manifest.minimum, strict=True):
-            if least < math.ceil(self.min_cohort * len(cohort)):
-                raise PolicyRefusal(
-                    f"policy min_cohort: {least} of {len(cohort)} silos would do, at least "
-                    f"{self.min_cohort:.0%} must survive"
-                )
-        names = {channel.name for channel in manifest.channels}
-        if terms.trust == "distributed" and not names <= LINEAR_CHANNELS:
-            raise PolicyRefusal(f"distributed noise covers linear channels only, not {sorted(names - LINEAR_CHANNELS)}")
+        for refused in self._manifest_refusals(manifest):
+            raise refused
 
-    def _check_privacy(self, trust: str, delta: float, colluders: int) -> None:
+    def _manifest_refusals(self, manifest: Manifest) -> Iterator[PolicyRefusal]:
+        terms, names = manifest.privacy, {channel.name for channel in manifest.channels}
+        yield from self._privacy_refusals(terms.trust, terms.delta, terms.colluders)
+        sizes = [(len(c), least) for c, least in zip(manifest.cohorts, manifest.minimum, strict=True)]
+        yield from self._size_refusals(sizes, manifest.threshold)
+        yield from self._channel_refusals(names)
+        if terms.trust == "distributed" and not names <= LINEAR_CHANNELS:
+            yield refusal(
+                Rule.LINEAR, f"distributed noise covers linear channels only, not {_listed(names - LINEAR_CHANNELS)}"
+            )
+
+    def _privacy_refusals(self, trust: str, delta: float, colluders: int) -> Iterator[PolicyRefusal]:
         if trust not in self.trusts:
-            raise PolicyRefusal(f"policy trusts: {trust!r} is not among {self.trusts}")
+            yield refusal(Rule.TRUSTS, f"trust mode {trust!r} is asked for", f"accepted are {_listed(self.trusts)}")
         if delta > self.delta:
-            raise PolicyRefusal(f"policy delta: {delta} is above {self.delta}")
+            yield refusal(Rule.DELTA, f"delta {delta:g} is asked for", f"the cap is {self.delta:g}")
         if colluders < self.colluders:
-            raise PolicyRefusal(f"policy colluders: {colluders} tolerated, at least {self.colluders} are asked for")
+            yield refusal(Rule.COLLUDERS, f"{colluders} tolerated", f"at least {self.colluders} are to be")
+
+    def _size_refusals(self, sizes: list[tuple[int, int]], threshold: int) -> Iterator[PolicyRefusal]:
+        """Refusals of cohorts given as (silos, fewest survivors)."""
+        size, least = min(sizes, key=lambda each: each[1] - math.ceil(self.min_cohort * each[0]))
+        if least < math.ceil(self.min_cohort * size):
+            yield refusal(
+                Rule.MIN_COHORT, f"{least} of {size} silos would do", f"at least {self.min_cohort:.0%} must survive"
+            )
+        fewest = min(least for _, least in sizes)
+        if fewest < self.min_silos:
+            yield refusal(Rule.MIN_SILOS, f"a sum over {fewest} silos may be opened", f"the least is {self.min_silos}")
+        if threshold < self.min_threshold:
+            yield refusal(
+                Rule.MIN_THRESHOLD, f"{threshold} key shares recover a secret", f"the least is {self.min_threshold}"
+            )
+
+    def _channel_refusals(self, names: Set[str]) -> Iterator[PolicyRefusal]:
+        if not names <= set(self.channels):
+            yield refusal(
+                Rule.CHANNELS,
+                f"{_listed(names - set(self.channels))} would leave",
+                f"accepted are {_listed(self.channels)}",
+            )
+
+    def check_data(self, folder: Path) -> None:
+        """Refuse where the records of the silo in `folder` lie outside of what training may read.
+
+        Raises
+        ------
+        PolicyRefusal
+            Names the place.
+        """
+        for refused in self.data_refusals(folder):
+            raise refused
+
+    def data_refusals(self, folder: Path) -> Iterator[PolicyRefusal]:
+        """What `check_data` raises, if anything."""
+        # Not resolved itself: where it is a link, nobody said that what it points to may be read.
+        allowed = Path(os.path.normpath(folder.resolve() / self.data))
+        read = folder / DATA_FOLDER
+        for path in (read, read / TRAIN_FILE, read / HOLDOUT_FILE):
+            if not path.resolve().is_relative_to(allowed):
+                yield refusal(Rule.DATA, f"{path} lies at {path.resolve()}", f"training reads {allowed} only")
+                return
+
+
+def _only_simulated(config: ResolvedConfig) -> str | None:
+    """What is wrong with the run at an institution."""
+    if config.insecure_reproducible_noise:
+        return "noise drawn from a seed protects nobody"
+    if config.bad_silos is not None:
+        return "an institution does not spoil the sum on purpose"
+    if config.dropout > 0:
+        return "an institution does not drop out on purpose"
+    if config.aggregation == "none" and config.trust == "distributed":
+        return "sums in clear carry only one silo's small part of distributed noise"
+    return None
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"

@@ -2,15 +2,17 @@
 
 Layout under the run directory:
     config.toml  task.json  public_test.npz
-    federation/  coordinator.key  roster.bin  session  epoch
-    silos/silo-001/  identity.key  roster.bin  policy.toml  data/  state.sqlite  silo.log
+    federation/  coordinator.key  roster.bin  session  epoch  audit.jsonl
+    silos/silo-001/  identity.key  roster.bin  policy.toml  data/  state.sqlite  silo.log  audit.jsonl
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.data.federation_data import LoadedData, NamedRecords, split_into_silos
@@ -19,12 +21,16 @@ from autoflip_secure.data.silo_folder import write_silo
 from autoflip_secure.data.splits import hold_out, hold_out_by_record
 from autoflip_secure.data.task import Task
 from autoflip_secure.errors import StorageError
+from autoflip_secure.federation.audit_log import AUDIT_FILE
 from autoflip_secure.federation.client_app import silo_folder
 from autoflip_secure.federation.policy import SiloPolicy
 from autoflip_secure.parties.identity import Identity
 from autoflip_secure.parties.roster import Roster, RosterEntry
 from autoflip_secure.storage import write_atomically
 from autoflip_secure.sums.manifest import SESSION_BYTES
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
 
 HELD_BACK = 0.2
 """Share of a silo's records kept for scoring where no public test data exists."""
@@ -83,6 +89,10 @@ class RunFolder:
         return self.path / "importance.safetensors"
 
     @property
+    def audit_log(self) -> Path:
+        return self._coordinator / AUDIT_FILE
+
+    @property
     def _coordinator(self) -> Path:
         return self.path / "federation"
 
@@ -93,6 +103,18 @@ class RunFolder:
     def roster(self) -> Roster:
         """Enrolled silos."""
         return Roster.from_bytes((self._coordinator / "roster.bin").read_bytes())
+
+    def places(self) -> tuple[int, ...]:
+        """Ids of the silos that the run began with, in the order in which its schedule counts them."""
+        return self.roster().silos
+
+    def nodes(self, grid: Grid) -> Mapping[int, int | None]:
+        """Nodes that are connected, and the silo each was enrolled as; simulated ones say it when they join."""
+        return dict.fromkeys(grid.get_node_ids())
+
+    def bundle(self) -> bytes:
+        """The federation's signed bundle, which joining silos are shown; a simulation has none."""
+        return b""
 
     def session(self) -> bytes:
         """Id of the training run, 16 bytes."""
@@ -123,14 +145,14 @@ def provision(folder: RunFolder, config: ResolvedConfig, data: LoadedData) -> No
     try:
         (folder.path / "federation").mkdir(parents=True)
         coordinator = Identity.create(folder.path / "federation" / "coordinator.key")
-        entries = []
+        entries, policy = [], SiloPolicy.accepting(config).to_toml()
         for number, (name, train, holdout) in enumerate(silos, start=1):
             home = silo_folder(folder.path, number)
             home.mkdir(parents=True)
             identity = Identity.create(home / "identity.key")
             entries.append(RosterEntry(number, name, identity.public))
             write_silo(home / "data", train, holdout)
-            (home / "policy.toml").write_text(SiloPolicy.accepting(config).to_toml())
+            (home / "policy.toml").write_text(policy)
             (home / "task.json").write_text(task)
         roster = Roster(coordinator.public, tuple(entries)).to_bytes()
         for number in range(1, len(silos) + 1):

@@ -110,7 +110,9 @@ class Schedule:
             (self._measures_agreement(round), self.is_exploration(round)): round
             for round in range(min(self.rounds, 2 + 2 * self._period()))
         }
-        for round in kinds.values():
+        self.kinds = tuple(kinds.values())
+        """One round of each kind of cohorts; which silos are in them may differ in others of the kind."""
+        for round in self.kinds:
             self.plan(round)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections.abc import Callable
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import msgpack
@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoflip_secure.attacks.bad_silos import BadSilos
-from autoflip_secure.errors import AutoflipSecureError, BudgetExhausted, PolicyRefusal
+from autoflip_secure.errors import AutoflipSecureError, BudgetExhausted
+from autoflip_secure.federation.admission import Admission
 from autoflip_secure.federation.dropout import drops
 from autoflip_secure.federation.join import JoinRequest
-from autoflip_secure.federation.policy import SiloPolicy
+from autoflip_secure.federation.outflow import run_channels
+from autoflip_secure.federation.policy_rules import Rule, refusal
 from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.federation.terms import check_grid, check_terms
 from autoflip_secure.federation.wire import Request
@@ -40,6 +42,9 @@ CREATE TABLE IF NOT EXISTS cohorts (
 
 TRAINING = ("explore", "train")
 """Phases in which records train the model: one a round."""
+
+COUNTING = {"census": "count", "evaluate": "metric"}
+"""The one channel of each other phase."""
 
 AFTER_RECORDS = "the contribution failed after the records were touched"
 
@@ -75,26 +80,44 @@ class Session:
 
     Parameters
     ----------
-    folder : Path
-        The silo's folder, with its records in `data/`.
+    admission : Admission
+        Of the silo whose records lie in `data/` of its folder.
     """
 
     def __init__(
         self,
         silo: int,
-        folder: Path,
         request: JoinRequest,
-        policy: SiloPolicy,
+        admission: Admission,
         ledger: Ledger,
         secure_sum: SiloSecureSum,
         database: sqlite3.Connection,
     ) -> None:
-        self._silo, self._folder, self._request, self._policy = silo, folder, request, policy
+        self._silo, self._request, self._admission = silo, request, admission
+        self._folder, self._policy = admission.folder, admission.policy
         self._ledger, self.secure_sum, self._database = ledger, secure_sum, database
         self._config, self._digest = request.config, request.digest()
         self._contributor: Contributor | None = None
-        self._schedule: Schedule | None = None
         database.execute(_COHORTS)
+
+    @cached_property
+    def _schedule(self) -> Schedule:
+        return Schedule(self._config)
+
+    def check_approval(self) -> None:
+        """Whether the silo's officer still approves of the run; asked at every stage.
+
+        Raises
+        ------
+        PolicyRefusal
+            Denied or withdrawn since, or approved for other code or another roster.
+        """
+        for refused in self._admission.decision_refusals(self._digest):
+            raise refused
+
+    def facts(self) -> dict[str, bytes]:
+        """What the audit log says of the run that was joined."""
+        return {"session": self._request.session, "run": self._digest, "config": self._config.digest()}
 
     def is_away(self, request: Request) -> bool:
         """Whether a simulated silo drops out here; only a silo whose policy says it is simulated ever does."""
@@ -115,6 +138,7 @@ class Session:
         def contribute(manifest: Manifest) -> WordSource:
             self._check(manifest)
             model = self._open_model(manifest, attachment)
+            self._check_start(manifest, model)
             self._check_cohort(manifest)
             self._check_plan(manifest)
             try:
@@ -134,22 +158,61 @@ class Session:
 
     def _check(self, manifest: Manifest) -> None:
         self._policy.check_manifest(manifest)
+        self._policy.check_data(self._folder)
         check_terms(manifest)
         terms, config = manifest.privacy, self._config
         if manifest.session != self._request.session:
-            raise PolicyRefusal("the manifest belongs to a session this silo did not join")
+            raise refusal(Rule.SESSION, "the manifest belongs to a session this silo did not join")
         if terms.trust == "none" and manifest.phase in TRAINING and manifest.round >= config.rounds:
             # Under DP the joined plan counts how often records are used, whatever the rounds are called.
-            raise PolicyRefusal(f"round {manifest.round} is beyond the {config.rounds} of the run this silo joined")
+            raise refusal(
+                Rule.ROUNDS, f"round {manifest.round} is beyond the {config.rounds} of the run this silo joined"
+            )
         if manifest.config_hash != self._digest:
-            raise PolicyRefusal("the manifest's configuration is not the one this silo joined")
+            raise refusal(Rule.RUN, "the manifest's configuration is not the one this silo joined")
         if terms.trust != config.trust:
-            raise PolicyRefusal("the manifest's trust mode is not the one this silo joined")
+            raise refusal(Rule.RUN, "the manifest's trust mode is not the one this silo joined")
         counts_bits = any(channel.name == "clip_bits" for channel in manifest.channels)
         if counts_bits != (config.adaptive_clip is not None and manifest.phase in TRAINING):
-            raise PolicyRefusal("the manifest and the run this silo joined disagree whether the clip is adaptive")
+            raise refusal(Rule.RUN, "the manifest and the run this silo joined disagree whether the clip is adaptive")
+        leaving = {channel.name for channel in manifest.channels} - self._channels_of(manifest.phase)
+        if leaving:
+            raise refusal(
+                Rule.CHANNELS, f"{', '.join(sorted(leaving))} would leave", "the run this silo joined has none"
+            )
         if terms.colluders < config.colluders or terms.delta > config.dp_delta:
-            raise PolicyRefusal("the manifest promises less than the run this silo joined: colluders or delta")
+            raise refusal(Rule.RUN, "the manifest promises less than the run this silo joined: colluders or delta")
+
+    def _channels_of(self, phase: str) -> frozenset[str]:
+        """What may leave in a phase of the joined run, as it was reviewed."""
+        if phase in TRAINING:
+            return run_channels(self._config, self._schedule)
+        return frozenset({COUNTING[phase]})
+
+    def _check_start(self, manifest: Manifest, model: ModelPayload) -> None:
+        """In round 0: is the model the one that configuration and task give, or did the coordinator make one up?
+
+        Weights can be made so that the update of few records shows them. What a later round's model should be follows
+        from sums that this silo does not know; sums and noise protect it there.
+        """
+        if manifest.round > 0 or self._policy.simulated:
+            return
+        from autoflip_secure.data.task import Task
+        from autoflip_secure.federation.initial_model import initial_model, is_close, start_hash
+
+        own = initial_model(self._config, Task.from_json(self._request.task))
+        approved = self._admission.approved_model(self._digest)
+        if approved is not None and start_hash(own) != approved:
+            raise refusal(
+                Rule.INITIAL_MODEL,
+                f"this silo builds {start_hash(own).hex()}, approved was {approved.hex()}",
+                "another PyTorch may have been installed since",
+            )
+        if not is_close(model, own):
+            raise refusal(
+                Rule.INITIAL_MODEL,
+                f"round 0 starts from {start_hash(model).hex()}, the configuration gives {start_hash(own).hex()}",
+            )
 
     def _open_model(self, manifest: Manifest, attachment: bytes) -> ModelPayload:
         """The model sent along: the one the manifest names, and of the shape of this silo's task."""
@@ -157,15 +220,15 @@ class Session:
         from autoflip_secure.federation.model_payload import ModelPayload
 
         if manifest.model_hash != hashlib.sha256(attachment).digest():
-            raise PolicyRefusal("the model sent is not the one the manifest names")
+            raise refusal(Rule.MODEL, "the model sent is not the one the manifest names")
         model, task = ModelPayload.from_bytes(attachment), Task.from_json(self._request.task)
         spec = model.spec
         if (spec.name, spec.input_shape, spec.outputs) != (self._config.model, task.input_shape, task.outputs):
-            raise PolicyRefusal(
-                f"the model sent is a {spec.name} for {spec.input_shape} -> {spec.outputs}, not this run's"
+            raise refusal(
+                Rule.MODEL, f"the model sent is a {spec.name} for {spec.input_shape} -> {spec.outputs}, not this run's"
             )
         if model.mask_hash() != manifest.mask_hash:
-            raise PolicyRefusal("the mask sent is not the one the manifest names")
+            raise refusal(Rule.MODEL, "the mask sent is not the one the manifest names")
         return model
 
     def _check_cohort(self, manifest: Manifest) -> None:
@@ -186,20 +249,23 @@ class Session:
         self._database.execute("INSERT OR IGNORE INTO cohorts VALUES (?, ?, ?, ?)", (*key, asked))
         query = "SELECT cohort FROM cohorts WHERE session = ? AND round = ? AND phase = ?"
         if self._database.execute(query, key).fetchone() != (asked,):
-            raise PolicyRefusal(
+            raise refusal(
+                Rule.COHORTS,
                 f"round {manifest.round} was asked for before with another cohort or for other channels; without DP "
                 "the difference of two sums would show single silos, and a sum and squares opened one after the other "
-                "need as many survivors as both at once"
+                "need as many survivors as both at once",
             )
 
     def _check_fixed_cohorts(self, manifest: Manifest) -> None:
-        if self._schedule is None:
-            self._schedule = Schedule(self._config)
         trains = manifest.phase in TRAINING
         plan = self._schedule.plan(manifest.round) if trains else self._schedule.whole()
-        if manifest.cohorts != plan.cohorts:
-            raise PolicyRefusal(
-                f"round {manifest.round} was asked for with other cohorts than the joined run fixes for its filter"
+        # The schedule counts places; ids have gaps where a silo left before the run began.
+        ids = self._admission.roster.silos
+        places = dict(enumerate(ids, start=1)) if len(ids) == self._config.silos else {}
+        if manifest.cohorts != tuple(tuple(places.get(place, place) for place in cohort) for cohort in plan.cohorts):
+            raise refusal(
+                Rule.COHORTS,
+                f"round {manifest.round} was asked for with other cohorts than the joined run fixes for its filter",
             )
 
     def _check_plan(self, manifest: Manifest) -> None:

@@ -6,14 +6,24 @@ message; keeping one only saves time.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from autoflip_secure.ckks.silo import CkksSilo
-from autoflip_secure.errors import AutoflipSecureError, ConfigError, PolicyRefusal, ProtocolError
+from autoflip_secure.errors import AutoflipSecureError, ConfigError, ProtocolError, StorageError
+from autoflip_secure.federation.admission import Admission
+from autoflip_secure.federation.approvals import ApprovalStore
+from autoflip_secure.federation.audit_facts import ledger_facts, manifest_facts, reply_facts
+from autoflip_secure.federation.audit_heads import check_heads
+from autoflip_secure.federation.audit_log import AUDIT_FILE, AuditLog
+from autoflip_secure.federation.code_digest import code_digest
 from autoflip_secure.federation.join import JOIN_STAGE, JoinRequest, join_reply
 from autoflip_secure.federation.policy import SiloPolicy
+from autoflip_secure.federation.policy_rules import public_name
 from autoflip_secure.federation.session import ContributionFailed, Session
 from autoflip_secure.federation.wire import Reply, Request
 from autoflip_secure.parties.identity import Identity
@@ -23,8 +33,10 @@ from autoflip_secure.privacy.ledger import Ledger
 from autoflip_secure.privacy.plan import DATASETS, accounting_delta
 from autoflip_secure.secagg.silo import SecAggSilo
 from autoflip_secure.storage import OWNER_ONLY, open_silo_database
+from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.plain import PlainSilo
-from autoflip_secure.sums.secure_sum import SiloSecureSum
+from autoflip_secure.sums.secure_sum import Contribute, SiloSecureSum
+from autoflip_secure.sums.words import WordSource
 
 __all__ = ["Silo"]
 
@@ -40,10 +52,12 @@ class Silo:
         self._database.execute(_SESSIONS)
         self._identity = Identity.load(folder / "identity.key")
         self._roster = Roster.from_bytes((folder / "roster.bin").read_bytes())
-        self._policy = SiloPolicy.read(folder / "policy.toml")
         self._task = (folder / "task.json").read_text()
+        self._code = code_digest()
+        self._read_policy()
         self.id = _own_id(self._roster, self._identity, folder)
         self._log = _file_logger(folder / "silo.log")
+        self._audit = AuditLog(folder / AUDIT_FILE, self._identity, f"silo {self.id}")
         self._session: Session | None = None
 
     def answer(self, request: Request) -> Reply:
@@ -51,43 +65,83 @@ class Silo:
 
         What goes wrong before the records are touched is named by its class; what goes wrong afterwards is not, since
         which error it was may tell about the records.
+
+        A line of the audit log is on disk before the reply leaves. Where there can be none, nothing leaves but that.
         """
+        facts: dict[str, Any] = {"asked": hashlib.sha256(request.request).digest()}
+        try:
+            self._audit.refresh()
+            reply = self._answer(request, facts)
+            kind = "join" if request.stage == JOIN_STAGE else "reply"
+            # The silos of a simulation share a machine, and would wait for its disk in turn.
+            head = self._audit.append(kind, sync=not self._policy.simulated, **reply_facts(request, reply), **facts)
+        except StorageError as error:
+            self._log.error("%s not answered: %s", request.stage, error)
+            return Reply("refused", error=type(error).__name__)
+        except Exception:
+            self._log.exception("%s not answered", request.stage)
+            return Reply("failed")
+        return replace(reply, head=head.to_bytes())
+
+    def _answer(self, request: Request, facts: dict[str, Any]) -> Reply:
+        """The reply; what the audit log is to say about it, beside what it is, goes to `facts`."""
         try:
             if request.stage == JOIN_STAGE:
-                return Reply("ok", self._join(request.request))
+                reply = Reply("ok", self._join(request.request))
+                facts |= self._joined_facts()
+                return reply
             session = self._open_session()
             if session.is_away(request):
                 return Reply("dropped")
-            contribute = session.contributing(request.attachment)
+            contribute = self._witnessing(request.heads, session.contributing(request.attachment), facts)
             return Reply("ok", session.secure_sum.answer(request.stage, request.request, contribute))
         except ContributionFailed:
             self._log.exception("%s failed", request.stage)
             return Reply("failed")
         except AutoflipSecureError as error:
             self._log.warning("%s refused: %s: %s", request.stage, type(error).__name__, error)
-            return Reply("refused", error=type(error).__name__)
+            return Reply("refused", error=public_name(error, joining=request.stage == JOIN_STAGE))
         except Exception:
             self._log.exception("%s failed", request.stage)
             return Reply("failed")
 
+    def _joined_facts(self) -> dict[str, Any]:
+        assert self._session is not None
+        return {**self._session.facts(), "roster": self._roster.hash()}
+
+    def _witnessing(self, heads: bytes, contribute: Contribute, facts: dict[str, Any]) -> Contribute:
+        """Contribute only where the manifest names the audit heads shown with it, and this log will witness them."""
+
+        def witness(manifest: Manifest) -> WordSource:
+            facts.update(manifest_facts(manifest, self.id))
+            facts["witnessed"] = check_heads(heads, manifest.heads_hash, self.id, self._roster, self._audit)
+            try:
+                return contribute(manifest)
+            finally:
+                facts.update(ledger_facts(self._database, manifest))
+
+        return witness
+
     def _join(self, message: bytes) -> bytes:
         request = JoinRequest.open(message, self._roster.coordinator)
-        self._check_run(request)
+        self._read_policy()  # its officer may just have changed it for this run
+        self._admission.offer(request)
+        self._admission.check(request)
         ledger = self._open_ledger(request)
         for dataset, mechanisms in request.planned.items():
             ledger.expect(dataset, mechanisms)
         self._check_records()
         self._database.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?)", (request.session, request.body()))
+        self._admission.note_joined(request)
         self._session = self._make_session(request, ledger)
         self._session.secure_sum.forget_other_runs()
         return join_reply(self.id)
 
-    def _check_run(self, request: JoinRequest) -> None:
-        self._policy.check_run(request.config)
-        if request.task != self._task:
-            raise PolicyRefusal("the run's task is not the one this silo was provisioned for")
-        if request.config.trust != "none" and not request.planned.get("train"):
-            raise PolicyRefusal("the run promises DP and plans no use of the records")
+    def _read_policy(self) -> None:
+        policy = SiloPolicy.read(self._folder / "policy.toml")
+        approvals = None if policy.simulated else ApprovalStore(self._database)
+        self._policy = policy
+        self._admission = Admission(self._folder, policy, self._task, self._roster, self._code, approvals)
 
     def _check_records(self) -> None:
         """Read the records once before a run, so that a damaged file stops it here, whatever the coordinator sends."""
@@ -102,13 +156,14 @@ class Silo:
             if row is None:
                 raise ProtocolError("no run was joined")
             request = JoinRequest.from_body(row[0])
-            self._check_run(request)  # the policy may have been tightened since
+            self._admission.check(request)  # the policy may have been tightened since
             self._session = self._make_session(request, self._open_ledger(request))
+        self._session.check_approval()
         return self._session
 
     def _make_session(self, request: JoinRequest, ledger: Ledger) -> Session:
         secure_sum = self._secure_sum(request)
-        return Session(self.id, self._folder, request, self._policy, ledger, secure_sum, self._database)
+        return Session(self.id, request, self._admission, ledger, secure_sum, self._database)
 
     def _open_ledger(self, request: JoinRequest) -> Ledger:
         from autoflip_secure.data.task import Task
@@ -132,7 +187,8 @@ class Silo:
             return PlainSilo(self._database)
         # The run's promise may bear more colluders than the policy demands; its sums have to bear them too.
         colluders = max(self._policy.colluders, request.config.colluders)
-        rules = SiloRules(colluders=colluders, minimum_fraction=self._policy.min_cohort)
+        policy = self._policy
+        rules = SiloRules(colluders=colluders, minimum=policy.min_silos, minimum_fraction=policy.min_cohort)
         half = CkksSilo if request.config.aggregation == "ckks" else SecAggSilo
         return half(self._database, self._identity, self.id, self._roster, rules, request.session)
 

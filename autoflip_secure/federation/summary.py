@@ -14,6 +14,7 @@ from autoflip_secure.federation.plan import SessionPlan, describe
 from autoflip_secure.federation.provisioning import RunFolder
 from autoflip_secure.federation.rotation import rotation_bound
 from autoflip_secure.federation.schedule import Schedule
+from autoflip_secure.federation.spending import spent_after
 from autoflip_secure.privacy.ledger import Ledger
 from autoflip_secure.privacy.plan import DATASETS
 from autoflip_secure.storage import open_silo_database
@@ -66,7 +67,7 @@ def build_summary(
         "c_index": best.get("c_index"),
         "loss": best.get("loss"),
         "epsilon_target": config.dp_epsilon,
-        "epsilon_spent": max(row["epsilon"] for row in ledgers) if promise_holds(config) else None,
+        "epsilon_spent": _epsilon_spent(ledgers, config, plan, facts) if promise_holds(config) else None,
         "delta": config.dp_delta if config.trust != "none" else None,
         "colluders": config.colluders,
         "params_dense": last["params_dense"],
@@ -99,6 +100,15 @@ def build_summary(
     }
 
 
+def _epsilon_spent(
+    ledgers: list[dict[str, Any]], config: ResolvedConfig, plan: SessionPlan, facts: dict[str, Any]
+) -> float | None:
+    """The largest of a simulation's ledgers; where those lie at the silos, what the rounds imply for a silo in all."""
+    if ledgers:
+        return float(max(row["epsilon"] for row in ledgers))
+    return spent_after(plan, Schedule(config), facts["round"], facts["spare_steps"])
+
+
 def promise_holds(config: ResolvedConfig) -> bool:
     """Whether an epsilon may be reported: not where sums in clear show each silo's small part of distributed noise,
     nor where the noise can be drawn again from the seed."""
@@ -107,8 +117,10 @@ def promise_holds(config: ResolvedConfig) -> bool:
 
 
 def ledger_summaries(folder: RunFolder, config: ResolvedConfig, plan: SessionPlan) -> list[dict[str, Any]]:
-    """Each silo's spending by record set, read from its own ledger. Only a simulator can see them all."""
-    rows = []
+    """Each silo's spending by record set, read from its own ledger. Only a simulator can see them: else none."""
+    rows: list[dict[str, Any]] = []
+    if not (folder.path / "silos").is_dir():
+        return rows
     for number in range(1, config.silos + 1):
         ledger = _open_ledger(silo_folder(folder.path, number), number, folder.session(), plan)
         for dataset in DATASETS:

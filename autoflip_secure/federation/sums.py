@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from autoflip_secure.autoflip.masking import scatter_live
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import Abort, BudgetExhausted, CannotContinue
+from autoflip_secure.federation.audit_trail import CoordinatorTrail
 from autoflip_secure.federation.exchange import StageExchange
 from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.run_state import RunState
 from autoflip_secure.federation.schedule import RoundPlan
 from autoflip_secure.federation.server_view import ServerView
 from autoflip_secure.federation.terms import check_grid, noise_levels, on_fine_grid
+from autoflip_secure.parties.roster import Roster
 from autoflip_secure.parties.rules import share_threshold
 from autoflip_secure.privacy.plan import PrivacyPlan
 from autoflip_secure.sums.channels import Aggregate, ChannelSpec
@@ -46,6 +48,12 @@ class SumRunner:
     ----------
     reserve : int or None
         Spare attempts the privacy plan covers; None without DP.
+    trail : CoordinatorTrail or None
+        The coordinator's audit log; None where there are no parties that keep any.
+    places : tuple of int
+        Ids of the silos that the run began with, in the order of the schedule's 1, 2, ...; empty: these numbers.
+    roster : Roster or None
+        Who is enrolled now; None: the silos of the configuration.
     """
 
     config: ResolvedConfig
@@ -58,6 +66,9 @@ class SumRunner:
     reserve: int | None
     privacy: PrivacyPlan
     seconds: float = 0.0
+    trail: CoordinatorTrail | None = None
+    places: tuple[int, ...] = ()
+    roster: Roster | None = None
 
     def run(
         self,
@@ -82,7 +93,8 @@ class SumRunner:
             state.facts["grid_delta"] = max(gap, state.facts.get("grid_delta", 0.0))
         last = ""
         for attempt in range(MAX_ATTEMPTS):
-            manifest = replace(manifest, attempt=attempt)
+            heads_hash = manifest.heads_hash if self.trail is None else self.trail.freeze()
+            manifest = replace(manifest, attempt=attempt, heads_hash=heads_hash)
             self.exchange.begin(state.round, attempt, model)
             if self.view is not None:
                 self.view.public(round=state.round, attempt=attempt, manifest=manifest.to_bytes(), model=model)
@@ -95,6 +107,8 @@ class SumRunner:
                 continue
             finally:
                 self.seconds += time.perf_counter() - started
+            if self.trail is not None:
+                self.trail.opened(manifest, sums)
             self.event("sum", phase=phase, round=state.round, attempt=attempt, silos=[list(s.silos) for s in sums])
             return [decode(manifest, cohort_sum) for cohort_sum in sums]
         raise CannotContinue(
@@ -125,9 +139,9 @@ class SumRunner:
             round=state.round,
             attempt=0,
             phase=phase,
-            cohorts=plan.cohorts,
+            cohorts=self._enrolled(state.round, plan),
             minimum=plan.minimum,
-            threshold=share_threshold(self.config.silos),
+            threshold=share_threshold(len(self.roster.silos) if self.roster else self.config.silos),
             model_hash=hashlib.sha256(model).digest(),
             mask_hash=state.model.mask_hash(),
             config_hash=self.config_hash,
@@ -135,8 +149,22 @@ class SumRunner:
             privacy=terms,
         )
 
+    def _enrolled(self, round: int, plan: RoundPlan) -> tuple[tuple[int, ...], ...]:
+        """Ids of the silos in a plan's cohorts, less those that have left for good."""
+        ids = [[self.places[place - 1] if self.places else place for place in cohort] for cohort in plan.cohorts]
+        cohorts = tuple(tuple(i for i in cohort if self.roster is None or i in self.roster) for cohort in ids)
+        for cohort, least in zip(cohorts, plan.minimum, strict=True):
+            if len(cohort) < least:
+                raise CannotContinue(
+                    f"round {round}: {len(cohort)} silos of a cohort are left in the roster, its sums need {least}; "
+                    "the model of the last round is kept, begin a new run with the silos that are left"
+                )
+        return cohorts
+
     def _record_abort(self, state: RunState, manifest: Manifest, abort: Abort) -> None:
         state.attempts_aborted += 1
+        if self.trail is not None:
+            self.trail.aborted(manifest, abort)
         self.event(
             "abort",
             phase=manifest.phase,

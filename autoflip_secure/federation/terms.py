@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from autoflip_secure.config import ResolvedConfig
-from autoflip_secure.errors import PolicyRefusal
+from autoflip_secure.federation.policy_rules import Rule, refusal
 from autoflip_secure.privacy.discrete_noise import MAX_STD, discretisation_delta, per_silo_std
 from autoflip_secure.privacy.plan import GRID_SHARE
 from autoflip_secure.privacy.removable_noise import NoiseLevels
@@ -166,9 +166,10 @@ def honest_silos(manifest: Manifest, cohort: int) -> int:
         return 1
     honest = manifest.minimum[cohort] - manifest.privacy.colluders
     if honest < 1:
-        raise PolicyRefusal(
+        raise refusal(
+            Rule.TERMS,
             f"cohort {cohort} may be opened with {manifest.minimum[cohort]} survivors of which "
-            f"{manifest.privacy.colluders} may collude: nobody's noise is left"
+            f"{manifest.privacy.colluders} may collude: nobody's noise is left",
         )
     return honest
 
@@ -193,7 +194,9 @@ def _share_of_noise(manifest: Manifest, channel: ChannelSpec) -> tuple[float, fl
         return joint, terms.clip
     bits = CLIP_BIT_NOISE * limit / CLIP_BIT
     if bits <= joint:
-        raise PolicyRefusal(f"clip bits with a noise multiplier of {bits:.3g} leave nothing of the round's {joint:.3g}")
+        raise refusal(
+            Rule.TERMS, f"clip bits with a noise multiplier of {bits:.3g} leave nothing of the round's {joint:.3g}"
+        )
     return (bits, CLIP_BIT) if channel.name == "clip_bits" else ((joint**-2 - bits**-2) ** -0.5, terms.clip)
 
 
@@ -209,32 +212,37 @@ def check_terms(manifest: Manifest) -> None:
     counting = phase in ("census", "evaluate")
     dataset = "holdout" if phase == "evaluate" else "train"
     if terms.dataset != dataset:
-        raise PolicyRefusal(f"phase {phase} uses the {dataset} records, the manifest would charge {terms.dataset}")
+        raise refusal(
+            Rule.TERMS, f"phase {phase} uses the {dataset} records, the manifest would charge {terms.dataset}"
+        )
     if counting and (terms.sampling_rate != 1.0 or terms.steps != 1):
-        raise PolicyRefusal(f"phase {phase} uses every record once, the manifest would charge less")
+        raise refusal(Rule.TERMS, f"phase {phase} uses every record once, the manifest would charge less")
     sensitivity = METRIC_SENSITIVITY if phase == "evaluate" else COUNT_SENSITIVITY
     if counting and terms.trust != "none" and terms.clip < sensitivity:
         what = "the scores" if phase == "evaluate" else "a count"
-        raise PolicyRefusal(
-            f"one patient changes {what} by {sensitivity:.4g}, the manifest scales noise to {terms.clip:.4g}"
+        raise refusal(
+            Rule.TERMS,
+            f"one patient changes {what} by {sensitivity:.4g}, the manifest scales noise to {terms.clip:.4g}",
         )
     if terms.trust == "distributed" and terms.steps != 1:
-        raise PolicyRefusal(f"distributed noise covers one gradient sum a round, the manifest asks for {terms.steps}")
+        raise refusal(
+            Rule.TERMS, f"distributed noise covers one gradient sum a round, the manifest asks for {terms.steps}"
+        )
     counted = [channel for channel in manifest.channels if channel.name in COUNTED_CHANNELS]
     if terms.trust != "none" and any(not (1 / channel.step).is_integer() for channel in counted):
-        raise PolicyRefusal("the grid of a count does not hold whole numbers, for which its noise is accounted")
+        raise refusal(Rule.TERMS, "the grid of a count does not hold whole numbers, for which its noise is accounted")
     rounded = [channel for channel in manifest.channels if channel.name not in COUNTED_CHANNELS]
     if terms.trust != "none" and any(channel.bits > NOISED_BITS for channel in rounded):
-        raise PolicyRefusal(f"noised channels have at most {NOISED_BITS} bits, for which rounding is accounted")
+        raise refusal(Rule.TERMS, f"noised channels have at most {NOISED_BITS} bits, for which rounding is accounted")
     if any(channel.name == "clip_bits" for channel in manifest.channels):
         apart = {channel.name for channel in manifest.channels} != {"update", "clip_bits"}
         if apart or counting or terms.trust != "distributed":
-            raise PolicyRefusal("clip bits go with a gradient sum under distributed noise, and with nothing else")
+            raise refusal(Rule.TERMS, "clip bits go with a gradient sum under distributed noise, and with nothing else")
     unnoised = sorted({channel.name for channel in manifest.channels} & UNNOISED_CHANNELS)
     if terms.trust != "none" and unnoised:
-        raise PolicyRefusal(f"channels that no noise is planned for are never sent under DP: {unnoised}")
+        raise refusal(Rule.TERMS, f"channels that no noise is planned for are never sent under DP: {unnoised}")
     if terms.steps < 1:
-        raise PolicyRefusal("a round uses the records at least once")
+        raise refusal(Rule.TERMS, "a round uses the records at least once")
 
 
 def noise_steps(manifest: Manifest, channel: ChannelSpec, cohort: int) -> float | None:
@@ -274,9 +282,10 @@ def check_grid(manifest: Manifest, releases: int, epsilon: float) -> float:
     terms = manifest.privacy
     largest = _grid_cost(manifest, releases, epsilon)
     if largest > GRID_SHARE * terms.delta:
-        raise PolicyRefusal(
+        raise refusal(
+            Rule.GRID,
             f"the grid of the noised sums costs {largest:.2g} of delta, above {GRID_SHARE:g} of {terms.delta:g}; "
-            "use more --bits"
+            "use more --bits",
         )
     return largest
 
@@ -320,9 +329,10 @@ def _grid_delta(manifest: Manifest, channel: ChannelSpec, cohort: int, releases:
         return 0.0
     if max(levels.stds) > MAX_STD:
         # Found here, before anything is charged, and not by the sampler when the budget is spent.
-        raise PolicyRefusal(
+        raise refusal(
+            Rule.GRID,
             f"the noise of channel {channel.name} is {max(levels.stds):.3g} grid steps, above {MAX_STD:.0e}; "
-            "use fewer --bits"
+            "use fewer --bits",
         )
     most_honest = honest_silos(manifest, cohort) + levels.most[-1]
     failure = ROUNDING_SHARE * manifest.privacy.delta

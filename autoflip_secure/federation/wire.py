@@ -1,8 +1,10 @@
 """How a stage's request and reply travel in a Flower message: one ConfigRecord of plain fields, nothing else.
 
-Request: stage, round, attempt, request (bytes of the secure sum), attachment (bytes: the model, if needed).
+Request: stage, round, attempt, request (bytes of the secure sum), attachment (bytes: the model, if needed), heads
+(bytes: the heads of audit logs that the manifest names; with the model).
 Reply: status ("ok", "dropped", "refused", "failed"), reply (bytes), error (the class name of a refusal, never its text:
-an error's words may quote private data, so they stay in the silo's own log).
+an error's words may quote private data, so they stay in the silo's own log), head (bytes: the signed head of the silo's
+audit log, whose last line is about this reply).
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ class Request:
     attempt: int
     request: bytes
     attachment: bytes = b""
+    heads: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Reply:
     status: str
     reply: bytes = b""
     error: str = ""
+    head: bytes = b""
 
 
 def message_type_of(stage: str) -> str:
@@ -67,6 +71,7 @@ def request_message(node: int, request: Request) -> Message:
             "attempt": request.attempt,
             "request": request.request,
             "attachment": request.attachment,
+            "heads": request.heads,
         }
     )
     content = RecordDict({RECORD: record})
@@ -88,12 +93,13 @@ def read_request(message: Message) -> Request:
         _typed(fields, "attempt", int),
         _typed(fields, "request", bytes),
         _typed(fields, "attachment", bytes),
+        _typed(fields, "heads", bytes),
     )
 
 
 def reply_message(reply: Reply, to: Message) -> Message:
     """Message that answers another."""
-    record = ConfigRecord({"status": reply.status, "reply": reply.reply, "error": reply.error})
+    record = ConfigRecord({"status": reply.status, "reply": reply.reply, "error": reply.error, "head": reply.head})
     return Message(RecordDict({RECORD: record}), reply_to=to)
 
 
@@ -109,9 +115,14 @@ def read_reply(message: Message) -> Reply:
         # The reason is kept only as the kind of error: Flower puts tracebacks there.
         return Reply("failed", error=f"Flower error {message.error.code}")
     fields = _fields(message)
-    if set(fields) != {"status", "reply", "error"} or len(message.content) != 1:
-        raise ProtocolError("a reply holds exactly status, reply and error")
-    return Reply(_typed(fields, "status", str), _typed(fields, "reply", bytes), _typed(fields, "error", str))
+    if set(fields) != {"status", "reply", "error", "head"} or len(message.content) != 1:
+        raise ProtocolError("a reply holds exactly status, reply, error and head")
+    return Reply(
+        _typed(fields, "status", str),
+        _typed(fields, "reply", bytes),
+        _typed(fields, "error", str),
+        _typed(fields, "head", bytes),
+    )
 
 
 def _fields(message: Message) -> ConfigRecord:

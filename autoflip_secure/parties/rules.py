@@ -148,7 +148,7 @@ def require_exact_types(manifest: Manifest) -> None:
         want_int(f"the length of channel {spec.name}", spec.length, 1)
     for cohort in manifest.cohorts:
         want_ids("a cohort", cohort)
-    hashes = (manifest.epoch_hash, manifest.model_hash, manifest.mask_hash, manifest.config_hash)
+    hashes = (manifest.epoch_hash, manifest.model_hash, manifest.mask_hash, manifest.config_hash, manifest.heads_hash)
     for item in (manifest.session, *hashes):
         want_bytes("a hash of the manifest", item)
 

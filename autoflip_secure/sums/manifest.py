@@ -18,7 +18,7 @@ from autoflip_secure.sums.channels import ChannelSpec
 
 __all__ = ["Manifest", "PrivacyTerms"]
 
-VERSION = 1
+VERSION = 2
 HASH_BYTES = 32
 SESSION_BYTES = 16
 TRUST_MODES = frozenset({"none", "local", "distributed"})
@@ -102,6 +102,8 @@ class Manifest:
     channels : tuple of ChannelSpec
         What a contribution holds, in order.
     privacy : PrivacyTerms
+    heads_hash : bytes, 32
+        Hash of the heads of all parties' audit logs at the start of the attempt; zero where none are kept.
     """
 
     session: bytes
@@ -119,11 +121,13 @@ class Manifest:
     config_hash: bytes
     channels: tuple[ChannelSpec, ...]
     privacy: PrivacyTerms
+    heads_hash: bytes = bytes(HASH_BYTES)
 
     def __post_init__(self) -> None:
         if len(self.session) != SESSION_BYTES:
             raise ProtocolError("a manifest's session id has 16 bytes")
-        if any(len(h) != HASH_BYTES for h in (self.epoch_hash, self.model_hash, self.mask_hash, self.config_hash)):
+        hashes = (self.epoch_hash, self.model_hash, self.mask_hash, self.config_hash, self.heads_hash)
+        if any(len(h) != HASH_BYTES for h in hashes):
             raise ProtocolError("a manifest's hashes have 32 bytes")
         counters = [self.epoch, self.slot, self.round, self.attempt, self.threshold, *self.minimum]
         if any(type(number) is not int for number in [*counters, *(s for cohort in self.cohorts for s in cohort)]):
@@ -194,6 +198,7 @@ class Manifest:
                     privacy.colluders,
                     float(privacy.delta),
                 ],
+                self.heads_hash,
             ]
         )
 
@@ -211,14 +216,14 @@ class Manifest:
         try:
             fields: list[Any] = msgpack.unpackb(data, use_list=True, strict_map_key=True)
             version, session, epoch, slot, epoch_hash, round_, attempt, phase, cohorts, minimum, *rest = fields
-            threshold, model_hash, mask_hash, config_hash, channels, privacy = rest
+            threshold, model_hash, mask_hash, config_hash, channels, privacy, heads_hash = rest
             if version != VERSION:
                 raise ProtocolError(f"manifest version {version} is not {VERSION}")
             manifest = cls(
                 session, epoch, slot, epoch_hash, round_, attempt, phase,
                 tuple(tuple(cohort) for cohort in cohorts), tuple(minimum), threshold,
                 model_hash, mask_hash, config_hash,
-                tuple(ChannelSpec(*channel) for channel in channels), PrivacyTerms(*privacy),
+                tuple(ChannelSpec(*channel) for channel in channels), PrivacyTerms(*privacy), heads_hash,
             )  # fmt: skip
         except ProtocolError:
             raise

@@ -228,7 +228,7 @@ def contribution(silo: int) -> ContributionWords:
 
 def asked() -> Manifest:
     """What the coordinator is asked to sum; it fills in the keys' hash and the slot."""
-    hashes = {f"{what}_hash": hashlib.sha256(what.encode()).digest() for what in ("model", "mask", "config")}
+    hashes = {f"{what}_hash": hashlib.sha256(what.encode()).digest() for what in ("model", "mask", "config", "heads")}
     return Manifest(
         session=SESSION, epoch=0, slot=0, epoch_hash=bytes(32), round=300, attempt=1, phase="train",
         cohorts=(SILOS,), minimum=(len(SILOS),), threshold=share_threshold(len(SILOS)), channels=CHANNELS,

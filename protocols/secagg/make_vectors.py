@@ -163,7 +163,7 @@ def levels_of(manifest: Manifest) -> NoiseLevels:
 def manifest_of(epoch: KeyedEpoch) -> Manifest:
     """The manifest of the attempt, in the epoch's second slot."""
     epoch.take_slot()
-    hashes = {f"{what}_hash": hashlib.sha256(what.encode()).digest() for what in ("model", "mask", "config")}
+    hashes = {f"{what}_hash": hashlib.sha256(what.encode()).digest() for what in ("model", "mask", "config", "heads")}
     return Manifest(
         session=SESSION, epoch=epoch.number, slot=epoch.take_slot(), epoch_hash=epoch.epoch_hash, round=300, attempt=1,
         phase="train", cohorts=(SILOS,), minimum=(MINIMUM,), threshold=share_threshold(len(SILOS)), channels=(UPDATE,),

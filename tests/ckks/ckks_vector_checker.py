@@ -30,6 +30,9 @@ VECTORS = Path(__file__).parents[2] / "protocols" / "ckks" / "vectors.json"
 P = b"autoflip-secure/secagg-s/2"
 L = b"autoflip-secure/ckks/1"
 N = 4096
+HASHED = (b"model", b"mask", b"config", b"heads")
+"""What the hashes of the vectors' manifest are of."""
+
 SIGMA = math.sqrt(10.5)
 BASE_POINT = (9).to_bytes(32, "little")
 # The first primes: with these bases the Miller-Rabin test is exact below 2^64.
@@ -385,9 +388,10 @@ class Checker:
         given, manifest = self.v["encrypt"], msgpack.unpackb(self.v["encrypt"]["manifest"])
         self.digest, settings = h(given["manifest"]), self.v["settings"]
         self.same("digest", given["digest"], self.digest)
-        self.same("manifest's keys", manifest[:5], [1, self.session, self.epoch, self.slot, self.keys_hash])
+        self.same("manifest's keys", manifest[:5], [2, self.session, self.epoch, self.slot, self.keys_hash])
         self.same("manifest's sum", manifest[8:11], [[self.silos], [len(self.silos)], settings["threshold"]])
         self.same("threshold", settings["threshold"], 2 * len(self.silos) // 3 + 1)
+        self.same("manifest's hashes", manifest[11:14] + manifest[16:], list(map(h, HASHED)))
         self.same("manifest's channels", manifest[14], self.channels)
         self.signed(0, given["request"], "ckks encrypt request", *self.head, given["manifest"], self.advertisements)
         key = hkdf(self.digest, b"", b"reference", 0, 8 * self.bytes)

@@ -33,9 +33,11 @@ from autoflip_secure.storage import open_silo_database
 from autoflip_secure.sums.encoding import unpack_sum, word_count
 from autoflip_secure.sums.manifest import Manifest
 
+REPLY = ("status", "reply", "error", "head")
+
 
 def digest(fields: dict[str, object]) -> str:
-    return hashlib.sha256(msgpack.packb([fields["status"], fields["reply"], fields["error"]])).hexdigest()
+    return hashlib.sha256(msgpack.packb([fields[name] for name in REPLY])).hexdigest()
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def view_of(run: Path, sent: Counter[str]) -> list[dict[str, Any]]:
     view = read_server_view(run / "server_view")
     assert Counter(digest(message["fields"]) for message in view) == sent
     assert {frozenset(message) for message in view} == {frozenset({"stage", "round", "attempt", "from", "fields"})}
-    assert {frozenset(m["fields"]) for m in view} == {frozenset({"status", "reply", "error"})}
+    assert {frozenset(m["fields"]) for m in view} == {frozenset(REPLY)}
     return view
 
 

@@ -107,7 +107,7 @@ def test_the_ledger_line_says_multiplier_and_clip_of_the_round(make_config, make
 def test_bits_that_would_not_be_covered_are_refused(make_config, make_manifest, model) -> None:
     manifest = asked(make_config, make_manifest, model)
     update, bits = manifest.channels
-    SiloPolicy().check_manifest(manifest)
+    SiloPolicy(channels=("update", "clip_bits")).check_manifest(manifest)
     for changes in (
         {"channels": (bits,)},
         {"phase": "evaluate", "privacy": replace(manifest.privacy, dataset="holdout", sampling_rate=1.0, clip=2.0)},

@@ -14,6 +14,8 @@ from autoflip_secure.data.registry import load
 from autoflip_secure.data.silo_folder import SiloData
 from autoflip_secure.errors import ConfigError, PolicyRefusal
 from autoflip_secure.federation import client_app
+from autoflip_secure.federation.audit_heads import HeadList
+from autoflip_secure.federation.audit_log import Head
 from autoflip_secure.federation.bad_contributor import BadContributor
 from autoflip_secure.federation.client_app import silo_folder
 from autoflip_secure.federation.cohort_watch import CohortWatch
@@ -107,7 +109,9 @@ def test_what_sums_determine() -> None:
 
 
 def ask(silo: Silo, folder: Any, config: ResolvedConfig, manifest: Any, model: Any) -> Any:
-    return silo.answer(Request("clear", manifest.round, manifest.attempt, manifest.to_bytes(), model.to_bytes()))
+    heads = HeadList(Head.signed(1, bytes(32), folder.coordinator_identity()), {1: silo._audit.head})
+    content = replace(manifest, heads_hash=heads.hash()).to_bytes()
+    return silo.answer(Request("clear", manifest.round, manifest.attempt, content, model.to_bytes(), heads.shown()[1]))
 
 
 @pytest.mark.parametrize("private", [False, True])

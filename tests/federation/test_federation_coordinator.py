@@ -302,7 +302,7 @@ def says(silo: int) -> Reply:
 def test_nodes_say_which_silo_they_are(make: Build) -> None:
     grid = JoinGrid([says(3), says(1), says(4), says(2)])
     coordinator = make(grid)
-    coordinator._join()
+    coordinator._gathering.gather()
     assert coordinator._exchange.nodes == {3: 1, 1: 2, 4: 3, 2: 4}
     assert {request.stage for request in grid.requests} == {JOIN_STAGE}
     (message,) = {request.request for request in grid.requests}
@@ -330,7 +330,7 @@ def test_a_run_starts_with_all_silos_or_not_at_all(
     coordinator = make(JoinGrid(answers))
     coordinator._exchange._timeout = 0.1
     with pytest.raises(error, match=words):
-        coordinator._join()
+        coordinator._gathering.gather()
 
 
 # Census and scores
@@ -536,7 +536,7 @@ def test_the_grid_s_nodes_are_answered_by_their_own_silo(make_config, make_feder
     folder = make_federation(config)
     with LocalGrid(ClientAppFactory(folder.path), 4, 0) as grid:
         coordinator = Coordinator(folder, config, grid, lambda line: None)
-        coordinator._join()
+        coordinator._gathering.gather()
         assert coordinator._exchange.nodes == {silo: 1000 + silo for silo in range(1, 5)}
         coordinator._events.close()
         coordinator._metrics.close()

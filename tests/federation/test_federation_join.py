@@ -11,7 +11,8 @@ import pytest
 
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import ProtocolError, Refusal
-from autoflip_secure.federation.join import JoinRequest, join_reply, read_join_reply
+from autoflip_secure.federation.code_digest import code_digest
+from autoflip_secure.federation.join import MAX_REQUEST_BYTES, JoinRequest, join_reply, read_join_reply
 from autoflip_secure.parties.identity import Identity
 from autoflip_secure.privacy.accounting import Mechanism
 
@@ -79,6 +80,9 @@ def put(index: int, value: Any) -> Any:
         put(3, {"train": [[0.1]]}),
         put(3, {"train": [["x", 1.0, 1]]}),
         put(3, {"train": [[0.5, -1.0, 1]]}),
+        put(4, b"short"),
+        put(4, "c" * 32),
+        put(4, None),
     ],
 )
 def test_statements_of_another_form_are_refused(change: Any, request_: JoinRequest) -> None:
@@ -96,7 +100,7 @@ def test_impossible_configurations_are_refused(changes: dict[str, Any], request_
         JoinRequest.from_body(msgpack.packb(fields))
 
 
-def test_the_digest_covers_session_configuration_task_and_plan(request_: JoinRequest, make_config, task) -> None:
+def test_the_digest_covers_session_configuration_task_plan_and_code(request_: JoinRequest, make_config, task) -> None:
     config, text = request_.config, request_.task
     other = ResolvedConfig.create(**{**config.model_dump(), "seed": 1})
     more = {**PLANNED, "holdout": [Mechanism(1.0, 3.0, 5)]}
@@ -107,11 +111,22 @@ def test_the_digest_covers_session_configuration_task_and_plan(request_: JoinReq
         JoinRequest(b"s" * 16, config, text.replace("toy", "tox"), PLANNED).digest(),
         JoinRequest(b"s" * 16, config, text, more).digest(),
         JoinRequest(b"s" * 16, config, text, {"train": PLANNED["train"]}).digest(),
+        JoinRequest(b"s" * 16, config, text, PLANNED, b"c" * 32).digest(),
     ]
     assert len(set(digests)) == len(digests)
     elsewhere = ResolvedConfig.create(**{**config.model_dump(), "workers": 3, "device": "auto"})
     swapped = dict(reversed(PLANNED.items()))
     assert JoinRequest(b"s" * 16, elsewhere, text, swapped).digest() == request_.digest()
+
+
+def test_a_request_says_the_code_it_was_made_by(request_: JoinRequest) -> None:
+    assert request_.code == code_digest()
+
+
+def test_a_request_that_is_too_long_is_not_even_read(coordinator: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(msgpack, "unpackb", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(ProtocolError, match=r"262145 bytes is longer than 262144"):
+        JoinRequest.open(bytes(MAX_REQUEST_BYTES + 1), coordinator.public)
 
 
 def test_replies_are_one_silo_id() -> None:

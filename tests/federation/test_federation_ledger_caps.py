@@ -12,6 +12,8 @@ import pytest
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.data.silo_folder import read_silo, write_silo
 from autoflip_secure.data.task import Task
+from autoflip_secure.federation.audit_heads import HeadList
+from autoflip_secure.federation.audit_log import Head
 from autoflip_secure.federation.client_app import silo_folder
 from autoflip_secure.federation.join import JOIN_STAGE, JoinRequest
 from autoflip_secure.federation.policy import SiloPolicy
@@ -48,10 +50,14 @@ class Month:
     def round(self, session: bytes) -> Reply:
         terms = {"sampling_rate": 1.0, "noise_multiplier": 3.0}
         changes = {"config_hash": self.digests[session], "session": session, "terms": terms}
-        manifest = self.make_manifest(self.config, self.model, **changes)
         silo = self.silo()
         try:
-            return silo.answer(Request("clear", 1, 0, manifest.to_bytes(), self.model.to_bytes()))
+            silo._audit.refresh()
+            assert silo._audit.head is not None
+            heads = HeadList(Head.signed(1, bytes(32), self.folder.coordinator_identity()), {1: silo._audit.head})
+            manifest = self.make_manifest(self.config, self.model, heads_hash=heads.hash(), **changes)
+            request = Request("clear", 1, 0, manifest.to_bytes(), self.model.to_bytes(), heads.shown()[1])
+            return silo.answer(request)
         finally:
             silo.close()
 
@@ -85,7 +91,7 @@ def month(make_config, make_federation, make_manifest, model) -> Iterator[Callab
 
 
 def refused(reply: Reply) -> bool:
-    return reply == Reply("refused", b"", "BudgetExhausted")
+    return replace(reply, head=b"") == Reply("refused", b"", "BudgetExhausted")
 
 
 @pytest.mark.parametrize(

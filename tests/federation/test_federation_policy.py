@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from autoflip_secure.errors import ConfigError, PolicyRefusal
 from autoflip_secure.federation.policy import SiloPolicy
 from autoflip_secure.federation.terms import count_channel, deviation_channel, energy_channel, update_channel
+from autoflip_secure.sums.channels import CHANNEL_NAMES
 
 SECAGG = {"aggregation": "secagg", "dp_epsilon": 8.0}
 
@@ -18,11 +21,11 @@ SECAGG = {"aggregation": "secagg", "dp_epsilon": 8.0}
 @pytest.mark.parametrize(
     ("options", "rule"),
     [
-        ({"aggregation": "none"}, "policy aggregations: 'none'"),
-        ({"aggregation": "ckks"}, "policy aggregations: 'ckks' is not among"),
-        ({"dp_epsilon": None}, "policy trusts: 'none'"),
-        ({"dp_epsilon": 8.01}, "policy epsilon: the run asks for 8.01, the cap is 8"),
-        ({"dp_delta": 1.01e-5}, "policy delta"),
+        ({"aggregation": "none"}, "rule aggregations: .*'none'"),
+        ({"aggregation": "ckks"}, "rule aggregations: .*'ckks'; accepted are secagg"),
+        ({"dp_epsilon": None}, "rule trusts: .*'none'"),
+        ({"dp_epsilon": 8.01}, "rule epsilon: the run asks for 8.01; the cap is 8"),
+        ({"dp_delta": 1.01e-5}, "rule delta"),
     ],
 )
 def test_the_default_policy_denies(options: dict[str, Any], rule: str, make_config) -> None:
@@ -44,7 +47,7 @@ def test_what_exists_for_tests_is_denied_outside_of_simulations(
 ) -> None:
     config = make_config(**{**SECAGG, **options})
     policy = SiloPolicy(aggregations=("secagg", "none"))
-    with pytest.raises(PolicyRefusal, match=f"policy simulated: .*{words}"):
+    with pytest.raises(PolicyRefusal, match=f"rule simulated: .*{words}"):
         policy.check_run(config)
     policy.model_copy(update={"simulated": True}).check_run(config)
     assert SiloPolicy().simulated is False
@@ -63,12 +66,12 @@ def test_both_trust_modes_pass_by_default(trust: str, make_config) -> None:
 @pytest.mark.parametrize(
     ("limits", "options", "rule"),
     [
-        ({"aggregations": ("none",)}, {}, "policy aggregations"),
-        ({"aggregations": ("ckks",)}, {}, "policy aggregations"),
-        ({"trusts": ("local",)}, {}, "policy trusts: 'distributed'"),
-        ({"epsilon": 3.0}, {}, "policy epsilon"),
-        ({"delta": 1e-6}, {}, "policy delta"),
-        ({"colluders": 1}, {}, "policy colluders: 0 tolerated, at least 1"),
+        ({"aggregations": ("none",)}, {}, "rule aggregations"),
+        ({"aggregations": ("ckks",)}, {}, "rule aggregations"),
+        ({"trusts": ("local",)}, {}, "rule trusts: .*'distributed'"),
+        ({"epsilon": 3.0}, {}, "rule epsilon"),
+        ({"delta": 1e-6}, {}, "rule delta"),
+        ({"colluders": 1}, {}, "rule colluders: 0 tolerated; at least 1"),
     ],
 )
 def test_each_limit_refuses_a_run_by_its_name(limits: dict[str, Any], options: dict[str, Any], rule: str, make_config):
@@ -98,7 +101,7 @@ def test_accepting_accepts_exactly_its_run(make_config) -> None:
     for worse in ({"dp_epsilon": 3.1}, {"dp_delta": 2e-6}, {"colluders": 0}, *other):
         with pytest.raises(PolicyRefusal):
             policy.check_run(config.model_copy(update=worse))
-    with pytest.raises(PolicyRefusal, match="policy trusts"):
+    with pytest.raises(PolicyRefusal, match="rule trusts"):
         policy.check_run(make_config(aggregation="secagg"))
 
 
@@ -138,12 +141,12 @@ def test_caps_round_trip_and_absent_ones_are_not_written(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "limits", "rule"),
     [
-        ({"terms": {"trust": "none"}}, {}, "policy trusts: 'none'"),
-        ({"terms": {"delta": 1e-4}}, {}, "policy delta"),
-        ({}, {"colluders": 1}, "policy colluders"),
-        ({"minimum": (3,)}, {}, "policy min_cohort: 3 of 4 silos would do, at least 80%"),
+        ({"terms": {"trust": "none"}}, {}, "rule trusts: .*'none'"),
+        ({"terms": {"delta": 1e-4}}, {}, "rule delta"),
+        ({}, {"colluders": 1}, "rule colluders"),
+        ({"minimum": (3,)}, {}, "rule min_cohort: 3 of 4 silos would do; at least 80%"),
         ({}, {"min_cohort": 1.0, "colluders": 0}, None),
-        ({"cohorts": ((1, 2, 3), (4, 5, 6, 7)), "minimum": (3, 3)}, {}, "policy min_cohort: 3 of 4"),
+        ({"cohorts": ((1, 2, 3), (4, 5, 6, 7)), "minimum": (3, 3)}, {}, "rule min_cohort: 3 of 4"),
         ({"cohorts": ((1, 2, 3), (4, 5, 6, 7)), "minimum": (3, 4)}, {}, None),
     ],
 )
@@ -160,14 +163,15 @@ def test_squares_are_refused_under_distributed_noise_only(make_config, make_mani
     for trust in ("distributed", "local"):
         config = make_config(**SECAGG, dp_trust=trust)
         plain = update_channel(config, 5)
-        SiloPolicy().check_manifest(make_manifest(config, model, channels=(plain, count_channel(20.0))))
+        policy = SiloPolicy(channels=("update", "count", "unit_energy", "deviation"))
+        policy.check_manifest(make_manifest(config, model, channels=(plain, count_channel(20.0))))
         for square in (energy_channel(4), deviation_channel(5)):
             manifest = make_manifest(config, model, channels=(plain, square))
             if trust == "local":
-                SiloPolicy().check_manifest(manifest)
+                policy.check_manifest(manifest)
             else:
                 with pytest.raises(PolicyRefusal, match="linear channels only"):
-                    SiloPolicy().check_manifest(manifest)
+                    policy.check_manifest(manifest)
 
 
 @pytest.mark.parametrize("options", [{}, {"dp_epsilon": 3.0, "dp_trust": "local"}, {"dp_epsilon": 0.1}])
@@ -207,3 +211,139 @@ def test_a_policy_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "policy.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"policy\.toml"):
         SiloPolicy.read(tmp_path / "policy.toml")
+
+
+# Least sizes, channels, networks and code
+
+
+def test_the_default_policy_lets_an_approved_run_send_what_learning_takes() -> None:
+    policy = SiloPolicy()
+    assert policy.approval == "each"
+    assert set(policy.channels) == {"update", "count", "metric"}
+    assert (policy.models, policy.code, policy.min_silos, policy.min_threshold) == ((), (), 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "channels"),
+    [
+        ({"prune": "autoflip", "dp_trust": "local"}, {"deviation", "unit_energy"}),
+        ({"adaptive_clip": 0.5}, {"clip_bits"}),
+        ({"prune": "feddst", "dp_epsilon": None}, {"gradient"}),
+        ({"prune": "fedmask", "dp_epsilon": None}, {"mask"}),
+    ],
+)
+def test_each_further_channel_has_to_be_named(options: dict[str, Any], channels: set[str], make_config) -> None:
+    config = make_config(**{**SECAGG, "rounds": 8, **options})
+    needed = SiloPolicy(trusts=("none", "local", "distributed"), channels=("update", *channels))
+    needed.check_run(config)
+    for missing in channels:
+        allowed = tuple(set(needed.channels) - {missing})
+        with pytest.raises(PolicyRefusal, match=f"rule channels: {missing} would leave") as refused:
+            needed.model_copy(update={"channels": allowed}).check_run(config)
+        assert refused.value.rule == "channels"
+
+
+def test_counts_and_scores_are_channels_of_a_run_that_has_them(make_config) -> None:
+    policy, config = SiloPolicy(channels=("update",)), make_config(**SECAGG)
+    assert list(policy.run_refusals(config)) == []
+    for asked, name in (({"counted": True}, "count"), ({"scored": True}, "metric")):
+        (refused,) = policy.run_refusals(config, **asked)
+        assert f"{name} would leave" in str(refused)
+
+
+def test_listed_networks_bind_also_what_is_approved(make_config) -> None:
+    config = make_config(**SECAGG)
+    for models, refused in (((), False), ((config.model,), False), (("lenet",), True)):
+        rules = [each.rule for each in SiloPolicy(models=models).run_refusals(config)]
+        assert rules == (["models"] if refused else [])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "least"), [(((1, 2, 3, 4), (5, 6, 7, 8, 9)), (4, 3)), (((1, 2, 3), (4, 5, 6, 7)), (3, 3))]
+)
+def test_each_cohort_is_held_against_its_own_size(sizes: Any, least: Any, make_config, make_manifest, model) -> None:
+    manifest = make_manifest(make_config(**SECAGG), model, cohorts=sizes, minimum=least)
+    with pytest.raises(PolicyRefusal, match=f"rule min_cohort: {least[1]} of {len(sizes[1])} silos would do"):
+        SiloPolicy().check_manifest(manifest)
+
+
+@pytest.mark.parametrize("least", [3, 4, 5])
+def test_fewest_silos_and_shares_are_limits_of_runs_and_rounds(least: int, make_config, make_manifest, model) -> None:
+    config = make_config(**SECAGG)
+    for policy in (SiloPolicy(min_silos=least), SiloPolicy(min_threshold=least)):
+        has = 4 if policy.min_silos > 3 else 3
+        manifest = make_manifest(config, model, minimum=(4,), threshold=3)
+        rules = [each.rule for each in policy.run_refusals(config)]
+        assert bool(rules) == (least > has)
+        assert list(policy.run_refusals(config, enrolled=30)) == [] or policy.min_silos > has, "t is 21 of 30"
+        if rules:
+            with pytest.raises(PolicyRefusal, match=f"rule {rules[0]}: "):
+                policy.check_manifest(manifest)
+        else:
+            policy.check_manifest(manifest)
+
+
+@pytest.mark.parametrize("aggregation", ["secagg", "ckks"])
+def test_sums_are_opened_with_the_policy_s_fewest_silos(aggregation: str, institution) -> None:
+    silo = institution(policy={"min_silos": 4}, aggregation=aggregation)
+    assert silo.join().status == "ok", silo.refusal
+    secure_sum = silo.silo._open_session().secure_sum
+    rules = secure_sum._rules if aggregation == "ckks" else secure_sum._party.rules
+    assert rules.minimum == 4
+
+
+LOOSE: dict[str, Any] = {
+    "aggregations": ("secagg", "ckks", "none"),
+    "trusts": ("none", "local", "distributed"),
+    "channels": tuple(sorted(CHANNEL_NAMES)),
+    "epsilon": 20.0,
+    "delta": 1e-3,
+    "colluders": 0,
+    "min_cohort": 0.5,
+    "min_silos": 3,
+    "min_threshold": 3,
+    "rotating_cohorts": True,
+    "models": ("mlp",),
+}
+TIGHTER = st.fixed_dictionaries(
+    {},
+    optional={
+        "aggregations": st.sets(st.sampled_from(LOOSE["aggregations"])).map(tuple),
+        "trusts": st.sets(st.sampled_from(LOOSE["trusts"])).map(tuple),
+        "channels": st.sets(st.sampled_from(LOOSE["channels"])).map(tuple),
+        "epsilon": st.floats(0.1, 20),
+        "delta": st.floats(1e-9, 1e-3),
+        "colluders": st.integers(0, 9),
+        "min_cohort": st.floats(0.5, 1),
+        "min_silos": st.integers(3, 20),
+        "min_threshold": st.integers(3, 20),
+        "rotating_cohorts": st.booleans(),
+        "models": st.sampled_from([("mlp",), ("lenet",)]),
+    },
+)
+RUNS: tuple[dict[str, Any], ...] = (
+    {},
+    {**SECAGG, "silos": 10, "colluders": 2},
+    {**SECAGG, "dp_trust": "local", "prune": "autoflip", "dp_epsilon": 3.0},
+    {"silos": 16, "cohort_filter": True, "allow_cohort_rotation": True},
+    {"aggregation": "ckks", "prune": "fedmask", "min_cohort": 1.0},
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tighter=TIGHTER, options=st.sampled_from(RUNS))
+def test_a_tighter_policy_lets_nothing_more_in(tighter: dict[str, Any], options: dict[str, Any], make_config) -> None:
+    config = make_config(**options)
+    loose = SiloPolicy(approval="standing", **LOOSE)
+    assert [each.rule for each in loose.run_refusals(config)] == []
+    refused = [each.rule for each in SiloPolicy(approval="standing", **{**LOOSE, **tighter}).run_refusals(config)]
+    assert set(refused) <= set(tighter), "a setting refuses by its own name"
+    assert len(refused) == len(set(refused))
+
+
+def test_all_rules_that_fail_are_told_each_once(make_config) -> None:
+    config = make_config(aggregation="ckks", dropout=0.5, seed=3)
+    strict = SiloPolicy(colluders=1, min_silos=5, min_threshold=4, channels=("count",), models=("lenet",), delta=1e-6)
+    assert [refused.rule for refused in strict.run_refusals(config)] == [
+        "aggregations", "trusts", "delta", "colluders", "models", "min_silos", "min_threshold", "channels", "simulated",
+    ]  # fmt: skip

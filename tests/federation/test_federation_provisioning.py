@@ -18,6 +18,7 @@ from autoflip_secure.data.records import Records
 from autoflip_secure.data.silo_folder import read_silo
 from autoflip_secure.errors import StorageError
 from autoflip_secure.federation import client_app
+from autoflip_secure.federation.audit_log import Head
 from autoflip_secure.federation.client_app import STAGES, make_client_app, silo_folder
 from autoflip_secure.federation.policy import SiloPolicy
 from autoflip_secure.federation.provisioning import RunFolder, load_task, provision
@@ -161,7 +162,9 @@ def test_every_stage_is_answered(stage: str, make_config, make_federation) -> No
     app = make_client_app(make_federation(make_config()).path)
     message = delivered(request_message(1, Request(stage, 0, 0, b"")))
     reply = app(message, context(0))
-    assert read_reply(reply) == Reply("refused", b"", "ProtocolError")
+    said = read_reply(reply)
+    assert (said.status, said.reply, said.error) == ("refused", b"", "ProtocolError")
+    assert Head.from_bytes(said.head).count == 2, "the log was opened, and holds a line about this reply"
     assert reply.metadata.reply_to_message_id == message.metadata.message_id
 
 

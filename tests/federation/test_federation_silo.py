@@ -15,6 +15,8 @@ import pytest
 from autoflip_secure.ckks.messages import KeyRequest
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import AutoflipSecureError, ConfigError, ProtocolError
+from autoflip_secure.federation.audit_heads import HeadList
+from autoflip_secure.federation.audit_log import Head
 from autoflip_secure.federation.client_app import silo_folder
 from autoflip_secure.federation.contribution import Contributor
 from autoflip_secure.federation.join import JOIN_STAGE, JoinRequest
@@ -54,6 +56,8 @@ class Joined:
         self.home = silo_folder(folder.path, 1)
         self.silo = Silo(self.home)
         self.digest = bytes(32)
+        self.coordinator_head = Head.signed(1, bytes(32), folder.coordinator_identity())
+        self.shown: dict[bytes, bytes] = {}
 
     def join(
         self,
@@ -73,14 +77,19 @@ class Joined:
 
     def manifest(self, model: ModelPayload | None = None, **changes: Any) -> Manifest:
         """A training round of the run that was joined last."""
-        return self._manifest(self.config, model or self.model, **{"config_hash": self.digest, **changes})
+        self.silo._audit.refresh()
+        heads = HeadList(self.coordinator_head, {} if self.silo._audit.head is None else {1: self.silo._audit.head})
+        self.shown |= {heads.hash(): heads.shown().get(1, b"")}
+        named = {"config_hash": self.digest, "heads_hash": heads.hash()}
+        return self._manifest(self.config, model or self.model, **{**named, **changes})
 
     def clear(self, attachment: bytes | None = None, **changes: Any) -> Reply:
         """Ask for the contribution to the manifest with these changes."""
         return self.ask(self.manifest(**changes), self.model.to_bytes() if attachment is None else attachment)
 
     def ask(self, manifest: Manifest, attachment: bytes) -> Reply:
-        return self.silo.answer(Request("clear", manifest.round, manifest.attempt, manifest.to_bytes(), attachment))
+        content, heads = manifest.to_bytes(), self.shown.get(manifest.heads_hash, b"")
+        return self.silo.answer(Request("clear", manifest.round, manifest.attempt, content, attachment, heads))
 
     def reopen(self) -> None:
         self.silo.close()
@@ -122,7 +131,13 @@ def start(make_config, make_federation, make_manifest, model) -> Iterator[Start]
 
 
 def refused(reply: Reply, error: str = "PolicyRefusal") -> bool:
-    return reply == Reply("refused", b"", error)
+    return said(reply) == Reply("refused", b"", error)
+
+
+def said(reply: Reply) -> Reply:
+    """A reply without the head of the audit log that goes with it."""
+    assert Head.from_bytes(reply.head)
+    return replace(reply, head=b"")
 
 
 # Joining
@@ -130,7 +145,7 @@ def refused(reply: Reply, error: str = "PolicyRefusal") -> bool:
 
 def test_a_silo_knows_itself_by_its_key(start: Start) -> None:
     joined = start()
-    assert joined.join() == Reply("ok", msgpack.packb(1))
+    assert said(joined.join()) == Reply("ok", msgpack.packb(1))
     assert joined.silo.id == 1
 
 
@@ -144,14 +159,15 @@ def test_only_the_coordinator_of_the_roster_is_listened_to(start: Start, tmp_pat
 
 def test_another_task_is_refused(start: Start, task) -> None:
     joined = start()
-    assert refused(joined.join(task=replace(task, classes=4, class_names=("a", "b", "c", "d")).to_json()))
+    another = replace(task, classes=4, class_names=("a", "b", "c", "d")).to_json()
+    assert refused(joined.join(task=another), "PolicyRefusal:task")
     assert "task is not the one" in joined.log()
 
 
 def test_the_policy_is_asked_before_anything_else(start: Start) -> None:
     joined = start(policy={"trusts": ("local",)}, **PRIVATE)
-    assert refused(joined.join(planned=CHEAP))
-    assert "policy trusts: 'distributed'" in joined.log()
+    assert refused(joined.join(planned=CHEAP), "PolicyRefusal:trusts")
+    assert "refused by rule trusts: trust mode 'distributed' is asked for" in joined.log()
     assert joined.ledger() == []
     assert refused(joined.clear(), "ProtocolError")
     assert "no run was joined" in joined.log()
@@ -186,7 +202,7 @@ def test_a_holdout_plan_over_the_budget_is_refused(start: Start) -> None:
 @pytest.mark.parametrize("planned", [{}, {"train": []}, {"holdout": [Mechanism(1.0, 9.0, 1)]}])
 def test_a_private_run_without_a_plan_is_refused(planned: dict[str, Any], start: Start) -> None:
     joined = start(**PRIVATE)
-    assert refused(joined.join(planned=planned))
+    assert refused(joined.join(planned=planned), "PolicyRefusal:plan")
     assert "plans no use of the records" in joined.log()
 
 
@@ -230,9 +246,9 @@ def test_a_contribution_is_the_manifest_s_words(start: Start) -> None:
         ({"mask_hash": b"\x01" * 32}, None, "PolicyRefusal", "mask sent is not the one"),
         ({"session": b"\x01" * 16}, None, "PolicyRefusal", "session this silo did not join"),
         ({"cohorts": ((2, 3, 4),), "minimum": (3,)}, None, "ProtocolError", "in no cohort"),
-        ({"minimum": (3,)}, None, "PolicyRefusal", "policy min_cohort"),
+        ({"minimum": (3,)}, None, "PolicyRefusal", "rule min_cohort"),
         ({"terms": {"dataset": "holdout"}}, None, "PolicyRefusal", "would charge holdout"),
-        ({"terms": {"delta": 1.1e-5}}, None, "PolicyRefusal", "policy delta"),
+        ({"terms": {"delta": 1.1e-5}}, None, "PolicyRefusal", "rule delta"),
     ],
 )
 def test_a_manifest_that_is_not_the_joined_run_s_is_refused(changes, attachment, error, logged, start: Start) -> None:
@@ -299,7 +315,8 @@ def test_clip_bits_are_given_where_the_joined_run_has_them_and_only_there(adapti
     with_bits = (*plain, clip_bits_channel(16.0, 2.0))
     right, wrong = (plain, with_bits) if adaptive is None else (with_bits, plain)
     assert refused(joined.clear(channels=wrong))
-    assert "disagree whether the clip is adaptive" in joined.log()
+    why = "clip_bits would leave" if adaptive is None else "disagree whether the clip is adaptive"
+    assert why in joined.log()
     assert joined.ledger() == []
     assert joined.clear(channels=right, terms={"clip": 0.03}).status == "ok"
     (line,) = joined.ledger()
@@ -423,7 +440,7 @@ def test_the_ledger_line_is_there_before_the_contribution_is_computed(
         raise ValueError("record 17 of patient Miller is odd")
 
     monkeypatch.setattr(Contributor, "contribute", fail)
-    assert joined.ask(manifest, joined.model.to_bytes()) == Reply("failed")
+    assert said(joined.ask(manifest, joined.model.to_bytes())) == Reply("failed")
     terms = manifest.privacy
     line = ("train", 3, 1, "train", terms.sampling_rate, 2.0, terms.clip, 1, manifest.digest())
     assert seen == [[line]]
@@ -443,7 +460,7 @@ def test_no_word_and_no_kind_of_an_error_over_records_leaves_the_silo(
         raise kind("record 17 of patient Miller is odd")
 
     monkeypatch.setattr(Contributor, "contribute", fail)
-    assert joined.clear() == Reply("failed", b"", "")
+    assert said(joined.clear()) == Reply("failed", b"", "")
     assert "Miller" in joined.log()
 
 
@@ -451,7 +468,7 @@ def test_refusals_say_their_kind_alone(start: Start) -> None:
     joined = start()
     joined.join()
     reply = joined.clear(mask_hash=b"\x01" * 32)
-    assert vars(reply) == {"status": "refused", "reply": b"", "error": "PolicyRefusal"}
+    assert vars(said(reply)) == {"status": "refused", "reply": b"", "error": "PolicyRefusal", "head": b""}
 
 
 def test_the_log_is_its_owner_s_alone(start: Start) -> None:
@@ -546,8 +563,8 @@ def test_ckks_sums_bear_the_colluders_of_policy_and_run(policy: int, run: int, e
 
 def test_a_silo_that_does_not_list_ckks_joins_no_such_run(start: Start) -> None:
     joined = start(policy={"aggregations": ("secagg",)}, aggregation="ckks")
-    assert refused(joined.join())
-    assert "policy aggregations: 'ckks' is not among ('secagg',)" in joined.log()
+    assert refused(joined.join(), "PolicyRefusal:aggregations")
+    assert "refused by rule aggregations: the run sums by 'ckks'; accepted are secagg" in joined.log()
     assert refused(advertise(joined, SESSION), "ProtocolError"), "no run was joined, so no keys are made"
 
 
@@ -566,7 +583,7 @@ def test_an_institution_drops_out_for_nobody(start: Start) -> None:
     joined.join()
     session = joined.silo._open_session()
     session._policy = session._policy.model_copy(update={"simulated": False})
-    assert {joined.clear(round=round).status for round in range(20)} == {"ok"}
+    assert {joined.clear(round=round).status for round in range(1, 20)} == {"ok"}
 
 
 def test_every_use_is_a_line_also_without_dp(start: Start) -> None:

@@ -22,7 +22,9 @@ from autoflip_secure.federation.wire import (
     request_message,
 )
 
-REQUEST = Request("masked", 3, 1, b"\x00words", b"model")
+REQUEST = Request("masked", 3, 1, b"\x00words", b"model", b"heads")
+
+REPLY: dict[str, Any] = {"status": "ok", "reply": b"", "error": "", "head": b""}
 
 
 def message(fields: dict[str, Any] | None, **others: Any) -> Message:
@@ -32,7 +34,7 @@ def message(fields: dict[str, Any] | None, **others: Any) -> Message:
     return Message(content, 7, "query.confirm")
 
 
-@given(st.builds(Request, st.text(min_size=1), st.integers(0, 2**62), st.integers(0, 99), st.binary(), st.binary()))
+@given(st.builds(Request, st.text(min_size=1), st.integers(0, 2**62), st.integers(0, 99), *[st.binary()] * 3))
 def test_requests_round_trip(request_: Request) -> None:
     fields = vars(request_)
     assert read_request(message(dict(fields))) == request_
@@ -54,7 +56,7 @@ def test_stages_that_train_are_filed_under_train() -> None:
     assert sorted([*train, *query]) == sorted(STAGES)
 
 
-@given(st.builds(Reply, st.sampled_from(["ok", "dropped", "refused", "failed"]), st.binary(), st.text()))
+@given(st.builds(Reply, st.sampled_from(["ok", "dropped", "refused", "failed"]), st.binary(), st.text(), st.binary()))
 def test_replies_round_trip(reply: Reply) -> None:
     assert read_reply(reply_message(reply, request_message(1, REQUEST))) == reply
 
@@ -71,10 +73,10 @@ def test_request_fields_are_typed(name: str, value: Any) -> None:
         read_request(message(fields))
 
 
-@pytest.mark.parametrize("name", ["status", "reply", "error"])
+@pytest.mark.parametrize("name", list(REPLY))
 @pytest.mark.parametrize("value", [None, 1, True, 1.0, b"b", "s", [b"b"]])
 def test_reply_fields_are_typed(name: str, value: Any) -> None:
-    fields: dict[str, Any] = {"status": "ok", "reply": b"", "error": ""}
+    fields: dict[str, Any] = dict(REPLY)
     if type(value) is type(fields[name]):
         return
     fields[name] = value
@@ -85,7 +87,7 @@ def test_reply_fields_are_typed(name: str, value: Any) -> None:
 
 
 def test_a_reply_carries_nothing_else() -> None:
-    fields = {"status": "ok", "reply": b"", "error": ""}
+    fields = dict(REPLY)
     assert read_reply(message(fields)) == Reply("ok")
     with pytest.raises(ProtocolError, match="exactly"):
         read_reply(message({**fields, "loss": 0.25}))
@@ -99,7 +101,7 @@ def test_messages_without_our_record_are_refused() -> None:
         with pytest.raises(ProtocolError, match="without our record"):
             read(message(None))
         with pytest.raises(ProtocolError, match="without our record"):
-            read(message(None, another=ConfigRecord({"status": "ok", "reply": b"", "error": ""})))
+            read(message(None, another=ConfigRecord(REPLY)))
 
 
 def test_an_error_reply_reads_as_failed_and_loses_its_words() -> None:

@@ -22,7 +22,10 @@ import pytest
 from autoflip_secure.config import ResolvedConfig, RunConfig
 from autoflip_secure.data.registry import load
 from autoflip_secure.errors import ProtocolError
+from autoflip_secure.federation.audit_heads import HeadList
+from autoflip_secure.federation.audit_log import Head
 from autoflip_secure.federation.client_app import silo_folder
+from autoflip_secure.federation.code_digest import code_digest
 from autoflip_secure.federation.defaults import resolve
 from autoflip_secure.federation.join import JOIN_STAGE, JoinRequest
 from autoflip_secure.federation.model_payload import ModelPayload
@@ -35,6 +38,7 @@ from autoflip_secure.models.spec import ModelSpec, dense_spec, layout_of
 from autoflip_secure.parties.identity import Identity
 from autoflip_secure.privacy.accounting import Mechanism
 from autoflip_secure.storage import open_silo_database
+from autoflip_secure.sums.channels import CHANNEL_NAMES
 from autoflip_secure.sums.manifest import Manifest, PrivacyTerms
 
 CLASSES = 10
@@ -58,6 +62,10 @@ class Attacker:
             "aggregations": ("none", "secagg"),
             "trusts": ("none", "local", "distributed"),
             "epsilon": 8.0,
+            "approval": "standing",
+            "models": ("mlp",),
+            "code": (code_digest().hex(),),
+            "channels": tuple(CHANNEL_NAMES),
             **policy,
         }
         (self.home / "policy.toml").write_text(SiloPolicy(**limits).to_toml())
@@ -113,7 +121,17 @@ class Attacker:
 
     def ask(self, manifest: Manifest, model: ModelPayload | None = None) -> Reply:
         attachment = (model or self.model()).to_bytes()
-        return self.silo.answer(Request("clear", manifest.round, manifest.attempt, manifest.to_bytes(), attachment))
+        heads = self.heads()
+        content = replace(manifest, heads_hash=heads.hash()).to_bytes()
+        return self.silo.answer(
+            Request("clear", manifest.round, manifest.attempt, content, attachment, heads.shown()[1])
+        )
+
+    def heads(self) -> HeadList:
+        """An honest list, of the only two parties that there are here."""
+        self.silo._audit.refresh()
+        assert self.silo._audit.head is not None
+        return HeadList(Head.signed(1, bytes(32), self.identity), {1: self.silo._audit.head})
 
     def lines(self) -> int:
         database = open_silo_database(self.home / "state.sqlite")
@@ -198,12 +216,12 @@ def test_a_plan_over_the_cap_is_refused_before_anything_is_spent(attacker) -> No
 
 def test_more_epsilon_than_the_policy_is_refused(attacker) -> None:
     attack = attacker("local", epsilon=3.0)
-    refused(attack, attack.join(), "policy epsilon")
+    refused(attack, attack.join(), "rule epsilon")
 
 
 def test_a_run_without_dp_needs_the_policy_to_say_so(attacker) -> None:
     attack = attacker("none", trusts=("local",))
-    refused(attack, attack.join(), "policy trusts")
+    refused(attack, attack.join(), "rule trusts")
 
 
 def test_a_policy_tightened_after_joining_applies(attacker) -> None:
@@ -211,7 +229,7 @@ def test_a_policy_tightened_after_joining_applies(attacker) -> None:
     assert attack.join().status == "ok"
     (attack.home / "policy.toml").write_text(SiloPolicy(aggregations=("secagg",), trusts=("local",)).to_toml())
     attack.silo = Silo(attack.home)
-    refused(attack, attack.ask(attack.manifest(attack.model())), "policy aggregations")
+    refused(attack, attack.ask(attack.manifest(attack.model())), "rule aggregations")
 
 
 # Manifests that would undercount
@@ -289,7 +307,7 @@ def test_a_channel_longer_than_the_contribution_allocates_nothing(length: int, a
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert reply == Reply("failed")
+    assert replace(reply, head=b"") == Reply("failed")
     assert f"channel count has 1 coordinates, not {length}" in attack.log()
     assert peak < 8 << 20
 
@@ -360,7 +378,7 @@ def test_squares_are_refused_under_distributed_noise(tmp_path: Path) -> None:
     attack = Attacker(tmp_path / "run", "distributed")
     attack.joined = attack.request()
     manifest = attack.manifest(attack.model(), channels=(deviation_channel(10),))
-    policy = SiloPolicy(trusts=("distributed",))
+    policy = SiloPolicy(trusts=("distributed",), channels=("deviation",))
     with pytest.raises(ProtocolError, match="linear"):
         policy.check_manifest(manifest)
 

@@ -31,6 +31,9 @@ VECTORS = Path(__file__).parents[2] / "protocols" / "secagg" / "vectors.json"
 P = b"autoflip-secure/secagg-s/2"
 CHAIN = b"autoflip-secure/noise-chain/1|"
 PRIME = 2**256 + 297
+HASHED = (b"model", b"mask", b"config", b"heads")
+"""What the hashes of the vectors' manifest are of."""
+
 BASE_POINT = (9).to_bytes(32, "little")
 
 
@@ -234,9 +237,10 @@ class Checker:
     def masked(self) -> None:
         given, settings, manifest = self.v["masked"], self.v["settings"], msgpack.unpackb(self.v["masked"]["manifest"])
         self.same("digest", self.digest, h(given["manifest"]))
-        self.same("manifest's keys", manifest[:5], [1, self.session, self.epoch, self.slot, self.epoch_hash])
+        self.same("manifest's keys", manifest[:5], [2, self.session, self.epoch, self.slot, self.epoch_hash])
         self.same("manifest's sum", manifest[8:11], [[self.silos], [3], self.t])
         self.levels(manifest[14][0], manifest[15], manifest[9][0])
+        self.same("manifest's hashes", manifest[11:14] + manifest[16:], list(map(h, HASHED)))
         self.same("manifest's channel", manifest[14], [["update", settings["length"], settings["bits"], 1.0]])
         self.width = settings["bits"] + (len(self.silos) - 1).bit_length()
         self.m = -(-settings["length"] // (64 // self.width))

@@ -23,7 +23,7 @@ CHANGES = {
     "session": b"s" * 16, "epoch": 2, "slot": 3, "epoch_hash": b"f" * 32, "round": 4, "attempt": 1, "phase": "explore",
     "cohorts": ((1, 2, 3), (4, 6, 8)), "minimum": (3, 2), "threshold": 6, "model_hash": b"M" * 32,
     "mask_hash": b"K" * 32, "config_hash": b"C" * 32, "channels": (ChannelSpec("update", 100, 16, 0.5),),
-    "privacy": replace(PRIVACY, noise_multiplier=1.0),
+    "privacy": replace(PRIVACY, noise_multiplier=1.0), "heads_hash": b"h" * 32,
 }  # fmt: skip
 
 unit = st.floats(0, 0.99)
@@ -39,7 +39,7 @@ def manifests(draw):
     cut = draw(st.integers(1, 11))
     cohorts = tuple(tuple(sorted(part)) for part in (silos[:cut], silos[cut:]))
     counters = [draw(st.integers(0, 2**40)) for _ in range(4)]
-    hashes = [draw(st.binary(min_size=32, max_size=32)) for _ in range(4)]
+    hashes = [draw(st.binary(min_size=32, max_size=32)) for _ in range(5)]
     channels = tuple(
         ChannelSpec(name, draw(st.integers(1, 10**9)), draw(st.integers(2, 32)), draw(st.floats(1e-6, 1e6)))
         for name in draw(st.lists(st.sampled_from(["update", "count", "metric"]), min_size=1, unique=True))
@@ -47,8 +47,8 @@ def manifests(draw):
     return Manifest(
         draw(st.binary(min_size=16, max_size=16)), counters[0], counters[1], hashes[0], counters[2], counters[3],
         draw(st.sampled_from(["census", "explore", "train", "evaluate"])), cohorts,
-        tuple(draw(st.integers(1, len(cohort))) for cohort in cohorts), draw(st.integers(1, 100)), *hashes[1:],
-        channels, draw(terms),
+        tuple(draw(st.integers(1, len(cohort))) for cohort in cohorts), draw(st.integers(1, 100)), *hashes[1:4],
+        channels, draw(terms), hashes[4],
     )  # fmt: skip
 
 
@@ -115,6 +115,7 @@ def test_other_encodings_of_the_same_values_are_refused():
     [
         {"session": bytes(15)},
         {"model_hash": bytes(31)},
+        {"heads_hash": bytes(33)},
         {"phase": "cheat"},
         {"slot": -1},
         {"threshold": 0},

@@ -1,0 +1,196 @@
+"""Take each check of a silo's policy out of a copy of the package and see a named test fail:
+
+    python tests/federation/policy_mutants.py
+
+The mechanism is that of tests/secagg/rule_mutants.py. Exits with 1 where one survives or its text is no longer there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+__all__ = ["MUTANTS", "rule_mutants"]
+
+
+def _load() -> ModuleType:
+    path = Path(__file__).resolve().parents[1] / "secagg" / "rule_mutants.py"
+    spec = importlib.util.spec_from_file_location("rule_mutants", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up by name.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+rule_mutants = _load()
+never, gone = rule_mutants.never, rule_mutants.gone
+
+
+def changed(old: str, new: str) -> tuple[tuple[str, str], ...]:
+    return ((old, new),)
+
+
+def refused(rule: str, *changes: str) -> tuple[str, ...]:
+    """The test of a rule's violation, or of what a round asks for."""
+    names = [f"test_policy_rules::test_a_violation_is_refused_by_its_rule[{rule}]"]
+    return (*names, *(f"test_policy_rules::test_a_limit_holds_for_each_round_too[{each}]" for each in changes))
+
+
+def mutant(rule: str, what: str, file: str, changes: Any, *tests: str) -> Any:
+    return rule_mutants.Mutant(rule, what, file, changes, tests, "federation")
+
+
+def approvals(*names: str) -> tuple[str, ...]:
+    return tuple(f"test_approvals::test_{name}" for name in names)
+
+
+MUTANTS = (
+    # Limits, at joining
+    mutant("aggregations", "of a run", "policy.py", never("config.aggregation not in self.aggregations"),
+           *refused("aggregations")),
+    mutant("trusts", "of a run and of rounds", "policy.py", never("trust not in self.trusts"), *refused("trusts")),
+    mutant("epsilon", "of a run", "policy.py",
+           never("config.dp_epsilon is not None and config.dp_epsilon > self.epsilon"), *refused("epsilon")),
+    mutant("delta", "of a run and of rounds", "policy.py", never("delta > self.delta"), *refused("delta")),
+    mutant("colluders", "of a run and of rounds", "policy.py", never("colluders < self.colluders"),
+           *refused("colluders")),
+    mutant("min_cohort", "at all", "policy.py", never("least < math.ceil(self.min_cohort * size)"),
+           *refused("min_cohort")),
+    mutant("min_cohort", "the cohort that falls furthest short", "policy.py",
+           changed("size, least = min(sizes, key=lambda each: each[1] - math.ceil(self.min_cohort * each[0]))",
+                   "size, least = sizes[0]"),
+           "test_federation_policy::test_each_cohort_is_held_against_its_own_size"),
+    mutant("min_silos", "at all", "policy.py", never("fewest < self.min_silos"), *refused("min_silos")),
+    mutant("min_silos", "survivors", "silo.py",
+           changed("minimum=policy.min_silos, minimum_fraction", "minimum_fraction"),
+           "test_federation_policy::test_sums_are_opened_with_the_policy_s_fewest_silos"),
+    mutant("min_threshold", "at all", "policy.py", never("threshold < self.min_threshold"), *refused("min_threshold")),
+    mutant("channels", "at all", "policy.py", never("not names <= set(self.channels)"), *refused("channels")),
+    mutant("models", "where some are listed", "policy.py",
+           changed('(self.models or self.approval == "standing")', '(self.approval == "standing")'),
+           "test_federation_policy::test_listed_networks_bind_also_what_is_approved"),
+    mutant("models", "where none is and nobody looks", "policy.py",
+           changed('(self.models or self.approval == "standing")', "self.models"),
+           "test_policy_rules::test_with_standing_approval_networks_and_code_have_to_be_listed"),
+    mutant("rotating_cohorts", "at all", "policy.py",
+           never('config.allow_cohort_rotation and config.trust == "none" and not self.rotating_cohorts'),
+           *refused("rotating_cohorts")),
+    mutant("simulated", "at all", "policy.py", never("words is not None"), *refused("simulated")),
+    # Limits, in each round
+    mutant("trusts", "of rounds", "policy.py",
+           gone("yield from self._privacy_refusals(terms.trust, terms.delta, terms.colluders)"),
+           *refused("trusts", "trusts-changes0", "delta-changes1", "colluders-changes2")[1:]),
+    mutant("min_silos", "of rounds", "policy.py", gone("yield from self._size_refusals(sizes, manifest.threshold)"),
+           *refused("min_silos", "min_cohort-changes3", "min_silos-changes4", "min_threshold-changes5")[1:]),
+    mutant("channels", "of the policy, in rounds", "policy.py", gone("yield from self._channel_refusals(names)"),
+           *refused("channels", "channels-changes6")[1:]),
+    mutant("channels", "of the joined run", "session.py", never("leaving"),
+           "test_policy_rules::test_a_round_has_no_channel_that_the_joined_run_has_not"),
+    mutant("linear", "at all", "policy.py",
+           never('terms.trust == "distributed" and not names <= LINEAR_CHANNELS'), *refused("linear")),
+    # Code, records, task, plan
+    mutant("code", "listed", "admission.py",
+           changed("elif accepted and self.code.hex() not in accepted:", "elif False:"), *refused("code")),
+    mutant("code", "none is listed and nobody looks", "admission.py",
+           changed('elif not accepted and self.policy.approval == "standing":', "elif False:"),
+           "test_policy_rules::test_with_standing_approval_networks_and_code_have_to_be_listed"),
+    mutant("code", "changed under a running silo", "admission.py", never("installed_digest() != self.code"),
+           *approvals("an_approval_is_for_the_code_it_was_given_for")),
+    mutant("code", "approved for other code", "admission.py", never("pins is None or pins.code != self.code"),
+           *approvals("an_approval_is_for_the_code_it_was_given_for")),
+    mutant("data", "at joining", "admission.py", gone("yield from self.policy.data_refusals(self.folder)"),
+           *refused("data")),
+    mutant("data", "in each round", "session.py", gone("self._policy.check_data(self._folder)"),
+           "test_policy_rules::test_records_that_move_away_between_rounds_are_not_read"),
+    mutant("data", "files, not only their folder", "policy.py",
+           changed("for path in (read, read / TRAIN_FILE, read / HOLDOUT_FILE):", "for path in (read,):"),
+           "test_policy_rules::test_records_that_move_away_between_rounds_are_not_read"),
+    mutant("data", "a link is not what it points to", "policy.py",
+           changed("Path(os.path.normpath(folder.resolve() / self.data))", "(folder / self.data).resolve()"),
+           *refused("data")),
+    mutant("task", "at all", "admission.py",
+           changed("        if request.task != self.task:\n", "        if False:\n"), *refused("task")),
+    mutant("plan", "at all", "admission.py",
+           never('request.config.trust != "none" and not request.planned.get("train")'), *refused("plan")),
+    # The officer's word
+    mutant("denied", "at all", "admission.py", never("decision is not None and decision.verdict == DENIED"),
+           *refused("denied")),
+    mutant("denied", "at each stage", "silo.py", gone("self._session.check_approval()"),
+           *approvals("a_withdrawn_approval_ends_the_run_at_its_next_stage")),
+    mutant("approval", "at all", "admission.py", changed("elif decision is None:", "elif False:"),
+           *refused("approval")),
+    mutant("roster", "silos", "admission.py",
+           changed("if joined or approved.coordinator", "if approved.coordinator"), *refused("roster")),
+    mutant("roster", "the coordinator", "admission.py",
+           changed("if joined or approved.coordinator != self.roster.coordinator:", "if joined:"),
+           "test_policy_rules::test_a_new_silo_in_the_roster_is_told_from_one_that_left"),
+    mutant("approval", "of a request that is kept", "approvals.py",
+           never('not self._connection.execute("SELECT 1 FROM asked_runs WHERE digest = ?", (digest,)).fetchone()'),
+           *approvals("what_nobody_asked_for_cannot_be_decided")),
+    mutant("approval", "the last decision counts", "approvals.py",
+           changed('"ORDER BY number DESC LIMIT 1"', '"ORDER BY number LIMIT 1"'),
+           *approvals("decisions_are_added_and_never_changed")),
+    mutant("approval", "a body that is the digest's", "approvals.py",
+           changed("return request if request.digest() == digest else None", "return request"),
+           *approvals("a_body_that_is_not_the_digest_s_is_no_run")),
+    mutant("approval", "a bounded number", "approvals.py",
+           changed("MAX_UNDECIDED - 1)", "100 * MAX_UNDECIDED)"), *approvals("a_coordinator_cannot_flood_the_store")),
+    mutant("approval", "what was joined goes last", "approvals.py",
+           changed("ORDER BY joined DESC, asked DESC", "ORDER BY asked DESC"),
+           *approvals("a_running_session_can_be_denied_however_many_are_asked_for_after_it")),
+    mutant("approval", "what was joined is marked", "silo.py", gone("self._admission.note_joined(request)"),
+           *approvals("a_running_session_can_be_denied_however_many_are_asked_for_after_it")),
+    mutant("approval", "only this federation's task is kept", "admission.py",
+           changed("self.approvals is not None and request.task == self.task", "self.approvals is not None"),
+           *approvals("a_task_of_another_federation_is_not_kept")),
+    mutant("approval", "a bounded size", "join.py", never("len(message) > MAX_REQUEST_BYTES"),
+           *approvals("a_request_that_nobody_signed_is_not_kept")),
+    mutant("approval", "enough digits", "approvals.py",
+           changed("least = SHOWN_DIGITS if deciding else LEAST_DIGITS", "least = LEAST_DIGITS"),
+           *approvals("a_run_is_found_by_the_start_of_its_digest")),
+    mutant("approval", "of the coordinator's code", "join.py",
+           changed("self.config.digest(), self.task, planned, self.code]", "self.config.digest(), self.task, planned]"),
+           *approvals("what_was_approved_does_not_cover_anything_else")),
+    # Rounds
+    mutant("session", "at all", "session.py", never("manifest.session != self._request.session"), *refused("session")),
+    mutant("run", "its configuration", "session.py", never("manifest.config_hash != self._digest"), *refused("run")),
+    mutant("rounds", "at all", "session.py",
+           never('terms.trust == "none" and manifest.phase in TRAINING and manifest.round >= config.rounds'),
+           *refused("rounds")),
+    mutant("terms", "no step", "terms.py", never("terms.steps < 1"), *refused("terms")),
+    mutant("grid", "too coarse", "terms.py", never("largest > GRID_SHARE * terms.delta"), *refused("grid")),
+    mutant("cohorts", "a second one", "session.py",
+           never("self._database.execute(query, key).fetchone() != (asked,)"), *refused("cohorts")),
+    mutant("model", "named by the manifest", "session.py",
+           never("manifest.model_hash != hashlib.sha256(attachment).digest()"), *refused("model")),
+    mutant("initial_model", "at all", "session.py", never("not is_close(model, own)"), *refused("initial_model")),
+    mutant("initial_model", "the approved one", "session.py",
+           never("approved is not None and start_hash(own) != approved"),
+           *approvals("an_approved_model_is_the_one_round_0_starts_from")),
+    mutant("initial_model", "within rounding", "initial_model.py",
+           changed("ROUNDING = 1e-5", "ROUNDING = 1.0"),
+           "test_outflow::test_last_bits_may_differ_between_machines_and_nothing_else"),
+    # What the coordinator learns
+    mutant("names", "at joining only", "policy_rules.py",
+           changed("if joining and type(error)", "if type(error)"),
+           "test_policy_rules::test_the_coordinator_learns_rules_while_joining_and_no_later[session]"),
+    mutant("names", "of the enumeration only", "policy_rules.py",
+           changed("type(error) is PolicyRefusal and rule in RULES", "type(error) is PolicyRefusal and rule"),
+           "test_policy_rules::test_names_that_may_travel_are_those_of_the_enumeration"),
+)  # fmt: skip
+
+
+def main() -> int:
+    verdicts = rule_mutants.judge(MUTANTS)
+    print(rule_mutants.table(verdicts))
+    return 0 if all(verdict.killed for verdict in verdicts) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
