@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
-from autoflip_secure import ledger_cli
+from autoflip_secure import audit_cli, coordinator_cli, ledger_cli, provision_cli, silo_cli
+from autoflip_secure.dashboard.command import dashboard
 from autoflip_secure.errors import ConfigError
 from autoflip_secure.options import run_command
+from autoflip_secure.run_cli import run_federation
 from autoflip_secure.sim import simulate
 
 __all__ = ["app", "main"]
@@ -23,7 +25,13 @@ app = typer.Typer(
     help="Private, pruned federated training from secure sums.",
 )
 app.command("sim")(simulate)
+app.add_typer(provision_cli.app, name="provision")
+app.add_typer(coordinator_cli.app, name="coordinator")
+app.add_typer(silo_cli.app, name="silo")
+app.command("run")(run_federation)
 app.add_typer(ledger_cli.app, name="ledger")
+app.add_typer(audit_cli.app, name="audit")
+app.command("dashboard")(dashboard)
 
 
 @app.command()

@@ -1,0 +1,205 @@
+"""python -m autoflip_secure.deployment.silo_worker : answers a SuperNode's messages in one process that stays.
+
+Flower starts a process for every message, which installs and runs the code that the coordinator sent along. Here the
+SuperNode runs with `--isolation process`, and this worker takes its tasks instead: it answers with the `Silo` of the
+silo's own folder, so that
+
+- no code but this silo's own installation ever runs here, whatever the coordinator sends;
+- the process that talks to the network holds neither records nor keys of the secure sum;
+- a stage costs no process start, and torch is loaded once.
+
+What it must remember is in the silo's database before a reply leaves: killed at any moment, it goes on as a new one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flwr.app import Message
+
+    from autoflip_secure.federation.silo import Silo
+
+__all__ = ["SiloWorker", "main"]
+
+FIRST_PAUSE, LONGEST_PAUSE, GROWTH = 0.02, 0.5, 1.2
+"""Seconds between two looks for a task on the loopback."""
+
+TASKS = frozenset({"flwr-clientapp"})
+"""Of the kinds of tasks that a SuperLink can ask for, only messages to a ClientApp are taken."""
+
+log = logging.getLogger(__name__)
+
+
+class SiloWorker:
+    """Takes tasks from a SuperNode on this machine and answers them.
+
+    Parameters
+    ----------
+    home : Path
+        The silo's folder.
+    address : str
+        host:port of the SuperNode's Runtime API.
+    secret : bytes
+        Shared with the SuperNode: who does not know it gets no task.
+    """
+
+    def __init__(self, home: Path, address: str, secret: bytes) -> None:
+        from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+
+        self._home, self._address = home, address
+        acquiring = SuperExecAuthHttpInterceptor(
+            master_secret=secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"}
+        )
+        self._client = self._connect(RuntimeVersionHttpInterceptor(component_name="SuperExec"), acquiring)
+        self._silo: Silo | None = None
+        self._stamps: tuple[tuple[int, int], ...] = ()
+
+    def run(self) -> None:
+        """Answer until the process is ended."""
+        pause = FIRST_PAUSE
+        while True:
+            if self.answer_one():
+                pause = FIRST_PAUSE
+            else:
+                time.sleep(pause)
+                pause = min(pause * GROWTH, LONGEST_PAUSE)
+
+    def answer_one(self) -> bool:
+        """Take one task and answer it; whether there was one."""
+        import httpx
+        from flwr.proto.runtime_pb2 import AcquireTaskRequest
+
+        try:
+            acquired = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=TASKS))
+        except httpx.HTTPError as error:
+            log.warning("the SuperNode does not answer (%s); trying again", type(error).__name__)
+            time.sleep(LONGEST_PAUSE)
+            return False
+        if not (acquired.HasField("task") and acquired.token):
+            return False
+        try:
+            self._answer(acquired.token)
+        except Exception:
+            # The coordinator sees a silo that did not answer; the task's heartbeat ends, and Flower gives it up.
+            log.exception("a message could not be answered")
+        return True
+
+    def _answer(self, token: str) -> None:
+        from flwr.common.constant import SubStatus
+        from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+        from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+        from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+        client = self._connect(
+            RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), RuntimeTokenHttpInterceptor(token)
+        )
+        heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+        heartbeat.start()
+        try:
+            message, context, _, _ = pull_task_input(client)
+            push_message(client, self._reply(message), context)
+            push_task_output(client, context, SubStatus.COMPLETED, "")
+        finally:
+            with suppress(Exception):
+                heartbeat.stop()
+            client.close()
+
+    def _reply(self, message: Message) -> Message:
+        from autoflip_secure.errors import AutoflipSecureError, ProtocolError
+        from autoflip_secure.federation.join import JOIN_STAGE
+        from autoflip_secure.federation.wire import Reply, read_request, reply_message
+
+        # Nothing may escape: the text of an error may quote records.
+        try:
+            request = read_request(message)
+            if request.stage == JOIN_STAGE and request.attachment:
+                self._take_over(request.attachment)
+            reply = self._open().answer(request)
+        except ProtocolError:
+            reply = Reply("refused", error="ProtocolError")
+        except AutoflipSecureError as error:
+            log.error("the silo cannot be opened: %s", error)  # noqa: TRY400, RUF100
+            reply = Reply("failed")
+        except Exception:
+            log.exception("the silo cannot be opened")
+            reply = Reply("failed")
+        return reply_message(reply, message)
+
+    def _take_over(self, bundle: bytes) -> None:
+        """Install the bundle that the coordinator shows, as far as that needs nobody's consent.
+
+        What needs it is left: the key set-up among another roster is then refused, and the log says what to do.
+        """
+        from autoflip_secure.deployment.homes import accept_update
+        from autoflip_secure.deployment.silo_home import SiloHome
+        from autoflip_secure.errors import AutoflipSecureError
+
+        home = SiloHome(self._home)
+        try:
+            text = bundle.decode("ascii")
+            if text != (self._home / "bundle.txt").read_text():
+                log.info(
+                    "bundle from the coordinator: %s", accept_update(home, text, consent=False, where="the bundle")
+                )
+        except UnicodeDecodeError:
+            log.warning("the coordinator shows a bundle that is none; the installed one is kept")
+        except AutoflipSecureError as error:
+            log.warning("%s: %s", type(error).__name__, error)
+
+    def _open(self) -> Silo:
+        """The silo, opened anew after a change of its roster or policy."""
+        from autoflip_secure.federation.silo import Silo
+
+        stamps = tuple(_stamp(self._home / name) for name in ("roster.bin", "policy.toml", "task.json"))
+        if self._silo is None or self._stamps != stamps:
+            if self._silo is not None:
+                self._silo.close()
+            self._silo = None
+            self._silo, self._stamps = Silo(self._home), stamps
+        return self._silo
+
+    def _connect(self, *interceptors: Any) -> Any:
+        from flwr.supercore.retry import make_simple_http_retry_invoker
+        from flwr.supercore.runtime import RuntimeHttpClient
+
+        return RuntimeHttpClient.from_server_address(
+            server_address=self._address,
+            insecure=True,  # loopback only, to a SuperNode of this machine; every call bears a secret
+            root_certificates=None,
+            interceptors=list(interceptors),
+            retry_invoker=make_simple_http_retry_invoker(),
+        )
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return stat.st_mtime_ns, stat.st_ino
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a worker; the secret is read from the file named."""
+    parser = argparse.ArgumentParser(prog="silo_worker", description=__doc__.splitlines()[0])
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--address", required=True)
+    parser.add_argument("--secret-file", type=Path, required=True)
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    SiloWorker(given.home, given.address, given.secret_file.read_bytes()).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

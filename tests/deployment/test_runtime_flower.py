@@ -1,0 +1,157 @@
+"""What is changed about Flower's own processes: their pace, and what the network sees of a SuperLink."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import types
+from typing import Any
+
+import pytest
+from flwr.supernode import start_client_internal
+
+from autoflip_secure.deployment.flower import superlink_command, supernode_command
+from autoflip_secure.deployment.superlink import FleetOnly
+from autoflip_secure.deployment.supernode import FIRST_PAUSE, REPLY_PAUSE, Pace, keep_pace
+
+
+def pauses(pace_calls: int, seconds: float) -> list[float]:
+    slept: list[float] = []
+    pace = Pace(slept.append)
+    for _ in range(pace_calls):
+        pace.sleep(seconds)
+    return slept
+
+
+def test_looks_for_messages_begin_short_and_grow_to_flowers_own_pause() -> None:
+    slept = pauses(60, 3)
+    assert slept[0] == FIRST_PAUSE
+    assert slept == sorted(slept)
+    assert slept[-1] == 3
+    assert 15 < sum(pause for pause in slept if pause < 3) < 60
+
+
+def test_looks_for_a_reply_are_short() -> None:
+    assert pauses(3, 0.5) == [REPLY_PAUSE] * 3
+
+
+def test_a_message_makes_the_next_looks_short_again() -> None:
+    slept: list[float] = []
+    pace, loop = Pace(slept.append), types.SimpleNamespace(_push_messages=lambda **given: slept.append(-1))
+    keep_pace(loop, pace)
+    for _ in range(40):
+        loop.time.sleep(3)
+    loop._push_messages(state=None)
+    loop.time.sleep(3)
+    assert slept[-2:] == [-1, FIRST_PAUSE]
+
+
+def test_the_clock_stays_the_clock() -> None:
+    assert Pace().monotonic() > 0
+
+
+def test_flowers_loop_still_sleeps_where_the_pace_is_kept() -> None:
+    source = inspect.getsource(start_client_internal)
+    assert "time.sleep(3)" in source
+    assert "_push_messages(" in source
+
+
+def ask(path: str, client: tuple[str, int] | None, headers: tuple = ()) -> int:
+    """Status of a GET as the middleware lets it through: 200 from behind it, else its own."""
+    sent: list[dict[str, Any]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.request"}
+
+    scope = {"type": "http", "path": path, "client": client, "headers": headers}
+    asyncio.run(FleetOnly(app)(scope, receive, send))
+    return sent[0]["status"]
+
+
+OUTSIDE = ("10.1.2.3", 5000)
+
+
+@pytest.mark.parametrize("path", ["/v1/fleet/pull-messages", "/v1/fleet/activate-node", "/health"])
+def test_the_network_sees_the_fleet_api(path: str) -> None:
+    assert ask(path, OUTSIDE) == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/control/start-run",
+        "/v1/control/register-node",
+        "/v1/control/stop-run",
+        "/v1/runtime/acquire-task",
+        "/v1/runtime/responses",
+        "/docs",
+        "/openapi.json",
+        "/",
+        "/v1/fleet/../control/start-run",
+        "/v1/fleet//control",
+        "/v1/fleets/x",
+        "/healthy",
+    ],
+)
+def test_the_network_sees_nothing_else(path: str) -> None:
+    assert ask(path, OUTSIDE) == 404
+    assert ask(path, ("127.0.0.1", 5000)) == 200
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.3.2.1", "::1", "::ffff:127.0.0.1"])
+def test_this_machine_may_control_its_superlink(address: str) -> None:
+    assert ask("/v1/control/start-run", (address, 1)) == 200
+
+
+@pytest.mark.parametrize("address", ["128.0.0.1", "::2", "::ffff:10.0.0.1", "localhost", "", "testclient"])
+def test_other_addresses_may_not(address: str) -> None:
+    assert ask("/v1/control/start-run", (address, 1)) == 404
+
+
+@pytest.mark.parametrize("name", [b"x-forwarded-for", b"Forwarded", b"X-Real-IP"])
+def test_what_a_proxy_on_this_machine_passes_on_is_not_local(name: bytes) -> None:
+    assert ask("/v1/control/start-run", ("127.0.0.1", 1), ((name, b"127.0.0.1"),)) == 404
+
+
+def test_a_connection_without_an_address_is_not_local() -> None:
+    assert ask("/v1/control/start-run", None) == 404
+
+
+def test_a_websocket_from_outside_is_not_let_through() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("was let through")
+
+    async def nothing(*_: Any) -> Any:
+        return {}
+
+    scope = {"type": "websocket", "path": "/v1/fleet/x", "client": OUTSIDE, "headers": ()}
+    asyncio.run(FleetOnly(app)(scope, nothing, nothing))
+
+
+def test_every_route_of_the_superlink_but_the_fleets_is_hidden(tmp_path: Any) -> None:
+    from fastapi.routing import APIRoute, iter_route_contexts
+    from flwr.superlink.main import create_app
+
+    routes = [context.route for context in iter_route_contexts(create_app().routes)]
+    paths = {route.path for route in routes if isinstance(route, APIRoute)}
+    assert len(paths) > 40
+    seen = {path for path in paths if ask(path, OUTSIDE) == 200}
+    assert seen == {path for path in paths if path.startswith("/v1/fleet/")} | {"/health"}
+
+
+def test_commands_always_ask_for_tls_and_authenticated_nodes(tmp_path: Any) -> None:
+    link = superlink_command(tmp_path, "0.0.0.0", 8000)
+    node = supernode_command(tmp_path, "fl.example.org:8000", 9100, tmp_path / "secret")
+    assert "--insecure" not in link + node
+    assert "--enable-supernode-auth" in link
+    assert {"--ssl-certfile", "--ssl-keyfile", "--ssl-ca-certfile"} <= set(link)
+    assert {"--root-certificates", "--auth-supernode-private-key", "--superexec-auth-secret-file"} <= set(node)
+    assert node[node.index("--host") + 1] == "127.0.0.1"
+    assert "--disable-runtime-dependency-installation" in link
+    assert "--allow-runtime-dependency-installation" not in node
