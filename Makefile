@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DP ?= --dp-epsilon 8
 ARGS ?=
 
-.PHONY: sim test lint bench-sim bench-secagg bench-privacy bench-pruning bench-robustness bench-ablations bench-agreement bench-landscape bench-compaction bench-ckks bench-threats clean
+.PHONY: sim test lint bench-sim bench-secagg bench-privacy bench-pruning bench-robustness bench-ablations bench-agreement bench-landscape bench-compaction bench-ckks bench-stages bench-threats clean
 
 sim: $(VENV)/.installed
 	$(BIN)/python -m autoflip_secure.sim $(DP) $(ARGS)
@@ -52,6 +52,9 @@ bench-robustness: $(VENV)/.installed-test
 
 bench-ckks: $(VENV)/.installed
 	$(BIN)/python benchmarks/ckks.py $(ARGS)
+
+bench-stages: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/stages.py $(ARGS)
 
 bench-threats: $(VENV)/.installed-test
 	@echo "$@: not available in this version" >&2; exit 2

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from autoflip_secure.data.names import DATASETS
+from autoflip_secure.federation.policy_rules import rules_table
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (
     "README.md",
     "benchmarks/README.md",
+    "docs/deploy.md",
+    "protocols/audit/README.md",
     "protocols/ckks/README.md",
     "protocols/ckks/messages.md",
     "protocols/ckks/parameters.md",
@@ -62,3 +65,7 @@ def test_make_targets_that_are_named_exist() -> None:
     for name in DOCUMENTS:
         for target in re.findall(r"`make ([\w-]+)", (ROOT / name).read_text()):
             assert re.search(rf"^[\w -]*\b{target}\b[\w -]*:", makefile, re.M), f"{name} names make {target}"
+
+
+def test_the_rules_in_the_deployment_guide_are_those_of_the_code() -> None:
+    assert rules_table().strip() in (ROOT / "docs/deploy.md").read_text()

@@ -34,8 +34,26 @@ ALLOWED = {
     "report": {"base", "config", "federation"},
     "sim": {"base", "config", "options", "data", "models", "autoflip", "training", "federation", "report"},
     "ledger_cli": {"base", "privacy", "federation"},
+    "audit_cli": {"base", "privacy", "federation"},
     "export": {"base", "models", "data", "autoflip", "federation"},
-    "cli": {"base", "config", "options", "sim", "federation", "report", "export", "ledger_cli"},
+    # Homes of the parties, and the processes that run in them.
+    "deployment": {
+        *("base", "config", "options", "sums", "models", "data", "autoflip"),
+        *("parties", "privacy", "federation", "report"),
+    },
+    "provision_cli": {"base", "home_option", "deployment"},
+    "process_cli": {"base", "deployment"},
+    "coordinator_cli": {"base", "home_option", "deployment", "process_cli"},
+    "silo_cli": {"base", "home_option", "deployment", "process_cli", "review_cli"},
+    "run_cli": {"base", "config", "options", "home_option", "deployment", "federation", "report"},
+    "review_cli": {"base", "home_option", "models", "parties", "privacy", "federation"},
+    "home_option": {"base"},
+    # The live page over the files of all of them.
+    "dashboard": {"base", "parties", "privacy", "federation", "report"},
+    "cli": {
+        *("base", "config", "options", "sim", "federation", "report", "export", "dashboard"),
+        *("audit_cli", "ledger_cli", "provision_cli", "coordinator_cli", "silo_cli", "run_cli"),
+    },
     # The attack on a whole run: it lies in privacy/, and nothing else imports it.
     "audit": {"base", "config", "options", "sums", "models", "data", "parties", "secagg", "privacy", "federation"},
 }
