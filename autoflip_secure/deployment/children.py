@@ -10,13 +10,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from autoflip_secure.errors import CannotContinue
+from autoflip_secure.errors import CannotContinue, StorageError
 from autoflip_secure.storage import storing, write_atomically
 
 __all__ = ["ChildSpec", "Supervisor", "running_pid", "stop_running"]
@@ -30,6 +30,8 @@ GRACE = 10.0
 LOOK_EVERY = 0.2
 LONGEST_LOG = 10 * 2**20
 PR_SET_PDEATHSIG = 1
+# Looked up before any fork: another thread might hold the loader's lock then.
+_PRCTL = getattr(ctypes.CDLL(None), "prctl", None)
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,10 @@ class Supervisor:
 
     def _note(self, children: list[_Child]) -> None:
         facts = {"pid": os.getpid(), "children": {child.spec.name: child.facts() for child in children}}
-        write_atomically(self.folder / STATE, json.dumps(facts).encode())
+        try:
+            write_atomically(self.folder / STATE, json.dumps(facts).encode())
+        except StorageError as error:
+            self.say(f"{error}; the processes go on")  # only what `status` shows
 
     def _end(self, children: list[_Child]) -> None:
         running = [child for child in children if child.process is not None]
@@ -164,7 +169,8 @@ class Supervisor:
             try:
                 child.process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                child.process.kill()
+                with suppress(ProcessLookupError):
+                    os.killpg(child.process.pid, signal.SIGKILL)
                 child.process.wait()
             child.last_exit, child.process = child.process.returncode, None
         self._note(children)
@@ -242,10 +248,8 @@ def _turn_over(log: Path) -> None:
 
 def _end_with_parent() -> None:
     """A child whose supervisor was killed ends too (Linux; elsewhere it stays, and the next start finds its port)."""
-    try:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    except (OSError, AttributeError):
-        return
+    if _PRCTL is not None:
+        _PRCTL(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _cause(code: int) -> str:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,18 @@ from autoflip_secure.deployment.children import ChildSpec, Supervisor, read_stat
 from autoflip_secure.deployment.coordinator_home import CoordinatorHome
 from autoflip_secure.deployment.deployed_run import DeployedRun, runs_of
 from autoflip_secure.deployment.flower import FLOWER, FlowerControl, flower_environment, superlink_command
-from autoflip_secure.errors import CannotContinue
+from autoflip_secure.errors import CannotContinue, ConfigError
 from autoflip_secure.storage import storing, write_atomically
 
 __all__ = ["Keeper", "coordinator_status", "coordinator_up", "superlink_answers"]
 
+NODES = "nodes.json"
+"""Flower's id of each node by its public key."""
+
 APP = Path(__file__).parent / "flower_app"
 LOOK_EVERY = 1.0
 FIRST_WAIT, LONGEST_WAIT = 2.0, 300.0
-MOST_TRIES = 8
+MOST_TRIES = 40
 """Starts of a run one after the other without a round in between; it then rests until somebody resumes it."""
 
 START_WITHIN = 10.0
@@ -52,9 +56,12 @@ def coordinator_up(path: Path, host: str, say: Callable[[str], None]) -> None:
     home = CoordinatorHome(path)
     home.require_whole()
     port = home.address[1]
+    _check_host(host)
     folder = path / FLOWER
     with storing(folder):
         folder.mkdir(mode=0o700, exist_ok=True)
+        if not (folder / "superlink.db").exists():
+            (folder / NODES).unlink(missing_ok=True)  # a new database knows nobody
     control = FlowerControl(path, port)
     control.configure()
     keeper = Keeper(home, control, say)
@@ -70,6 +77,19 @@ def coordinator_up(path: Path, host: str, say: Callable[[str], None]) -> None:
         Supervisor(folder, (superlink,), flower_environment(path), say, tick).run()
     finally:
         keeper.stopping.set()
+
+
+def _check_host(host: str) -> None:
+    """The SuperLink's own processes reach it on this machine's loopback address."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        raise ConfigError(f"--host {host}: give an IP address") from None
+    if not (address.is_unspecified or address.is_loopback):
+        raise ConfigError(
+            f"--host {host}: the coordinator's processes reach the SuperLink on 127.0.0.1; give 0.0.0.0 or :: and "
+            "leave the choice of network to the firewall"
+        )
 
 
 def superlink_answers(home: Path, port: int) -> bool:
@@ -132,7 +152,7 @@ class Keeper:
         bundle = self.home.installed()
         if bundle.version == self._version:
             return
-        record = self.home.path / FLOWER / "nodes.json"
+        record = self.home.path / FLOWER / NODES
         known: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
         names = {entry.silo: entry.name for entry in bundle.members.entries}
         wanted = {key: names[silo] for silo, key in bundle.node_keys.items()}

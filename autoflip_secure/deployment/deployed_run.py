@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ from autoflip_secure.sums.manifest import SESSION_BYTES
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
-__all__ = ["DeployedRun", "create_run", "runs_of"]
+__all__ = ["DeployedRun", "create_run", "node_keys", "runs_of"]
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -105,10 +106,8 @@ class DeployedRun(RunFolder):
 
     def nodes(self, grid: Grid) -> Mapping[int, int | None]:
         """Nodes that are connected with a key of the bundle; others were never enrolled here."""
-        keys = CoordinatorHome(self.home).installed().node_keys
-        silos = {_pem(key): silo for silo, key in keys.items()}
-        connected = grid.get_nodes()
-        return {node.node_id: silos[node.public_key] for node in connected if node.public_key in silos}
+        silos = node_keys(self.home)
+        return {node.node_id: silos[node.public_key] for node in grid.get_nodes() if node.public_key in silos}
 
     def bundle(self) -> bytes:
         return (self.home / "bundle.txt").read_bytes()
@@ -118,12 +117,12 @@ class DeployedRun(RunFolder):
         return ResolvedConfig.create(**load_config_file(self.config))
 
     def state(self) -> str:
-        """finished, failed, wanted or stopped."""
-        if self.summary.exists():
-            return "finished"
+        """finished, failed, wanted or stopped. The report is written after the summary, and then nothing is wanted."""
         if self.failed.exists():
             return "failed"
-        return "wanted" if self.wanted.exists() else "stopped"
+        if self.wanted.exists():
+            return "wanted"
+        return "finished" if self.summary.exists() else "stopped"
 
     def want(self) -> None:
         """Have it go on."""
@@ -238,6 +237,13 @@ def create_run(home: Path, config: RunConfig, name: str, federation: str) -> Dep
     return run
 
 
-def _pem(node_key: str) -> bytes:
-    """A node's public key as Flower keeps it."""
-    return node_public(node_key).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+def node_keys(home: Path) -> dict[bytes, int]:
+    """Silo of each node key of the installed bundle, as Flower keeps them; read anew where another is installed."""
+    return _node_keys(home, os.path.realpath(home / "bundle.txt"))
+
+
+@lru_cache(4)
+def _node_keys(home: Path, bundle: str) -> dict[bytes, int]:
+    keys = CoordinatorHome(home).installed().node_keys
+    pem = (Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return {node_public(key).public_bytes(*pem): silo for silo, key in keys.items()}

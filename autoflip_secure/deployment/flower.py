@@ -31,8 +31,10 @@ def flower_environment(home: Path) -> dict[str, str]:
     """Environment of Flower's processes: its files below the home, no telemetry, no look for updates."""
     # Flower starts its own commands by name: those of this installation come first.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    # Either would open a port that this package does not guard.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_INTERNAL_GRPC")}
     return {
-        **os.environ,
+        **kept,
         "PATH": path,
         "FLWR_HOME": str((home / FLOWER).absolute()),
         "FLWR_TELEMETRY_ENABLED": "0",

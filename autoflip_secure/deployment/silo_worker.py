@@ -17,6 +17,7 @@ import argparse
 import logging
 import os
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,12 @@ __all__ = ["SiloWorker", "main"]
 
 FIRST_PAUSE, LONGEST_PAUSE, GROWTH = 0.02, 0.5, 1.2
 """Seconds between two looks for a task on the loopback."""
+
+MOST_AT_ONCE = 8
+"""Messages that are taken at a time; more than one only where parts of some do not come."""
+
+PULL_WITHIN = 60.0
+"""Seconds in which a message's parts have to come from the SuperNode on this machine, which has fetched them before."""
 
 TASKS = frozenset({"flwr-clientapp"})
 """Of the kinds of tasks that a SuperLink can ask for, only messages to a ClientApp are taken."""
@@ -58,6 +65,9 @@ class SiloWorker:
         acquiring = SuperExecAuthHttpInterceptor(
             master_secret=secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"}
         )
+        self._free = threading.BoundedSemaphore(MOST_AT_ONCE)
+        self._answering = threading.Lock()
+        self._pull_within = PULL_WITHIN
         self._client = self._connect(RuntimeVersionHttpInterceptor(component_name="SuperExec"), acquiring)
         self._silo: Silo | None = None
         self._stamps: tuple[tuple[int, int], ...] = ()
@@ -73,41 +83,62 @@ class SiloWorker:
                 pause = min(pause * GROWTH, LONGEST_PAUSE)
 
     def answer_one(self) -> bool:
-        """Take one task and answer it; whether there was one."""
+        """Take one task, which is answered in a thread of its own; whether there was one.
+
+        The thread is for a message whose parts never come, as where a run ended while the SuperNode fetched it: others
+        are answered meanwhile. The silo itself answers one message at a time.
+        """
         import httpx
         from flwr.proto.runtime_pb2 import AcquireTaskRequest
 
+        self._free.acquire()
+        started = False
         try:
             acquired = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=TASKS))
+            if acquired.HasField("task") and acquired.token:
+                threading.Thread(target=self._answer, args=(acquired.token,), daemon=True).start()
+                started = True
         except httpx.HTTPError as error:
             log.warning("the SuperNode does not answer (%s); trying again", type(error).__name__)
             time.sleep(LONGEST_PAUSE)
-            return False
-        if not (acquired.HasField("task") and acquired.token):
-            return False
-        try:
-            self._answer(acquired.token)
-        except Exception:
-            # The coordinator sees a silo that did not answer; the task's heartbeat ends, and Flower gives it up.
-            log.exception("a message could not be answered")
-        return True
+        finally:
+            if not started:
+                self._free.release()
+        return started
 
     def _answer(self, token: str) -> None:
+        try:
+            self._answer_claimed(token)
+        except Exception:
+            # The claim's heartbeat ends; Flower gives the message up and tells the coordinator that nobody answered.
+            log.exception("a message could not be answered")
+        finally:
+            self._free.release()
+
+    def _answer_claimed(self, token: str) -> None:
         from flwr.common.constant import SubStatus
-        from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+        from flwr.supercore.heartbeat import HeartbeatSender
         from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
         from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
         client = self._connect(
             RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), RuntimeTokenHttpInterceptor(token)
         )
-        heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+        heartbeat = HeartbeatSender(lambda: _beat(client))
         heartbeat.start()
+        # Flower would ask for a missing part for hours; on a closed connection it stops.
+        late = threading.Timer(self._pull_within, client.close)
+        late.daemon = True
+        late.start()
         try:
             message, context, _, _ = pull_task_input(client)
-            push_message(client, self._reply(message), context)
+            late.cancel()
+            with self._answering:
+                reply = self._reply(message)
+            push_message(client, reply, context)
             push_task_output(client, context, SubStatus.COMPLETED, "")
         finally:
+            late.cancel()
             with suppress(Exception):
                 heartbeat.stop()
             client.close()
@@ -177,6 +208,16 @@ class SiloWorker:
             interceptors=list(interceptors),
             retry_invoker=make_simple_http_retry_invoker(),
         )
+
+
+def _beat(client: Any) -> bool:
+    """One heartbeat of a task. Flower's own would end this process where the task is gone, as after a stopped run."""
+    from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
+
+    try:
+        return bool(client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success)
+    except Exception:
+        return False
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -2,21 +2,33 @@
 
 Flower 1.41 serves three interfaces on one port: Fleet for SuperNodes, which are authenticated, Control (start a run
 with any code, register a node, stop a run) and Runtime. Control asks for no password, so whoever reaches the port could
-run code at the coordinator. Here everything but Fleet and the health check answers this machine alone.
+run code at the coordinator. Here everything but Fleet and the health check answers processes of this machine alone,
+and of those only the coordinator's own user's. Fleet answers only whom it knows: Flower reads a request whole before it
+asks who sent it, here a node's signature is looked at first, and what follows has a limit.
 """
 
 from __future__ import annotations
 
+import os
+from base64 import b64decode
 from collections.abc import Awaitable, Callable, MutableMapping
+from datetime import UTC, datetime
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
-__all__ = ["FleetOnly", "main"]
+__all__ = ["MOST_BYTES", "FleetOnly", "is_signed_by_a_node", "main", "owner_of_connection"]
 
-PUBLIC_PATHS = ("/v1/fleet/",)
+FLEET = "/v1/fleet/"
 HEALTH_PATH = "/health"
 FORWARDING = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip"})
 """Headers of a proxy: behind one on this machine, everybody would look local."""
+
+MOST_BYTES = 1 << 30
+"""Of one request from the network: far above a contribution, below what would end a coordinator."""
+
+ESTABLISHED = "01"
+CONNECTIONS = ("/proc/net/tcp", "/proc/net/tcp6")
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -25,46 +37,131 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class FleetOnly:
-    """ASGI middleware: 404 for all but the Fleet API and the health check, unless asked from this machine."""
+    """ASGI middleware in front of all of Flower's own.
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
-        self._app = app
+    Parameters
+    ----------
+    app : callable
+    nodes : callable
+        nodes() gives the public keys of the silos in the installed bundle, PEM.
+    owner : callable
+        owner(client, server) gives the user at the other end of a connection on this machine; None where unknown.
+    """
+
+    def __init__(
+        self,
+        app: Callable[[Scope, Receive, Send], Awaitable[None]],
+        nodes: Callable[[], frozenset[bytes]],
+        owner: Callable[[tuple[str, int], tuple[str, int]], int | None] | None = None,
+    ) -> None:
+        self._app, self._nodes, self._owner = app, nodes, owner or owner_of_connection
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or _is_public(scope) or _is_local(scope):
+        kind, path = scope["type"], scope.get("path", "")
+        if kind == "lifespan" or self._is_own(scope) or (kind == "http" and path == HEALTH_PATH):
             await self._app(scope, receive, send)
-        elif scope["type"] == "http":
-            await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
-            await send({"type": "http.response.body", "body": b""})
+        elif kind == "http" and _is_fleet(path):
+            if is_signed_by_a_node(dict(scope.get("headers", ())), self._nodes()):
+                await self._app(scope, _limited(receive), send)
+            else:
+                await _deny(send, 401)
+        elif kind == "http":
+            await _deny(send, 404)
         # Anything else (a websocket) is closed by not being accepted.
 
+    def _is_own(self, scope: Scope) -> bool:
+        """Whether a process of this machine and this user asks, and not for somebody else."""
+        client, server = scope.get("client"), scope.get("server")
+        if not client or any(name.lower() in FORWARDING for name, _ in scope.get("headers", ())):
+            return False
+        try:
+            if not _plain(client[0]).is_loopback:
+                return False
+        except ValueError:
+            return False
+        return server is not None and self._owner(tuple(client), tuple(server)) == os.getuid()
 
-def _is_public(scope: Scope) -> bool:
-    path = scope.get("path", "")
+
+def _is_fleet(path: str) -> bool:
     # A path with dots is not normalised by every server in the same way.
-    plain = ".." not in path and "//" not in path
-    return scope["type"] == "http" and plain and (path.startswith(PUBLIC_PATHS) or path == HEALTH_PATH)
+    return path.startswith(FLEET) and ".." not in path and "//" not in path
 
 
-def _is_local(scope: Scope) -> bool:
-    client = scope.get("client")
-    if not client or any(name.lower() in FORWARDING for name, _ in scope.get("headers", ())):
-        return False
+async def _deny(send: Send, status: int) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _limited(receive: Receive) -> Receive:
+    """The same body up to a limit; a longer one ends as if its sender had gone."""
+    read = 0
+
+    async def limited() -> Message:
+        nonlocal read
+        message = await receive()
+        read += len(message.get("body", b""))
+        return {"type": "http.disconnect"} if read > MOST_BYTES else message
+
+    return limited
+
+
+def is_signed_by_a_node(headers: MutableMapping[bytes, bytes], nodes: frozenset[bytes]) -> bool:
+    """Whether a Fleet request bears a fresh signature of a node of the bundle: Flower's own check, of headers alone."""
+    from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
+    from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+    from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
+
+    lower = {name.lower(): value for name, value in headers.items()}
     try:
-        address = ip_address(client[0])
-    except ValueError:
+        public = b64decode(lower[FLEET_HTTP_PUBLIC_KEY_HEADER.lower().encode()], validate=True)
+        signature = b64decode(lower[FLEET_HTTP_SIGNATURE_HEADER.lower().encode()], validate=True)
+        stamp = lower[TIMESTAMP_HEADER.lower().encode()].decode("ascii")
+        age = (datetime.now(UTC) - datetime.fromisoformat(stamp)).total_seconds()
+        fresh = -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
+        return public in nodes and fresh and verify_signature(bytes_to_public_key(public), stamp.encode(), signature)
+    except (KeyError, ValueError, TypeError):
         return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
+
+
+def owner_of_connection(client: tuple[str, int], server: tuple[str, int]) -> int | None:
+    """User id of the process at the client's end of a TCP connection within this machine (Linux); None if not found."""
+    wanted = (_plain(client[0]), client[1], _plain(server[0]), server[1])
+    for table in map(Path, CONNECTIONS):
+        if not table.exists():
+            continue
+        for line in table.read_text().splitlines()[1:]:
+            fields = line.split()
+            # A socket that its process has left is shown as root's.
+            if fields[3] == ESTABLISHED and (*_endpoint(fields[1]), *_endpoint(fields[2])) == wanted:
+                return int(fields[7])
+    return None
+
+
+def _endpoint(text: str) -> tuple[Any, int]:
+    """`0100007F:1F40` -> (127.0.0.1, 8000): words of the address in this machine's byte order."""
+    address, port = text.split(":")
+    words = (bytes.fromhex(address[i : i + 8])[::-1] for i in range(0, len(address), 8))
+    return _plain(b"".join(words)), int(port, 16)
+
+
+def _plain(address: str | bytes) -> Any:
+    """An IP address; one of IPv4 in IPv6's clothes as what it is."""
+    read = ip_address(address)
+    return getattr(read, "ipv4_mapped", None) or read
 
 
 def main() -> None:
-    """Run flower-superlink with this process's arguments."""
+    """Run flower-superlink with this process's arguments; the coordinator's home is in the environment."""
     from flwr.superlink import extensions
     from flwr.superlink.cli.flower_superlink import flower_superlink
     from starlette.middleware import Middleware
 
-    extensions.get_middleware = lambda: (Middleware(FleetOnly),)
+    from autoflip_secure.deployment.deployed_run import node_keys
+    from autoflip_secure.deployment.flower import HOME_VARIABLE
+
+    home = Path(os.environ[HOME_VARIABLE])
+    middleware = (Middleware(FleetOnly, nodes=lambda: frozenset(node_keys(home))),)
+    extensions.get_middleware = lambda: middleware
     flower_superlink()
 
 

@@ -26,7 +26,7 @@ APPROVED, DENIED, PENDING = "approved", "denied", "pending"
 MAX_UNDECIDED = 16
 """Runs that wait for a decision; asking for one more drops the one that waits longest. Decided ones stay."""
 
-SHOWN_DIGITS = 16
+SHOWN_DIGITS = 32
 """Digits of a digest that listings show, and that a decision asks for: a coordinator could make up a second run that
 shares fewer, and have it approved in the place of the one that was read."""
 

@@ -125,6 +125,7 @@ class Coordinator:
             joined=self._trail.joined,
             event=self._event,
         )
+        self._sums.wait_for = self._gathering.wait_for
         test = Records.load(folder.public_test) if folder.public_test.exists() else None
         self._scorer = Scorer(config, self._task, self.plan, self._schedule, self._sums, test)
 
@@ -140,7 +141,7 @@ class Coordinator:
             self._announce_bad_silos()
             self._cohorts.begin()
             self._exchange.begin(self.state.round, 0, b"")
-            self._gathering.gather()
+            self._gathering.gather(begun=self.state.round > 0)
             self._census()
             while self.state.round < self._schedule.rounds:
                 self._round()
@@ -207,7 +208,7 @@ class Coordinator:
             return
         self._exchange.begin(self.state.round, 0, b"")
         if not changed:
-            self._gathering.look()
+            self._gathering.look_for_late()
             return
         self._event("roster_changed", silos=list(roster.silos))
         self._roster = self._sums.roster = roster
@@ -215,7 +216,7 @@ class Coordinator:
         # Keys are the roster's: the next sum makes new ones.
         self._sums.secure_sum = self._secure_sum(self._join_request.session)
         self._gathering.forget(roster)
-        self._gathering.gather()
+        self._gathering.gather(begun=True)
 
     def _census(self) -> None:
         """Where the number of records is not public, learn it once through a sum (noised under DP)."""

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from autoflip_secure import errors
-from autoflip_secure.errors import ProtocolError
+from autoflip_secure.errors import AutoflipSecureError, ProtocolError
 from autoflip_secure.federation.audit_trail import CoordinatorTrail
 from autoflip_secure.federation.policy_rules import public_names
 from autoflip_secure.federation.server_view import ServerView
@@ -29,6 +30,9 @@ LONGEST_ERROR = 64
 # Seconds between two looks for replies: short stages are over at once, long ones are not asked about all the time.
 FIRST_PAUSE = 0.001
 LONGEST_PAUSE = 0.5
+LATE = 5.0
+"""Seconds after its stage in which a message may still be delivered."""
+
 LOOK_FOR_NODES = 5.0
 """Seconds between two looks whether the nodes that are waited for are still connected."""
 
@@ -107,24 +111,31 @@ class StageExchange:
         answered = sorted(requests.keys() - absent.keys())
         self._event("stage", **where, answered=answered, seconds=round(time.perf_counter() - started, 3))
 
-    def ask_nodes(self, stage: str, requests: Mapping[int, bytes], shown: bytes = b"") -> Iterator[tuple[int, Reply]]:
+    def ask_nodes(
+        self, stage: str, requests: Mapping[int, bytes], shown: bytes = b"", within: float | None = None
+    ) -> Iterator[tuple[int, Reply]]:
         """(node id, reply) as they arrive, whatever their status; nodes silent until the timeout are left out.
 
         Parameters
         ----------
         shown : bytes
             Travels along with a stage in which the model does not.
+        within : float, optional
+            Seconds to wait, where that is less than for other stages.
         """
         attachment = self.attachment if stage in TRAINING_STAGES else shown
         heads = self._heads_for(requests) if stage in TRAINING_STAGES else {}
+        within = self._timeout if within is None else min(within, self._timeout)
         messages = [
-            request_message(node, Request(stage, self.round, self.attempt, request, attachment, heads.get(node, b"")))
+            request_message(
+                node, Request(stage, self.round, self.attempt, request, attachment, heads.get(node, b"")), within + LATE
+            )
             for node, request in requests.items()
         ]
         self._traffic.download_total += sum(len(r) + len(attachment) for r in requests.values())
         self._traffic.download_total += sum(map(len, heads.values()))
         started = time.perf_counter()
-        for node, answer in self._arriving(messages):
+        for node, answer in self._arriving(messages, within):
             yield node, self._read(stage, node, answer)
         if stage in TRAINING_STAGES:
             self.training_seconds += time.perf_counter() - started
@@ -136,22 +147,24 @@ class StageExchange:
         silo_of = {node: silo for silo, node in self.nodes.items()}
         return {node: self._trail.shown_to(silo_of.get(node, 0)) for node in nodes}
 
-    def _arriving(self, messages: list[Message]) -> Iterator[tuple[int, Message]]:
+    def _arriving(self, messages: list[Message], within: float) -> Iterator[tuple[int, Message | None]]:
         """Push, then pull what has arrived until nothing is missing: one reply need be in memory at a time."""
         # Grids set message ids when they push, so they are read from the messages afterwards.
         self._grid.push_messages(messages)
         node_of = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
         messages.clear()
-        deadline, pause = time.monotonic() + self._timeout, FIRST_PAUSE
+        deadline, pause = time.monotonic() + within, FIRST_PAUSE
         look = time.monotonic() + LOOK_FOR_NODES
         while node_of and time.monotonic() < deadline:
             arrived = False
-            for answer in self._grid.pull_messages(list(node_of)):
-                # The source of an error reply is not the node that failed, hence the message it replies to.
-                node = node_of.pop(answer.metadata.reply_to_message_id, None)
-                if node is not None:
-                    arrived = True
-                    yield node, answer
+            for identifier in list(node_of):
+                for answer in self._pull(identifier):
+                    # The source of an error reply is not the node that failed, hence the message it replies to.
+                    replied = identifier if answer is None else answer.metadata.reply_to_message_id
+                    node = node_of.pop(replied, None)
+                    if node is not None:
+                        arrived = True
+                        yield node, answer
             pause = FIRST_PAUSE if arrived else min(2 * pause, LONGEST_PAUSE)
             if not arrived and time.monotonic() > look:
                 # Flower keeps a message for a node that is away; nothing comes from it before it is back.
@@ -161,9 +174,22 @@ class StageExchange:
             if node_of:
                 time.sleep(pause)
 
+    def _pull(self, identifier: str) -> Iterable[Message | None]:
+        """What has arrived in answer to a message; None where Flower cannot make a message of it.
+
+        One by one: bytes that Flower's reading does not survive would take along the replies of others.
+        """
+        try:
+            return list(self._grid.pull_messages([identifier]))
+        except (httpx.HTTPError, AutoflipSecureError):
+            raise  # the SuperLink is away
+        except Exception as error:
+            self._event("unreadable", round=self.round, attempt=self.attempt, error=type(error).__name__)
+            return [None]
+
     def _read(self, stage: str, node: int, answer: Any) -> Reply:
         try:
-            reply = read_reply(answer)
+            reply = Reply("malformed") if answer is None else read_reply(answer)
         except ProtocolError as error:
             reply = Reply("malformed", error=str(error))
         self._traffic.upload_total += len(reply.reply) + len(reply.head)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
@@ -18,6 +18,15 @@ __all__ = ["Gathering"]
 
 FIRST_PAUSE, LONGEST_PAUSE, GROWTH = 1.0, 30.0, 1.5
 """Seconds between two askings while silos are waited for: an officer takes minutes or days."""
+
+GRACE = 60.0
+"""Seconds that a run which goes on waits for silos it could do without."""
+
+FIRST_LATE_PAUSE, LONGEST_LATE_PAUSE = 5.0, 300.0
+"""Seconds between two looks for late silos while rounds go on."""
+
+ANSWER_WITHIN = 120.0
+"""Seconds in which a silo reads its records and answers whether it joins."""
 
 Nodes = Callable[[Grid], Mapping[int, int | None]]
 """Nodes that are connected, and the silo that each was enrolled as; None where that is only known once it says so."""
@@ -54,9 +63,17 @@ class Gathering:
     joined: Callable[[Mapping[int, Reply]], None]
     event: Callable[..., None]
     _answers: dict[int, str] = field(default_factory=dict, init=False)
+    _next_look: float = field(default=0.0, init=False)
+    _look_pause: float = field(default=0.0, init=False)
 
-    def gather(self) -> None:
+    def gather(self, *, begun: bool = False) -> None:
         """Ask until all silos of the run have joined, or until patience ends and enough have.
+
+        Parameters
+        ----------
+        begun : bool
+            The run goes on, with silos that joined before: where enough are there, the rest is waited for briefly, and
+            taken in when it comes.
 
         Raises
         ------
@@ -65,13 +82,19 @@ class Gathering:
         CannotContinue
             Too few joined; says which and what they answered.
         """
-        deadline, pause = time.monotonic() + self.patience, FIRST_PAUSE
+        started, pause = time.monotonic(), FIRST_PAUSE
         self.exchange.nodes = {}
         self.look()
-        while self.missing and time.monotonic() < deadline:
-            time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+        while self.missing:
+            enough = len(self.needed - self.missing) >= self.least
+            patience = min(self.patience, GRACE) if begun and enough else self.patience
+            left = started + patience - time.monotonic()
+            if left <= 0:
+                break
+            time.sleep(min(pause, left))
             pause = min(GROWTH * pause, LONGEST_PAUSE)
             self.look()
+        self._next_look, self._look_pause = time.monotonic() + FIRST_LATE_PAUSE, FIRST_LATE_PAUSE
         present = self.needed - self.missing
         if self.missing and (not self.patience or len(present) < self.least):
             self._give_up()
@@ -80,6 +103,38 @@ class Gathering:
     def missing(self) -> frozenset[int]:
         """Silos of the run that have not joined."""
         return self.needed - self.exchange.nodes.keys()
+
+    def look_for_late(self) -> None:
+        """Ask those that are missing, not in every round: one that is connected and silent costs its time."""
+        if time.monotonic() >= self._next_look:
+            found = self.look()
+            self._look_pause = FIRST_LATE_PAUSE if found else min(GROWTH * self._look_pause, LONGEST_LATE_PAUSE)
+            self._next_look = time.monotonic() + self._look_pause
+
+    def wait_for(self, cohorts: Sequence[Sequence[int]], minimum: Sequence[int]) -> None:
+        """Before an attempt: wait until as many silos of each cohort are connected as its sum needs.
+
+        While the network is cut nothing is sent and nothing is spent. Without patience, or when it ends, the attempt is
+        made whoever is there.
+        """
+        deadline, pause = time.monotonic() + self.patience, FIRST_PAUSE
+        while self.patience and not self._are_enough(cohorts, minimum):
+            if pause == FIRST_PAUSE:
+                self.event("waiting", silos=sorted(self._connected()))
+            if time.monotonic() > deadline:
+                return
+            time.sleep(pause)
+            pause = min(GROWTH * pause, LONGEST_PAUSE)
+            self.look()
+
+    def _are_enough(self, cohorts: Sequence[Sequence[int]], minimum: Sequence[int]) -> bool:
+        connected = self._connected()
+        return all(len(connected & set(c)) >= least for c, least in zip(cohorts, minimum, strict=True))
+
+    def _connected(self) -> set[int]:
+        """Silos that have joined and whose nodes are connected."""
+        nodes = self.nodes(self.grid)
+        return {silo for silo, node in self.exchange.nodes.items() if node in nodes}
 
     def look(self) -> frozenset[int]:
         """Ask connected nodes that have not joined; the silos that have now.
@@ -98,9 +153,10 @@ class Gathering:
         if not asked:
             return frozenset()
         request, shown = self.ask()
+        requests = dict.fromkeys(asked, request)
         replies: dict[int, Reply] = {}
         found: dict[int, int] = {}
-        for node, reply in self.exchange.ask_nodes(JOIN_STAGE, dict.fromkeys(asked, request), shown):
+        for node, reply in self.exchange.ask_nodes(JOIN_STAGE, requests, shown, ANSWER_WITHIN):
             # A silo may write anything there; only the names of this project's errors mean something.
             answer = reply.error if reply.error in KNOWN_ERRORS else reply.status
             silo = asked[node]

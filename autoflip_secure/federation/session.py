@@ -140,6 +140,7 @@ class Session:
             model = self._open_model(manifest, attachment)
             self._check_start(manifest, model)
             self._check_cohort(manifest)
+            self._check_least(manifest)
             self._check_plan(manifest)
             try:
                 contributor = self._open_contributor()
@@ -254,6 +255,16 @@ class Session:
                 f"round {manifest.round} was asked for before with another cohort or for other channels; without DP "
                 "the difference of two sums would show single silos, and a sum and squares opened one after the other "
                 "need as many survivors as both at once",
+            )
+
+    def _check_least(self, manifest: Manifest) -> None:
+        """A sum is opened with no fewer survivors than the run that was joined, and reviewed, opens any like it."""
+        plans = [self._schedule.plan(round) for round in self._schedule.kinds]
+        plans = plans if manifest.phase in TRAINING else [self._schedule.whole()]
+        least, stated = min(least for plan in plans for least in plan.minimum), min(manifest.minimum)
+        if stated < least:
+            raise refusal(
+                Rule.RUN, f"a sum over {stated} silos would be opened", f"the joined run opens none below {least}"
             )
 
     def _check_fixed_cohorts(self, manifest: Manifest) -> None:

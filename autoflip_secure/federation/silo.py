@@ -131,9 +131,10 @@ class Silo:
         for dataset, mechanisms in request.planned.items():
             ledger.expect(dataset, mechanisms)
         self._check_records()
+        session = self._make_session(request, ledger)
         self._database.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?)", (request.session, request.body()))
         self._admission.note_joined(request)
-        self._session = self._make_session(request, ledger)
+        self._session = session
         self._session.secure_sum.forget_other_runs()
         return join_reply(self.id)
 

@@ -54,6 +54,8 @@ class SumRunner:
         Ids of the silos that the run began with, in the order of the schedule's 1, 2, ...; empty: these numbers.
     roster : Roster or None
         Who is enrolled now; None: the silos of the configuration.
+    wait_for : callable
+        wait_for(cohorts, minimum) returns when it makes sense to ask them.
     """
 
     config: ResolvedConfig
@@ -69,6 +71,7 @@ class SumRunner:
     trail: CoordinatorTrail | None = None
     places: tuple[int, ...] = ()
     roster: Roster | None = None
+    wait_for: Callable[[Sequence[Sequence[int]], Sequence[int]], None] = lambda cohorts, minimum: None
 
     def run(
         self,
@@ -93,6 +96,7 @@ class SumRunner:
             state.facts["grid_delta"] = max(gap, state.facts.get("grid_delta", 0.0))
         last = ""
         for attempt in range(MAX_ATTEMPTS):
+            self.wait_for(manifest.cohorts, manifest.minimum)
             heads_hash = manifest.heads_hash if self.trail is None else self.trail.freeze()
             manifest = replace(manifest, attempt=attempt, heads_hash=heads_hash)
             self.exchange.begin(state.round, attempt, model)
@@ -175,7 +179,9 @@ class SumRunner:
             blamed=list(abort.blamed),
         )
         exhausted = self.exchange.refusals["BudgetExhausted"]
-        if exhausted:
+        # One silo without budget, or one that says so, does not stop the others.
+        sizes = zip(manifest.cohorts, manifest.minimum, strict=True)
+        if exhausted and any(len(cohort) - exhausted < least for cohort, least in sizes):
             raise BudgetExhausted(
                 f"round {state.round}: {exhausted} silos have no privacy budget left; the last round's model is kept"
             ) from abort

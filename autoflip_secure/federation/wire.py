@@ -62,8 +62,8 @@ def message_type_of(stage: str) -> str:
     return f"train.{stage}" if stage in TRAINING_STAGES else f"query.{stage}"
 
 
-def request_message(node: int, request: Request) -> Message:
-    """Message to one node."""
+def request_message(node: int, request: Request, ttl: float | None = None) -> Message:
+    """Message to one node, which is not delivered after `ttl` seconds: a node that comes back works for nobody then."""
     record = ConfigRecord(
         {
             "stage": request.stage,
@@ -75,7 +75,9 @@ def request_message(node: int, request: Request) -> Message:
         }
     )
     content = RecordDict({RECORD: record})
-    return Message(content, node, message_type_of(request.stage), group_id=f"{request.round}.{request.attempt}")
+    return Message(
+        content, node, message_type_of(request.stage), ttl=ttl, group_id=f"{request.round}.{request.attempt}"
+    )
 
 
 def read_request(message: Message) -> Request:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
+import socket
 import types
+from base64 import b64encode
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.common.constant import TIMESTAMP_HEADER
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 from flwr.supernode import start_client_internal
 
+from autoflip_secure.deployment import superlink
 from autoflip_secure.deployment.flower import superlink_command, supernode_command
-from autoflip_secure.deployment.superlink import FleetOnly
+from autoflip_secure.deployment.superlink import FleetOnly, owner_of_connection
 from autoflip_secure.deployment.supernode import FIRST_PAUSE, REPLY_PAUSE, Pace, keep_pace
 
 
@@ -56,7 +66,21 @@ def test_flowers_loop_still_sleeps_where_the_pace_is_kept() -> None:
     assert "_push_messages(" in source
 
 
-def ask(path: str, client: tuple[str, int] | None, headers: tuple = ()) -> int:
+NODE = ec.generate_private_key(ec.SECP384R1())
+
+
+def signed(key: ec.EllipticCurvePrivateKey = NODE, *, age: float = 1.0, stamp: str | None = None) -> tuple:
+    """Headers of a SuperNode."""
+    stamp = stamp or (datetime.now(UTC) - timedelta(seconds=age)).isoformat()
+    public = public_key_to_bytes(key.public_key())
+    return (
+        (FLEET_HTTP_PUBLIC_KEY_HEADER.lower().encode(), b64encode(public)),
+        (FLEET_HTTP_SIGNATURE_HEADER.lower().encode(), b64encode(sign_message(key, stamp.encode()))),
+        (TIMESTAMP_HEADER.encode(), stamp.encode()),
+    )
+
+
+def ask(path: str, client: tuple[str, int] | None, headers: tuple = (), owner: int | None = os.getuid()) -> int:
     """Status of a GET as the middleware lets it through: 200 from behind it, else its own."""
     sent: list[dict[str, Any]] = []
 
@@ -69,17 +93,59 @@ def ask(path: str, client: tuple[str, int] | None, headers: tuple = ()) -> int:
     async def receive() -> Any:
         return {"type": "http.request"}
 
-    scope = {"type": "http", "path": path, "client": client, "headers": headers}
-    asyncio.run(FleetOnly(app)(scope, receive, send))
+    scope = {"type": "http", "path": path, "client": client, "server": ("127.0.0.1", 8000), "headers": headers}
+    asyncio.run(guarded(app, owner)(scope, receive, send))
     return sent[0]["status"]
 
 
 OUTSIDE = ("10.1.2.3", 5000)
 
 
+def guarded(app: Any, owner: int | None = None) -> FleetOnly:
+    known = frozenset({public_key_to_bytes(NODE.public_key())})
+    return FleetOnly(app, lambda: known, lambda client, server: owner)
+
+
 @pytest.mark.parametrize("path", ["/v1/fleet/pull-messages", "/v1/fleet/activate-node", "/health"])
 def test_the_network_sees_the_fleet_api(path: str) -> None:
-    assert ask(path, OUTSIDE) == 200
+    assert ask(path, OUTSIDE, signed()) == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (),
+        signed(ec.generate_private_key(ec.SECP384R1())),
+        signed(age=400),
+        signed(age=-60),
+        signed(stamp="yesterday"),
+        (*signed()[:1], *signed(ec.generate_private_key(ec.SECP384R1()))[1:]),
+        (*signed()[:2], (TIMESTAMP_HEADER.encode(), datetime.now(UTC).isoformat().encode())),
+        ((FLEET_HTTP_PUBLIC_KEY_HEADER.lower().encode(), b"%%%"), *signed()[1:]),
+    ],
+    ids=["none", "stranger", "old", "from the future", "no time", "another's key", "another time", "garbled"],
+)
+def test_a_stranger_is_refused_before_anything_is_read(headers: tuple) -> None:
+    assert ask("/v1/fleet/push-object", OUTSIDE, headers) == 401
+
+
+def test_what_a_node_sends_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(superlink, "MOST_BYTES", 100)
+    seen: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while seen[-1:] != ["http.disconnect"]:
+            seen.append((await receive())["type"])
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": bytes(40), "more_body": True}
+
+    async def send(message: Any) -> None:
+        raise AssertionError("nothing is answered")
+
+    scope = {"type": "http", "path": "/v1/fleet/push-object", "client": OUTSIDE, "headers": signed()}
+    asyncio.run(guarded(app)(scope, receive, send))
+    assert seen == ["http.request", "http.request", "http.disconnect"]
 
 
 @pytest.mark.parametrize(
@@ -100,13 +166,41 @@ def test_the_network_sees_the_fleet_api(path: str) -> None:
     ],
 )
 def test_the_network_sees_nothing_else(path: str) -> None:
-    assert ask(path, OUTSIDE) == 404
+    assert ask(path, OUTSIDE, signed()) == 404
     assert ask(path, ("127.0.0.1", 5000)) == 200
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.3.2.1", "::1", "::ffff:127.0.0.1"])
 def test_this_machine_may_control_its_superlink(address: str) -> None:
     assert ask("/v1/control/start-run", (address, 1)) == 200
+
+
+OTHERS = [None, os.getuid() + 1]
+
+
+@pytest.mark.parametrize("owner", OTHERS)
+def test_another_user_of_this_machine_may_not(owner: int | None) -> None:
+    assert ask("/v1/control/start-run", ("127.0.0.1", 1), owner=owner) == 404
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="the owner of a connection is known on Linux only")
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_whose_a_connection_is(address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as server:
+        try:
+            server.bind((address, 0))
+        except OSError:
+            pytest.skip(f"this machine has no {address}")
+        server.listen()
+        with socket.create_connection((address, server.getsockname()[1])) as client:
+            ends = client.getsockname()[:2], server.getsockname()[:2]
+            assert owner_of_connection(*ends) == os.getuid()
+            assert owner_of_connection(ends[0], (address, 1)) is None
+            accepted, _ = server.accept()
+        # Left by its process while the other end is still at work: shown as root's, and nobody's here.
+        assert owner_of_connection(*ends) is None
+        accepted.close()
 
 
 @pytest.mark.parametrize("address", ["128.0.0.1", "::2", "::ffff:10.0.0.1", "localhost", "", "testclient"])
@@ -130,8 +224,8 @@ def test_a_websocket_from_outside_is_not_let_through() -> None:
     async def nothing(*_: Any) -> Any:
         return {}
 
-    scope = {"type": "websocket", "path": "/v1/fleet/x", "client": OUTSIDE, "headers": ()}
-    asyncio.run(FleetOnly(app)(scope, nothing, nothing))
+    scope = {"type": "websocket", "path": "/v1/fleet/x", "client": OUTSIDE, "headers": signed()}
+    asyncio.run(guarded(app)(scope, nothing, nothing))
 
 
 def test_every_route_of_the_superlink_but_the_fleets_is_hidden(tmp_path: Any) -> None:
@@ -141,7 +235,7 @@ def test_every_route_of_the_superlink_but_the_fleets_is_hidden(tmp_path: Any) ->
     routes = [context.route for context in iter_route_contexts(create_app().routes)]
     paths = {route.path for route in routes if isinstance(route, APIRoute)}
     assert len(paths) > 40
-    seen = {path for path in paths if ask(path, OUTSIDE) == 200}
+    seen = {path for path in paths if ask(path, OUTSIDE, signed()) == 200}
     assert seen == {path for path in paths if path.startswith("/v1/fleet/")} | {"/health"}
 
 

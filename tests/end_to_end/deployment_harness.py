@@ -182,7 +182,7 @@ class Deployment:
 
         def ended() -> bool:
             assert not (path / "failed.json").exists(), (path / "failed.json").read_text()
-            return (path / "summary.json").exists()
+            return (path / "summary.json").exists() and not (path / "wanted").exists()
 
         until(ended, f"run {run} is finished", seconds)
         found: dict[str, Any] = json.loads((path / "summary.json").read_text())

@@ -21,7 +21,7 @@ from tests.end_to_end.deployment_harness import CommandFailed, Deployment, Table
 pytestmark = pytest.mark.slow
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
-OPTIONS = ("--dp-epsilon", 4, "--colluders", 0, "--min-cohort", 0.75, "--stage-timeout", 20, "--bits", 18)
+OPTIONS = ("--dp-epsilon", 4, "--colluders", 0, "--min-cohort", 0.75, "--stage-timeout", 25, "--bits", 18)
 POLICY = """
 min_cohort = 0.75
 epsilon = 16.0
@@ -145,7 +145,7 @@ def test_a_hospital_that_comes_late_joins_and_killed_processes_come_back(trustin
     deployment = trusting
     deployment.processes.pop("va").terminate()
     until(lambda: deployment.status()["nodes_online"] == 3, "one silo is down")
-    deployment.begin("second", *OPTIONS, "--rounds", 12, "--join-timeout", 20)
+    deployment.begin("second", *OPTIONS, "--rounds", 12, "--reserve", 0.5, "--join-timeout", 20)
     until(lambda: deployment.rounds("second") >= 1, "a round without the late silo")
 
     deployment.up("va")
@@ -209,7 +209,7 @@ def test_a_hospital_that_leaves_for_good_is_removed_by_a_signed_change_and_the_r
     trusting: Deployment,
 ) -> None:
     deployment = trusting
-    deployment.begin("fourth", *OPTIONS, "--rounds", 10)
+    deployment.begin("fourth", *OPTIONS, "--rounds", 10, "--reserve", 0.5)
     until(lambda: deployment.rounds("fourth") >= 1, "a round of four")
     command("provision", "remove", "va", home=deployment.authority)
     deployment.install(only=("coordinator",))

@@ -328,23 +328,23 @@ def test_a_run_is_found_by_the_start_of_its_digest(deciding: bool, store: Approv
         store.offer(asked(number))
     wanted = asked(1).digest()
     assert store.find(wanted.hex(), deciding=deciding).digest == wanted
-    assert store.find(wanted.hex()[:16].upper(), deciding=deciding).digest == wanted
-    least = 16 if deciding else 4
+    assert store.find(wanted.hex()[:32].upper(), deciding=deciding).digest == wanted
+    least = 32 if deciding else 4
     for wrong in ("", "xyz" * 8, wanted.hex()[: least - 1], f"--{wanted.hex()}"):
         with pytest.raises(ConfigError, match=f"give {least} or more hexadecimal digits"):
             store.find(wrong, deciding=deciding)
     with pytest.raises(ConfigError, match="no such run was asked for"):
-        store.find("0" * 16, deciding=deciding)
+        store.find("0" * 32, deciding=deciding)
 
 
 def test_the_start_of_two_digests_names_neither(store: ApprovalStore, asked, tmp_path: Path) -> None:
     store.offer(asked(1))
     database = sqlite3.connect(tmp_path / "state.sqlite", isolation_level=None)
-    twin = asked(1).digest()[:10] + bytes(22)
+    twin = asked(1).digest()[:18] + bytes(14)
     database.execute("INSERT INTO asked_runs VALUES (?, ?, 0, 0)", (twin, asked(2).body()))
     with pytest.raises(ConfigError, match="is the start of 2 runs"):
-        store.find(twin.hex()[:20], deciding=True)
-    assert store.find(twin.hex()[:30], deciding=True).digest == twin
+        store.find(twin.hex()[:36], deciding=True)
+    assert store.find(twin.hex()[:40], deciding=True).digest == twin
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -6,8 +6,10 @@ import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import httpx
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
+from google.protobuf.message import DecodeError
 
 from autoflip_secure.federation.client_app import STAGES
 from autoflip_secure.federation.exchange import LONGEST_ERROR, StageExchange, Traffic
@@ -271,3 +273,67 @@ def test_traffic_round_trips_through_json() -> None:
     assert again == traffic
     again.drops["new"] += 1
     assert again.drops == {"masked": 2, "new": 1}
+
+
+class HostileGrid(FakeGrid):
+    """Flower cannot make a message of what one node sent: its reading raises, and what it had read before is gone."""
+
+    def __init__(self, answer: Answer, hostile: int, error: Exception) -> None:
+        super().__init__(answer)
+        self.hostile, self.error = hostile, error
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        asked = list(message_ids)
+        nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in self.sent}
+        found = [reply for reply in self.replies if reply.metadata.reply_to_message_id in asked]
+        self.replies = [reply for reply in self.replies if reply not in found]
+        if any(nodes[identifier] == self.hostile for identifier in asked):
+            raise self.error
+        return found
+
+
+@pytest.mark.parametrize(
+    "error", [DecodeError("wrong wire type"), AttributeError("no attribute 'metadata'"), ValueError()]
+)
+def test_bytes_that_flower_does_not_survive_are_their_nodes_alone(error: Exception) -> None:
+    events: list[dict[str, Any]] = []
+    grid = HostileGrid(ok, 102, error)
+    exchange = StageExchange(
+        grid, Traffic(), timeout=5, view=None, event=lambda event, **fields: events.append({"event": event, **fields})
+    )
+    exchange.nodes = {silo: 100 + silo for silo in range(1, 5)}
+    exchange.begin(0, 0, b"")
+    replies = dict(exchange("confirm", dict.fromkeys(range(1, 5), b"request")))
+    assert replies == {silo: b"from %d" % (100 + silo) for silo in (1, 3, 4)}
+    assert [(event["silo"], event["status"]) for event in absences(events)] == [(2, "malformed")]
+
+
+def test_a_superlink_that_is_away_is_no_silos_fault() -> None:
+    grid = HostileGrid(ok, 102, httpx.ConnectError("refused"))
+    exchange = StageExchange(grid, Traffic(), timeout=5, view=None, event=lambda event, **fields: None)
+    exchange.nodes = {silo: 100 + silo for silo in range(1, 5)}
+    exchange.begin(0, 0, b"")
+    with pytest.raises(httpx.ConnectError):
+        dict(exchange("confirm", dict.fromkeys(range(1, 5), b"request")))
+
+
+def test_messages_are_not_delivered_long_after_their_stage() -> None:
+    grid = FakeGrid(ok)
+    exchange = StageExchange(grid, Traffic(), timeout=30, view=None, event=lambda event, **fields: None)
+    exchange.nodes = {1: 101}
+    exchange.begin(0, 0, b"")
+    dict(exchange("confirm", {1: b"request"}))
+    assert 30 <= grid.sent[0].metadata.ttl < 60
+
+
+def test_a_silo_whose_node_is_away_is_not_waited_for() -> None:
+    events: list[dict[str, Any]] = []
+    grid = FakeGrid(ok)
+    exchange = StageExchange(
+        grid, Traffic(), timeout=600, view=None, event=lambda event, **fields: events.append({"event": event, **fields})
+    )
+    exchange.nodes = {1: 101, 2: 999}
+    exchange.begin(0, 0, b"")
+    assert dict(exchange("confirm", dict.fromkeys((1, 2, 3), b"request"))) == {1: b"from 101"}
+    assert [(event["silo"], event["status"]) for event in absences(events)] == [(2, "silent"), (3, "silent")]
+    assert [message.metadata.dst_node_id for message in grid.sent] == [101]

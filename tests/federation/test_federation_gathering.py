@@ -22,6 +22,7 @@ ROSTER = Roster(
 )
 JOINED = {silo: Reply("ok", join_reply(silo)) for silo in ROSTER.silos}
 PENDING = Reply("refused", error="ApprovalPending")
+WEEK = 7 * 24 * 3600.0
 
 
 class Exchange:
@@ -33,7 +34,9 @@ class Exchange:
         self.asked: list[list[int]] = []
         self.shown: list[bytes] = []
 
-    def ask_nodes(self, stage: str, requests: Mapping[int, bytes], shown: bytes) -> Iterator[tuple[int, Reply]]:
+    def ask_nodes(
+        self, stage: str, requests: Mapping[int, bytes], shown: bytes, within: float
+    ) -> Iterator[tuple[int, Reply]]:
         assert stage == JOIN_STAGE
         self.asked.append(sorted(requests))
         self.shown.append(shown)
@@ -195,3 +198,68 @@ def test_any_three_of_four_are_enough_when_patience_ends(present: tuple[int, ...
     made, exchange, _ = gather(answers, patience=1)
     made.gather()
     assert tuple(exchange.nodes) == present
+
+
+def test_a_run_that_goes_on_waits_briefly_for_silos_it_could_do_without(clock: SimpleNamespace) -> None:
+    made, exchange, _ = gather({**all_join(), 101: [PENDING]}, patience=WEEK)
+    made.gather(begun=True)
+    assert clock.now == pytest.approx(gathering.GRACE)
+    assert exchange.nodes.keys() == {2, 3, 4}
+
+
+def test_a_run_that_goes_on_with_too_few_silos_waits_for_more(clock: SimpleNamespace) -> None:
+    made, exchange, _ = gather({**all_join(), 101: [PENDING], 102: [*[PENDING] * 40, JOINED[2]]}, patience=WEEK)
+    made.gather(begun=True)
+    assert gathering.GRACE < clock.now < WEEK
+    assert exchange.nodes.keys() == {2, 3, 4}
+
+
+def test_late_silos_are_asked_less_and_less_often_while_rounds_go_on(clock: SimpleNamespace) -> None:
+    made, exchange, _ = gather({**all_join(), 101: [PENDING]}, patience=1)
+    made.gather()
+    begun = len(exchange.asked)
+    for _ in range(3000):  # rounds of a second
+        made.look_for_late()
+        clock.now += 1
+    assert 3000 / gathering.LONGEST_LATE_PAUSE < len(exchange.asked) - begun < 40
+    exchange.answers[101] = [JOINED[1]]
+    clock.now += gathering.LONGEST_LATE_PAUSE
+    made.look_for_late()
+    assert not made.missing
+
+
+def test_while_too_few_are_connected_nothing_is_asked(clock: SimpleNamespace) -> None:
+    made, exchange, events = gather(all_join(), patience=WEEK)
+    made.gather()
+    connected = {101: None, 102: None}
+    made.nodes = lambda grid: connected
+
+    def heals(seconds: float) -> None:
+        clock.now += seconds
+        if clock.now > 500:
+            connected[103] = None
+
+    gathering.time.sleep = heals
+    made.wait_for(((1, 2, 3, 4),), (3,))
+    assert 500 < clock.now < 600
+    assert exchange.asked == [[101, 102, 103, 104]]
+    assert ("waiting", {"silos": [1, 2]}) in events
+
+
+@pytest.mark.parametrize("patience", [0, 30])
+def test_the_wait_for_a_cut_network_has_an_end(patience: float, clock: SimpleNamespace) -> None:
+    made, _, _ = gather(all_join(), patience=patience)
+    made.gather()
+    made.nodes = lambda grid: {}
+    made.wait_for(((1, 2, 3, 4),), (3,))
+    assert patience <= clock.now < patience + 2 * gathering.LONGEST_PAUSE
+
+
+def test_each_cohort_has_to_be_connected(clock: SimpleNamespace) -> None:
+    made, _, _ = gather(all_join(), patience=30)
+    made.gather()
+    made.nodes = lambda grid: {101: None, 102: None, 103: None}
+    made.wait_for(((1, 2), (3, 4)), (2, 1))
+    assert clock.now == 0
+    made.wait_for(((1, 2), (3, 4)), (2, 2))
+    assert clock.now > 0

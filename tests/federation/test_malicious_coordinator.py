@@ -354,6 +354,16 @@ def test_without_dp_a_second_cohort_for_one_round_is_refused(attacker) -> None:
     refused(attack, attack.ask(second), "another cohort", lines=2)
 
 
+@pytest.mark.parametrize("trust", ["none", "local"])
+def test_no_sum_is_opened_with_fewer_survivors_than_the_reviewed_run_opens(attacker, trust: str) -> None:
+    attack = attacker(trust)
+    assert attack.join().status == "ok", attack.log()
+    honest = attack.manifest(attack.model())
+    # Within the policy: all of a cohort of three. The officer read of four.
+    lower = replace(honest, cohorts=((1, 2, 3),), minimum=(3,))
+    refused(attack, attack.ask(lower), "the joined run opens none below", lines=0)
+
+
 def test_without_dp_a_sum_and_squares_of_one_round_are_not_had_one_after_the_other(attacker) -> None:
     """Each alone is opened with a survivor less than both at once."""
     attack = attacker("none")

@@ -63,9 +63,9 @@ def test_the_list_names_runs_states_and_who_decided(institution, at) -> None:
     command = at(silo)
     digests = [request.digest().hex() for request in requests]
     assert command("approve", digests[0], "--yes") == 0, command.err
-    assert command("deny", digests[1][:16], "--yes") == 0, command.err
+    assert command("deny", digests[1][:32], "--yes") == 0, command.err
     assert command("review") == 0
-    rows = [line for line in command.out.splitlines() if any(digest[:16] in line for digest in digests)]
+    rows = [line for line in command.out.splitlines() if any(digest[:32] in line for digest in digests)]
     assert [state for row in rows for state in ("pending", "approved", "denied") if state in row] == [
         "approved", "denied", "pending",
     ]  # fmt: skip
@@ -80,11 +80,11 @@ def test_an_approved_run_goes_on_and_a_denied_one_stops(institution, at) -> None
     silo = institution(each=True, **LOCAL)
     assert silo.join().error == "ApprovalPending"
     command, digest = at(silo), silo.request.digest().hex()
-    assert command("approve", digest[:16], "--yes") == 0, command.err
+    assert command("approve", digest[:32], "--yes") == 0, command.err
     assert f"approved {digest}" in command.out
     assert silo.join().status == "ok", silo.refusal
     assert silo.contribute(round=0).status == "ok", silo.refusal
-    assert command("deny", digest[:16], "--yes") == 0
+    assert command("deny", digest[:32], "--yes") == 0
     assert silo.contribute(round=1).status == "refused"
     assert silo.join().error == "PolicyRefusal:denied"
 
@@ -108,8 +108,8 @@ def test_a_short_start_of_a_digest_is_enough_to_look_and_not_to_approve(institut
     silo.join()
     command, digest = at(silo), silo.request.digest().hex()
     assert command.values("review", digest[:4])["run"] == digest
-    assert command("approve", digest[:15], "--yes") == 2
-    assert "give 16 or more hexadecimal digits" in command.err
+    assert command("approve", digest[:31], "--yes") == 2
+    assert "give 32 or more hexadecimal digits" in command.err
     assert "a shorter one could be that of another run by now" in command.err
 
 
