@@ -120,7 +120,7 @@ TAMPERINGS: dict[str, Callable[[Lines, Lines], Lines]] = {
     "a line doubled": lambda own, other: [*own[:8], own[7], *own[8:]],
     "a line moved to the end": lambda own, other: [*own[:3], *own[4:], own[3]],
     "another party's line put in": lambda own, other: [*own[:4], other[4], *own[4:]],
-    "another party's log put in its place": lambda own, other: other,
+    "an older copy put in its place": lambda own, other: own[:-12],
     "a line garbled": lambda own, other: [*own[:4], own[4][:-20] + "}\n", *own[5:]],
     "everything before a line deleted": lambda own, other: own[9:],
 }
