@@ -14,15 +14,19 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Message, RecordDict
 from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import start_client_internal
+from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
 from autoflip_secure.deployment import superlink
 from autoflip_secure.deployment.flower import superlink_command, supernode_command
 from autoflip_secure.deployment.superlink import FleetOnly, owner_of_connection
-from autoflip_secure.deployment.supernode import FIRST_PAUSE, REPLY_PAUSE, Pace, keep_pace
+from autoflip_secure.deployment.supernode import FIRST_PAUSE, REPLY_PAUSE, Pace, has_reply, keep_pace
 
 
 def pauses(pace_calls: int, seconds: float) -> list[float]:
@@ -47,8 +51,10 @@ def test_looks_for_a_reply_are_short() -> None:
 
 def test_a_message_makes_the_next_looks_short_again() -> None:
     slept: list[float] = []
-    pace, loop = Pace(slept.append), types.SimpleNamespace(_push_messages=lambda **given: slept.append(-1))
-    keep_pace(loop, pace)
+    loop = types.SimpleNamespace(
+        _pull_and_store_message=lambda **given: None, _push_messages=lambda **given: slept.append(-1)
+    )
+    keep_pace(loop, Pace(slept.append))
     for _ in range(40):
         loop.time.sleep(3)
     loop._push_messages(state=None)
@@ -60,10 +66,35 @@ def test_the_clock_stays_the_clock() -> None:
     assert Pace().monotonic() > 0
 
 
+def test_a_reply_that_was_left_lying_is_sent_when_no_message_comes() -> None:
+    state = InMemoryNodeState(ObjectStoreFactory().store())
+    loop = types.SimpleNamespace(_pull_and_store_message=lambda **given: None, _push_messages=lambda **given: None)
+    keep_pace(loop, Pace())
+    assert loop._pull_and_store_message(state=state) is None
+    for name in ("run_id", "node_id", "task_id"):
+        setattr(TaskIdentity, name, 1)
+    question = Message(RecordDict(), 1, "query.confirm")
+    question.metadata.__dict__["_message_id"] = "question"
+    state.store_message(question)
+    assert loop._pull_and_store_message(state=state) is None, "a message that waits for its answer is no reply"
+    answer = Message(RecordDict(), reply_to=question)
+    answer.metadata.__dict__["_message_id"] = "answer"
+    state.store_message(answer)
+    assert loop._pull_and_store_message(state=state) is not None
+    assert [message.metadata.message_id for message in state.get_messages_legacy(is_reply=True)] == ["answer"]
+    assert loop._pull_and_store_message(state=state) is None, "it is sent once"
+
+
+def test_a_state_of_another_flower_is_left_alone() -> None:
+    assert not has_reply(object())
+
+
 def test_flowers_loop_still_sleeps_where_the_pace_is_kept() -> None:
     source = inspect.getsource(start_client_internal)
     assert "time.sleep(3)" in source
     assert "_push_messages(" in source
+    assert "_pull_and_store_message(" in source
+    assert "if run_id is None:" in source
 
 
 NODE = ec.generate_private_key(ec.SECP384R1())
