@@ -44,11 +44,11 @@ from autoflip_secure.federation.code_digest import code_digest
 from tests.end_to_end.deployment_harness import PROGRAM, Deployment, free_port, until
 
 SILOS = ("a", "b", "c")
-OPTIONS: dict[str, Any] = {"dp_epsilon": 8.0, "colluders": 0, "prune": "none", "evaluations": 1}
+OPTIONS: dict[str, Any] = {"dp_epsilon": 8.0, "colluders": 0, "prune": "none", "evaluations": 1, "bits": 18}
 PLAIN_APP = Path(__file__).parent / "stages_app"
 WORKER_APP = Path(deployment.__file__).parent / "flower_app"
 STAGES = ("masked", "confirm", "unmask")
-POLICY = f'approval = "standing"\nmodels = ["mlp"]\ncode = ["{code_digest().hex()}"]\nepsilon = 100.0\n'
+POLICY = f'approval = "standing"\nmodels = ["mlp"]\ncode = ["{code_digest().hex()}"]\nepsilon = 16.0\n'
 
 Processes = list[subprocess.Popen[bytes]]
 

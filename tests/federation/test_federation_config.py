@@ -81,6 +81,7 @@ OTHER: dict[str, Any] = {
     "run_dir": Path("/run"),
     "record_server_view": True,
     "stage_timeout": 5.0,
+    "join_timeout": 7.0,
     "cohort_filter": True,
     "allow_cohort_rotation": True,
     "bad_silos": "noise:0.2",
@@ -140,6 +141,7 @@ OUT_OF_RANGE: dict[str, tuple[Any, ...]] = {
     "seed": (-1, 2**63),
     "evaluate_every": (0,),
     "stage_timeout": (0,),
+    "join_timeout": (-1,),
 }
 
 
@@ -196,7 +198,8 @@ def test_the_digest_covers_what_a_run_computes_and_nothing_else(name: str) -> No
 def test_local_fields_are_those_that_compute_nothing() -> None:
     """The list is part of the protocol: what is added to it is no longer agreed between coordinator and silos."""
     assert {
-        "data_dir", "run_dir", "engine", "device", "workers", "record_server_view", "stage_timeout"
+        "data_dir", "run_dir", "engine", "device", "workers", "record_server_view", "stage_timeout",
+        "join_timeout",
     } == LOCAL_ONLY_FIELDS  # fmt: skip
 
 
