@@ -90,6 +90,8 @@ def deployed(made: Deployment, rounds: int, silo: Callable[[Processes, Path, int
         start(processes, made.coordinator, "superlink", superlink_command(made.coordinator, "127.0.0.1", made.port))
         control.configure()
         until(lambda: _answers(control), "the SuperLink answers")
+        # Those of a run before are taken for connected until their heartbeats are overdue, and refused until then.
+        until(lambda: all(node["status"] != "online" for node in control.nodes()), "nodes of before are gone")
         for name in made.names:
             _register(control, made.silo(name))
             silo(processes, made.silo(name), made.port)
