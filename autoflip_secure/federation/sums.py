@@ -181,7 +181,7 @@ class SumRunner:
         exhausted = self.exchange.refusals["BudgetExhausted"]
         # One silo without budget, or one that says so, does not stop the others.
         sizes = zip(manifest.cohorts, manifest.minimum, strict=True)
-        if exhausted and any(len(cohort) - exhausted < least for cohort, least in sizes):
+        if exhausted and (self.roster is None or any(len(cohort) - exhausted < least for cohort, least in sizes)):
             raise BudgetExhausted(
                 f"round {state.round}: {exhausted} silos have no privacy budget left; the last round's model is kept"
             ) from abort
