@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from flwr.app import Message
 
     from autoflip_secure.federation.silo import Silo
+    from autoflip_secure.federation.wire import Request
 
 __all__ = ["SiloWorker", "main"]
 
@@ -144,25 +145,16 @@ class SiloWorker:
             client.close()
 
     def _reply(self, message: Message) -> Message:
-        from autoflip_secure.errors import AutoflipSecureError, ProtocolError
-        from autoflip_secure.federation.join import JOIN_STAGE
-        from autoflip_secure.federation.wire import Reply, read_request, reply_message
+        from autoflip_secure.federation.client_app import answered
 
-        # Nothing may escape: the text of an error may quote records.
-        try:
-            request = read_request(message)
-            if request.stage == JOIN_STAGE and request.attachment:
-                self._take_over(request.attachment)
-            reply = self._open().answer(request)
-        except ProtocolError:
-            reply = Reply("refused", error="ProtocolError")
-        except AutoflipSecureError as error:
-            log.error("the silo cannot be opened: %s", error)  # noqa: TRY400, RUF100
-            reply = Reply("failed")
-        except Exception:
-            log.exception("the silo cannot be opened")
-            reply = Reply("failed")
-        return reply_message(reply, message)
+        return answered(message, self._opened_for)
+
+    def _opened_for(self, request: Request) -> Silo:
+        from autoflip_secure.federation.join import JOIN_STAGE
+
+        if request.stage == JOIN_STAGE and request.attachment:
+            self._take_over(request.attachment)
+        return self._open()
 
     def _take_over(self, bundle: bytes) -> None:
         """Install the bundle that the coordinator shows, as far as that needs nobody's consent.

@@ -14,12 +14,12 @@ from autoflip_secure.ckks.silo import CkksSilo
 from autoflip_secure.errors import ProtocolError
 from autoflip_secure.federation.join import JOIN_STAGE
 from autoflip_secure.federation.silo import Silo
-from autoflip_secure.federation.wire import Reply, message_type_of, read_request, reply_message
+from autoflip_secure.federation.wire import Reply, Request, message_type_of, read_request, reply_message
 from autoflip_secure.parties.identity import remember_verifications
 from autoflip_secure.secagg.silo import SecAggSilo
 from autoflip_secure.sums.plain import PlainSilo
 
-__all__ = ["STAGES", "ClientAppFactory", "close_silos", "make_client_app", "silo_folder"]
+__all__ = ["STAGES", "ClientAppFactory", "answered", "close_silos", "make_client_app", "silo_folder"]
 
 VERIFICATIONS = 8192
 """Enough for one stage of a sum over as many silos as one process is likely to hold."""
@@ -35,22 +35,30 @@ def make_client_app(federation: Path) -> ClientApp:
     app = ClientApp()
 
     def answer(message: Message, context: Context) -> Message:
-        # Nothing may escape: Flower would send the text of an exception to the coordinator.
-        try:
-            silo = _open(silo_folder(federation, int(context.node_config["partition-id"]) + 1))
-            reply = silo.answer(read_request(message))
-        except ProtocolError:
-            reply = Reply("refused", error="ProtocolError")
-        except Exception:
-            logging.getLogger(__name__).exception("the silo could not be opened")
-            reply = Reply("failed")
-        return reply_message(reply, message)
+        folder = silo_folder(federation, int(context.node_config["partition-id"]) + 1)
+        return answered(message, lambda request: _open(folder))
 
     for stage in STAGES:
         category, action = message_type_of(stage).split(".")
         register: Callable[[Callable[[Message, Context], Message]], object] = getattr(app, category)(action)
         register(answer)
     return app
+
+
+def answered(message: Message, opened: Callable[[Request], Silo]) -> Message:
+    """The reply of the silo that `opened` gives for a request.
+
+    Nothing may escape: Flower would send the text of an exception, which may quote records, to the coordinator.
+    """
+    try:
+        request = read_request(message)
+        reply = opened(request).answer(request)
+    except ProtocolError:
+        reply = Reply("refused", error="ProtocolError")
+    except Exception:
+        logging.getLogger(__name__).exception("the silo could not be opened")
+        reply = Reply("failed")
+    return reply_message(reply, message)
 
 
 @dataclass(frozen=True)
