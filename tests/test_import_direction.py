@@ -23,9 +23,9 @@ ALLOWED = {
     "privacy": {"base", "sums", "models"},
     "training": {"base", "models"},
     # What bad silos send, arrays to arrays; a simulated silo's contribution is wrapped in it by federation.
-    "attacks": {"base"},
+    "bad_silos": {"base"},
     "federation": {
-        *("base", "config", "sums", "models", "data", "attacks", "autoflip"),
+        *("base", "config", "sums", "models", "data", "bad_silos", "autoflip"),
         *("parties", "secagg", "ckks", "privacy", "training"),
     },
     "config": {"base"},
@@ -54,6 +54,11 @@ ALLOWED = {
         *("base", "config", "options", "sim", "federation", "report", "export", "dashboard"),
         *("audit_cli", "ledger_cli", "provision_cli", "coordinator_cli", "silo_cli", "run_cli"),
     },
+    # Adversaries: they use what an adversary could install, and no part of the service imports them.
+    "attacks": {
+        *("base", "config", "options", "bad_silos", "sums", "models", "data", "autoflip"),
+        *("parties", "secagg", "ckks", "privacy", "training", "federation"),
+    },
     # The attack on a whole run: it lies in privacy/, and nothing else imports it.
     "audit": {"base", "config", "options", "sums", "models", "data", "parties", "secagg", "privacy", "federation"},
 }
@@ -61,10 +66,12 @@ BASE = {"errors", "seeds", "storage", "__init__"}
 
 
 def part_of(module: str) -> str:
-    """`autoflip_secure.secagg.prg` -> secagg; errors, seeds, storage -> base; privacy.audit* -> audit."""
+    """`autoflip_secure.secagg.prg` -> secagg; errors, seeds, storage -> base; privacy.audit*, attacks.bad_silos apart."""
     names = module.split(".")
     if names[1:2] == ["privacy"] and len(names) > 2 and names[2].startswith("audit"):
         return "audit"
+    if names[1:] == ["attacks", "bad_silos"]:
+        return "bad_silos"
     name = names[1] if len(names) > 1 else "__init__"
     return "base" if name in BASE else name
 

@@ -1,1 +1,1 @@
-"""Adversaries that a simulation plays against itself. Nothing honest rests on this folder."""
+"""Adversaries, and silos that a simulation spoils on purpose. Nothing honest rests on this folder."""

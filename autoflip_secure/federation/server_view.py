@@ -1,6 +1,7 @@
 """--record-server-view: every byte the coordinator received, one msgpack file a message, in order of arrival.
 
-Attacks run on these files, and a test hashes them against what the silos say they sent: nothing else may arrive.
+Attacks run on these files, and a test hashes them against what the silos say they sent: nothing else may arrive. Beside
+them lies what the coordinator made of them: opened.msgpack has the sums, public.msgpack the models.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import numpy as np
 
 from autoflip_secure.storage import storing
+from autoflip_secure.sums.channels import Aggregate
 
 __all__ = ["ServerView", "read_server_view"]
 
@@ -39,12 +42,18 @@ class ServerView:
         record = msgpack.packb({"round": round, "attempt": attempt, "manifest": manifest, "model": model})
         self._append(record)
 
+    def opened(self, *, attempt: int, silos: tuple[int, ...], aggregate: Aggregate) -> None:
+        """Append what one cohort's sum came to; `silos` are the ids whose vectors are in it."""
+        channels = {name: vector.astype(np.float64).tobytes() for name, vector in aggregate.channels.items()}
+        record = {"round": aggregate.round, "attempt": attempt, "cohort": aggregate.cohort, "silos": list(silos)}
+        self._append(msgpack.packb({**record, "channels": channels}), "opened.msgpack")
+
     def close(self, final_model: bytes) -> None:
         """Append the final model."""
         self._append(msgpack.packb({"final_model": final_model}))
 
-    def _append(self, record: bytes) -> None:
-        path = self._folder / "public.msgpack"
+    def _append(self, record: bytes, name: str = "public.msgpack") -> None:
+        path = self._folder / name
         with storing(path), path.open("ab") as file:
             file.write(record)
 

@@ -114,7 +114,11 @@ class SumRunner:
             if self.trail is not None:
                 self.trail.opened(manifest, sums)
             self.event("sum", phase=phase, round=state.round, attempt=attempt, silos=[list(s.silos) for s in sums])
-            return [decode(manifest, cohort_sum) for cohort_sum in sums]
+            aggregates = [decode(manifest, cohort_sum) for cohort_sum in sums]
+            if self.view is not None:
+                for cohort_sum, aggregate in zip(sums, aggregates, strict=True):
+                    self.view.opened(attempt=attempt, silos=tuple(cohort_sum.silos), aggregate=aggregate)
+            return aggregates
         raise CannotContinue(
             f"round {state.round}: {MAX_ATTEMPTS} attempts in a row gave no sum, the last {last}; the model is "
             "unchanged"

@@ -1,0 +1,159 @@
+"""What an attack came to: one number against chance and against the bound that is promised, with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Attack", "Outcome", "Scale", "bootstrap_interval", "mean_interval", "proportion_interval"]
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One cell of the table: an attack under one setting.
+
+    Attributes
+    ----------
+    attack : str
+        Name of the attack, the same in every setting.
+    setting : str
+        One of `attacks.settings.SETTINGS`, or what differs from them, such as `plain + DP 8`.
+    measure : str
+        What `value` is, such as `recall of 2 classes of 10`; larger is better for the attacker.
+    value, low, high : float
+        The figure and its 95 % interval, over independent trials.
+    trials : int
+        How many there were.
+    chance : float or None
+        What somebody gets who sees nothing but public values; None where that means nothing.
+    bound : float or None
+        The largest value that a promise allows under this setting; None: nothing is promised here.
+    promise : str
+        What the bound rests on, in a few words; empty without one.
+    note : str
+        What a reader should know of this cell, in one sentence.
+    """
+
+    attack: str
+    setting: str
+    measure: str
+    value: float
+    low: float
+    high: float
+    trials: int
+    chance: float | None = None
+    bound: float | None = None
+    promise: str = ""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"{self.attack}, {self.setting}: {self.value} is outside [{self.low}, {self.high}]")
+        if (self.bound is None) != (not self.promise):
+            raise ValueError(f"{self.attack}, {self.setting}: a bound and what it rests on come together")
+
+    @property
+    def verdict(self) -> str:
+        """`broken` where a promise is refuted with confidence, else `within bound`, `at chance` or `succeeds`.
+
+        A bound is refuted where the whole interval lies above it. Without a bound the attack succeeds where the whole
+        interval lies above chance.
+        """
+        if self.bound is not None:
+            return "broken" if self.low > self.bound else "within bound"
+        if self.chance is not None and self.low <= self.chance:
+            return "at chance"
+        return "succeeds" if self.value > 0 else "at chance"
+
+    def to_json(self) -> dict[str, Any]:
+        """As it lies on disk."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Outcome:
+        """Back from disk."""
+        return cls(**row)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much work an attack may be.
+
+    Attributes
+    ----------
+    quick : bool
+        Small forms: all attacks together within a quarter of an hour on two cores.
+    work : Path
+        An empty folder for runs; the caller removes it.
+    data : Path or None
+        The folder of data sets; None where there is none, and attacks use data that comes with packages.
+    pictures : Path or None
+        Folder for figures that an attack draws for its page; None: none are wanted.
+    """
+
+    quick: bool
+    work: Path
+    data: Path | None = None
+    pictures: Path | None = None
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An adversary as the table knows it.
+
+    Attributes
+    ----------
+    name : str
+        For `--only`, such as `label-sets`.
+    page : str
+        File of threat_models/ whose table it makes, such as `label-sets.md`.
+    run : callable
+        run(scale) yields outcomes as they come.
+    """
+
+    name: str
+    page: str
+    run: Callable[[Scale], Iterator[Outcome]]
+
+
+def proportion_interval(hits: int, trials: int) -> tuple[float, float, float]:
+    """(share, low, high) of a binomial proportion: Clopper and Pearson's exact 95 % interval."""
+    from scipy.stats import beta
+
+    tail = (1 - CONFIDENCE) / 2
+    low = float(beta.ppf(tail, hits, trials - hits + 1)) if hits else 0.0
+    high = float(beta.ppf(1 - tail, hits + 1, trials - hits)) if hits < trials else 1.0
+    return hits / trials, low, high
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, low, high) of independent values: Student's 95 % interval. One value has no interval: it is all three."""
+    from scipy.stats import t
+
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, mean, mean
+    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+    return mean, mean - half, mean + half
+
+
+def bootstrap_interval(
+    statistic: Callable[[np.random.Generator | None], float], *, draws: int = 500
+) -> tuple[float, float, float]:
+    """(value, low, high): the statistic of everything, and the middle 95 % of it over resamples.
+
+    Parameters
+    ----------
+    statistic : callable
+        statistic(None) is of all units, statistic(generator) of units that it draws with replacement.
+    """
+    value, generator = statistic(None), np.random.default_rng(0)
+    drawn = [statistic(generator) for _ in range(draws)]
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return value, min(float(low), value), max(float(high), value)

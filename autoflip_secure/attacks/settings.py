@@ -1,0 +1,71 @@
+"""The four ways of running that every attack is tried on, and runs of the command line in them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+__all__ = ["SETTINGS", "bound_of_epsilon", "epsilon_of", "run_federation"]
+
+SETTINGS = MappingProxyType(
+    {
+        "plain": ("--aggregation", "none"),
+        "sum": (),
+        "sum + DP 8": ("--dp-epsilon", "8"),
+        "sum + DP 1": ("--dp-epsilon", "1"),
+    }
+)
+"""Options of each: AutoFLIP as published, through the secure sum, and that with patient-level DP."""
+
+
+def epsilon_of(setting: str) -> float | None:
+    """Epsilon that a setting promises; None without DP."""
+    options = SETTINGS[setting]
+    return float(options[options.index("--dp-epsilon") + 1]) if "--dp-epsilon" in options else None
+
+
+def bound_of_epsilon(epsilon: float, delta: float, false_positives: float) -> float:
+    """Largest true-positive rate of a test for one patient at a false-positive rate, under (epsilon, delta)-DP.
+
+    Kairouz, Oh and Viswanath 2015, theorem 2.1: min over both directions of adding or removing the patient.
+    """
+    import math
+
+    up = math.exp(epsilon) * false_positives + delta
+    down = 1 - math.exp(-epsilon) * (1 - delta - false_positives)
+    return min(up, down, 1.0)
+
+
+def run_federation(options: str, setting: str, seed: int, run: Path, *, data: Path | None = None) -> dict[str, Any]:
+    """One run of the command line on one core, with everything recorded that the coordinator sees; its summary.
+
+    Parameters
+    ----------
+    options : str
+        Of the command line, beside those of the setting.
+    run : Path
+        The run's folder; must not exist.
+    data : Path, optional
+        --data-dir.
+
+    Raises
+    ------
+    RuntimeError
+        The run failed; the message is its own.
+    """
+    command = [sys.executable, "-m", "autoflip_secure.sim", *shlex.split(options), *SETTINGS[setting]]
+    command += ["--seed", str(seed), "--run-dir", str(run), "--record-server-view"]
+    command += ["--workers", "0", "--summary", "json", "--quiet"]
+    command += ["--data-dir", str(data)] if data is not None else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if ended.returncode:
+        raise RuntimeError(f"{shlex.join(command)}: {ended.stderr.strip()}")
+    summary: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return summary
