@@ -66,7 +66,7 @@ BASE = {"errors", "seeds", "storage", "__init__"}
 
 
 def part_of(module: str) -> str:
-    """`autoflip_secure.secagg.prg` -> secagg; errors, seeds, storage -> base; privacy.audit*, attacks.bad_silos apart."""
+    """secagg.prg -> secagg; errors, seeds, storage -> base; privacy.audit* and attacks.bad_silos apart."""
     names = module.split(".")
     if names[1:2] == ["privacy"] and len(names) > 2 and names[2].startswith("audit"):
         return "audit"
