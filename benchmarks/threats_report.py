@@ -1,0 +1,125 @@
+"""The table of `threats.py`, and the parts of it that pages of threat_models/ show."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from autoflip_secure.attacks.outcome import Outcome
+from autoflip_secure.attacks.registry import MODULES
+from autoflip_secure.attacks.settings import SETTINGS
+
+__all__ = ["markdown", "page_table", "results_of", "write_pages"]
+
+MARKER = re.compile(r"<!-- results: ([\w-]+) -->\n.*?<!-- /results -->", re.S)
+MARKS = {"broken": "**broken**", "within bound": "held", "at chance": "at chance", "succeeds": "succeeds"}
+
+Attacks = dict[str, dict[str, Any]]
+
+
+def outcomes_of(attack: dict[str, Any]) -> list[Outcome]:
+    """Of one attack, in the order it gave them."""
+    return [Outcome.from_json(row) for row in attack["rows"]]
+
+
+def number(value: float) -> str:
+    """Three digits that mean something; no exponents near 1."""
+    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
+
+
+def cell(outcome: Outcome | None) -> str:
+    """Value, interval, bound where one is promised, verdict."""
+    if outcome is None:
+        return "-"
+    bound = "" if outcome.bound is None else f", at most {number(outcome.bound)}"
+    shown = f"{number(outcome.value)} [{number(outcome.low)}, {number(outcome.high)}]{bound}"
+    return f"{shown}: {MARKS[outcome.verdict]}"
+
+
+def chances(group: list[Outcome]) -> str:
+    """Chance level of a row; where settings differ in it, the range."""
+    known = sorted({number(o.chance) for o in group if o.chance is not None}, key=float)
+    return "-" if not known else known[0] if len(known) == 1 else f"{known[0]} to {known[-1]}"
+
+
+def markdown(attacks: Attacks, *, quick: bool) -> str:
+    """The whole file: attacks by the four settings."""
+    form = "`make bench-threats ARGS=--quick`" if quick else "`make bench-threats`"
+    lines = [
+        "# Attacks",
+        "",
+        "What an attacker gets, larger is better for the attacker, with its 95 % interval. `chance`: what somebody "
+        "gets who sees public values only. `at most`: what is promised under that setting; such a cell is *held*, or "
+        "**broken** where its whole interval lies above. Without a promise it is *at chance*, or the attack *succeeds*. Pages of "
+        "[threat_models/](../../threat_models/README.md) say who attacks with what, and have all settings.",
+        "",
+        f"| attack | measure | chance | {' | '.join(SETTINGS)} |",
+        "|---|---|---|" + "---|" * len(SETTINGS),
+    ]
+    found = [outcome for name in MODULES if name in attacks for outcome in outcomes_of(attacks[name])]
+    for attack, measure in dict.fromkeys((o.attack, o.measure) for o in found):
+        group = [o for o in found if (o.attack, o.measure) == (attack, measure) and o.setting in SETTINGS]
+        if group:
+            by_setting = {o.setting: o for o in group}
+            cells = " | ".join(cell(by_setting.get(setting)) for setting in SETTINGS)
+            lines.append(f"| {attack} | {measure} | {chances(group)} | {cells} |")
+    promised = [o for o in found if o.bound is not None]
+    broken = [o for o in promised if o.verdict == "broken"]
+    lines += ["", f"{len(promised) - len(broken)} of {len(promised)} promised cells held."]
+    lines += [f"Broken: {o.attack}, {o.setting}." for o in broken]
+    missing = [name for name in MODULES if name not in attacks]
+    lines += [f"Not run: {', '.join(missing)}."] if missing else []
+    seconds = sum(attack["seconds"] for attack in attacks.values())
+    machines = {json.dumps(attack["machine"]) for attack in attacks.values()}
+    lines += ["", f"Made by {form} in {seconds / 60:.0f} minutes of one core, on {' and '.join(sorted(machines))}."]
+    return "\n".join(lines) + "\n"
+
+
+def results_of(name: str, results: Path) -> tuple[dict[str, Any], bool] | None:
+    """Outcomes of an attack and whether they are of its quick form: the full form's where there are any."""
+    for stem, quick in (("threats", False), ("threats-quick", True)):
+        path = results / f"{stem}.json"
+        if path.exists():
+            attacks: Attacks = json.loads(path.read_text())["attacks"]
+            if name in attacks:
+                return attacks[name], quick
+    return None
+
+
+def page_table(name: str, results: Path) -> str:
+    """All outcomes of an attack, one a row, and the command that made them; empty where there are none yet."""
+    found = results_of(name, results)
+    if found is None:
+        return ""
+    attack, quick = found
+    lines = ["", "| attack | setting | measure | value [95 %] | chance | promised | verdict | trials |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    notes: list[str] = []
+    for o in outcomes_of(attack):
+        mark = ""
+        if o.note:
+            if o.note not in notes:
+                notes.append(o.note)
+            mark = f" ({notes.index(o.note) + 1})"
+        promised = "-" if o.bound is None else f"at most {number(o.bound)} ({o.promise})"
+        chance = "-" if o.chance is None else number(o.chance)
+        value = f"{number(o.value)} [{number(o.low)}, {number(o.high)}]"
+        cells = [o.attack + mark, o.setting, o.measure, value, chance, promised, MARKS[o.verdict], str(o.trials)]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *(f"{index}. {note}" for index, note in enumerate(notes, start=1))] if notes else []
+    command = f'make bench-threats ARGS="--only {name}{" --quick" if quick else ""}"'
+    lines += ["", f"Made by `{command}` in {attack['seconds']} s on {json.dumps(attack['machine'])}.", ""]
+    return "\n".join(lines)
+
+
+def write_pages(pages: Path, results: Path) -> None:
+    """Put each page's table between its two marks."""
+    for path in sorted(pages.glob("*.md")):
+        text = path.read_text()
+        fresh = MARKER.sub(
+            lambda found: f"<!-- results: {found[1]} -->\n{page_table(found[1], results)}<!-- /results -->", text
+        )
+        if fresh != text:
+            path.write_text(fresh)
