@@ -41,9 +41,11 @@ class PruningTask:
         too.
     flops : tuple of float
         Shares of the dense network's FLOPs that are kept.
-    pruned : str
-        Options of the pruned methods alone: the learning rate that sparse networks do best with, for methods that have
-        none of their own.
+    pruned, dense : str
+        Options of the pruned and of the dense methods alone: the learning rate that each kind of network does best with
+        of those that were tried, for methods that have none of their own.
+    tried : tuple of str
+        Learning rates that dense FedAvg and AutoFLIP were run at, first seed, to find these.
     seeds : int
         Most seeds; tasks that take long have fewer.
     data : bool
@@ -55,6 +57,8 @@ class PruningTask:
     threshold: float
     flops: tuple[float, ...]
     pruned: str = ""
+    dense: str = ""
+    tried: tuple[str, ...] = ()
     seeds: int = 5
     data: bool = True
 
@@ -81,12 +85,22 @@ TASKS = (
         (0.48,),
         pruned=" --learning-rate 0.45",
     ),
-    PruningTask("MNIST by writer, cnn6, 60 rounds", "--preset quick-femnist --rounds 60", 0.6, (0.48,), seeds=3),
+    PruningTask(
+        "MNIST by writer, cnn6, 60 rounds",
+        "--preset quick-femnist --rounds 60",
+        0.6,
+        (0.48,),
+        pruned=" --learning-rate 2e-3",
+        tried=("1e-3", "2e-3"),
+        seeds=3,
+    ),
     PruningTask(
         "CIFAR-10 (lossy JPEG copy), resnet-small, dirichlet:0.5, 100 rounds",
         "--preset quick-cifar10 --partition dirichlet:0.5 --rounds 100",
         0.6,
         (0.48,),
+        pruned=" --learning-rate 2e-3",
+        tried=("1e-3", "2e-3", "4e-3"),
         seeds=3,
     ),
     PruningTask(
@@ -94,6 +108,9 @@ TASKS = (
         "--preset quick-shakespeare --local-steps 5 --rounds 40",
         0.6,
         (0.48,),
+        pruned=" --learning-rate 6e-3",
+        dense=" --learning-rate 6e-3",
+        tried=("3e-3", "6e-3", "1e-2"),
         seeds=3,
     ),
     PruningTask(
@@ -157,7 +174,7 @@ def settings(task: PruningTask, starts: tuple[str, ...], *, main: bool) -> list[
         for method in (*DENSE, *PRUNED)
     }
     made = [
-        ({"task": task.name, "method": method, "start": "", "flops": None}, f"{shared[method]} {options}")
+        ({"task": task.name, "method": method, "start": "", "flops": None}, f"{shared[method]} {options}{task.dense}")
         for method, options in DENSE.items()
         if method in MAIN or not main
     ]

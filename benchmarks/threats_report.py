@@ -52,8 +52,9 @@ def markdown(attacks: Attacks, *, quick: bool) -> str:
         "",
         "What an attacker gets, larger is better for the attacker, with its 95 % interval. `chance`: what somebody "
         "gets who sees public values only. `at most`: what is promised under that setting; such a cell is *held*, or "
-        "**broken** where its whole interval lies above. Without a promise it is *at chance*, or the attack *succeeds*. Pages of "
-        "[threat_models/](../../threat_models/README.md) say who attacks with what, and have all settings.",
+        "**broken** where its whole interval lies above. Without a promise it is *at chance*, or the attack "
+        "*succeeds*. Pages of [threat_models/](../../threat_models/README.md) say who attacks with what, and have all "
+        "settings.",
         "",
         f"| attack | measure | chance | {' | '.join(SETTINGS)} |",
         "|---|---|---|" + "---|" * len(SETTINGS),
