@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning_figures import DENSE_WITH_SQUARES, SHOWN, figures
-from pruning_report import markdown, plot
+from pruning_report import main_rows, markdown, plot
 from pruning_traces import importance_of, traces_of
 from run_options import RunReport, run_parser
 from run_table import DATA, simulate
@@ -45,7 +45,7 @@ class PruningTask:
         Options of the pruned and of the dense methods alone: the learning rate that each kind of network does best with
         of those that were tried, for methods that have none of their own.
     tried : tuple of str
-        Learning rates that dense FedAvg and AutoFLIP were run at, first seed, to find these.
+        Learning rates that dense FedAvg and AutoFLIP run at, first seed, to find these; the usual one first.
     seeds : int
         Most seeds; tasks that take long have fewer.
     data : bool
@@ -161,6 +161,7 @@ WHOLE_UNITS = ("FedAvg", "FedProx", "FedAdam", "EFLPrune", "FedMask, global mask
 STARTS = {"cold": "--no-warm-start", "warm": "--warm-start"}
 MAIN = ("FedAvg", "random units", "magnitude", "guidance x agreement", AUTOFLIP)
 """What `--main` leaves of the methods: the claim, and what it is measured against."""
+RATE = " --learning-rate "
 FIGURES = (
     "accuracy", "loss", "flops_ratio", "params_ratio", "upload_ratio", "upload_ratio_total", "rounds_aborted",
     "agreement_final", "seconds_training", "seconds_total",
@@ -187,6 +188,37 @@ def settings(task: PruningTask, starts: tuple[str, ...], *, main: bool) -> list[
         rate = "" if "--learning-rate" in choice else task.pruned
         made.append((facts, f"{shared[method]} {choice} --prune-flops {kept}{warmth}{rate}"))
     return made
+
+
+def rate_settings(task: PruningTask) -> list[tuple[dict[str, Any], str]]:
+    """(facts, options) of the runs that a task's learning rates were chosen by; `rate` is a fact of them alone."""
+    made, chosen = [], chosen_rates((task,))
+    for rate, method in product(task.tried, ("FedAvg", AUTOFLIP)):
+        dense = method in DENSE
+        if rate == chosen[task.name, dense]:
+            continue
+        facts = {
+            "task": task.name,
+            "method": method,
+            "start": "" if dense else "cold",
+            "flops": None if dense else task.flops[-1],
+            "rate": rate,
+        }
+        options = DENSE[method] if dense else f"--prune-threshold {task.threshold} {PRUNED[method]}"
+        kept = "" if dense else f" --prune-flops {task.flops[-1]} {STARTS['cold']}"
+        given = "" if rate == task.tried[0] else RATE + rate
+        made.append((facts, f"{task.options} {options}{kept}{given}"))
+    return made
+
+
+def chosen_rates(tasks: tuple[PruningTask, ...]) -> dict[tuple[str, bool], str]:
+    """Learning rate of a task's dense networks (True) and pruned ones (False), of tasks that tried several."""
+    return {
+        (task.name, dense): options.removeprefix(RATE) or task.tried[0]
+        for task in tasks
+        if task.tried
+        for dense, options in ((True, task.dense), (False, task.pruned))
+    }
 
 
 def main() -> None:
@@ -216,7 +248,7 @@ def main() -> None:
         for seed in range(seeds)
         for task in tasks
         if seed < task.seeds
-        for facts, options in settings(task, starts, main=arguments.main)
+        for facts, options in settings(task, starts, main=arguments.main) + (rate_settings(task) if not seed else [])
         if re.search(arguments.only, " | ".join(str(fact) for fact in facts.values()))
     ]
     reading_data = tuple(task.options for task in tasks if task.data)
@@ -230,8 +262,8 @@ def main() -> None:
         return simulate(options, seed, FIGURES, data=options.startswith(reading_data), read=read)
 
     report.table.fill(wanted, arguments.jobs, arguments.minutes, run)
-    report.write(markdown(report.table.rows), plot)
-    figures(report.table.rows, report.path)
+    report.write(markdown(report.table.rows, chosen_rates(TASKS)), plot)
+    figures(main_rows(report.table.rows), report.path)
 
 
 if __name__ == "__main__":

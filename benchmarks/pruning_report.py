@@ -9,7 +9,7 @@ from typing import Any
 
 from seed_interval import half_width
 
-__all__ = ["markdown", "plot"]
+__all__ = ["main_rows", "markdown", "plot"]
 
 Row = dict[str, Any]
 DENSE = "FedAvg"
@@ -79,8 +79,44 @@ def task_table(rows: list[Row], task: str) -> list[str]:
     return [*lines, ""]
 
 
-def markdown(rows: list[Row]) -> str:
-    """The whole file."""
+def main_rows(rows: list[Row]) -> list[Row]:
+    """Rows of the tables: those that only chose a learning rate left out."""
+    return [row for row in rows if "rate" not in row]
+
+
+def rate_table(rows: list[Row], chosen: dict[tuple[str, bool], str]) -> list[str]:
+    """Accuracy of the first seed at the learning rates tried; in bold what the tables above use."""
+    lines = [
+        "## Learning rates tried",
+        "",
+        "First seed; bold: used above, for all dense methods and for all pruned ones of the task.",
+        "",
+        "| task | method | learning rate: accuracy % |",
+        "|---|---|---|",
+    ]
+    for task in dict.fromkeys(task for task, _ in chosen):
+        for method in dict.fromkeys(row["method"] for row in rows if row["task"] == task and "rate" in row):
+            mine = [row for row in select(rows, task=task, method=method, seed=0) if row["start"] in ("cold", "")]
+            scores = {
+                row.get("rate", chosen[task, row["flops"] is None]): ("rate" not in row, row["figures"]["accuracy"])
+                for row in mine
+            }
+            shown = [
+                f"**{rate}: {100 * score:.1f}**" if main else f"{rate}: {100 * score:.1f}"
+                for rate, (main, score) in sorted(scores.items(), key=lambda item: float(item[0]))
+            ]
+            lines.append(f"| {task} | {method} | {', '.join(shown)} |")
+    return [*lines, ""]
+
+
+def markdown(rows: list[Row], chosen: dict[tuple[str, bool], str]) -> str:
+    """The whole file.
+
+    Parameters
+    ----------
+    chosen : dict of (task, dense) to str
+        The learning rates in use, of tasks that tried several.
+    """
     lines = [
         "# Pruning from sums",
         "",
@@ -91,8 +127,10 @@ def markdown(rows: list[Row]) -> str:
         "those of plain float32 FedAvg, and over those of the dense network through the same secure sum.",
         "",
     ]
-    for task in dict.fromkeys(row["task"] for row in rows):
-        lines += task_table(rows, task)
+    for task in dict.fromkeys(row["task"] for row in main_rows(rows)):
+        lines += task_table(main_rows(rows), task)
+    if any("rate" in row for row in rows):
+        lines += rate_table(rows, chosen)
     return "\n".join(lines)
 
 
@@ -103,6 +141,7 @@ def plot(rows: list[Row], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    rows = main_rows(rows)
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     if not tasks:
         return
