@@ -1,18 +1,23 @@
-"""Durable files: atomic writes, and the one SQLite file a silo keeps its state in."""
+"""Durable files: atomic writes, locks, and the one SQLite file a silo keeps its state in."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from autoflip_secure.errors import StorageError
 
-__all__ = ["open_silo_database", "storing", "sync_folder", "write_atomically"]
+__all__ = ["is_locked", "locked", "open_silo_database", "storing", "sync_folder", "write_atomically"]
 
 OWNER_ONLY = 0o600
+LOOKING = 0.1
+"""Seconds for which a lock is asked for again: `is_locked` of another process has it for an instant."""
 
 
 def write_atomically(path: Path, data: bytes, *, secret: bool = False) -> None:
@@ -53,6 +58,43 @@ def storing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}; what was there before is kept") from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[TextIO | None]:
+    """The file, to be read and written by this process alone inside the block; None where another process has it.
+
+    The system frees a lock when its process ends, however it ends. A missing file is created, mode 0600.
+
+    Raises
+    ------
+    StorageError
+        The file cannot be opened.
+    """
+    with storing(path):
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, OWNER_ONLY), "r+")
+    with file:
+        yield file if _take(file) else None
+
+
+def _take(file: TextIO) -> bool:
+    deadline = time.monotonic() + LOOKING
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(LOOKING / 10)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process that runs now has the file; a missing one nobody has, and it is not created."""
+    if not path.exists():
+        return False
+    with locked(path) as file:
+        return file is None
 
 
 def open_silo_database(path: Path) -> sqlite3.Connection:

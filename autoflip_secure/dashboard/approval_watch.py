@@ -66,8 +66,10 @@ def _rows(connection: sqlite3.Connection) -> list[tuple[Any, ...]] | None:
 def _run(
     digest: bytes, request: bytes, asked: float, verdict: str | None, who: str | None, decided: float | None
 ) -> Any:
+    from autoflip_secure.federation.approvals import SHOWN_DIGITS
+
     return {
-        "run": digest.hex()[:16],
+        "run": digest.hex()[:SHOWN_DIGITS],
         "state": verdict or "pending",
         "asked": asked,
         "decided": decided,

@@ -224,7 +224,7 @@ class RunView:
         if stamp != self._config[0]:
             try:
                 read = tomllib.loads((self.path / "config.toml").read_text(encoding="utf-8"))
-            except (OSError, ValueError):
+            except (OSError, ValueError, RecursionError):
                 read = {}
             self._config = stamp, read
         return self._config[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import json
 import os
 import signal
@@ -17,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from autoflip_secure.errors import CannotContinue, StorageError
-from autoflip_secure.storage import storing, write_atomically
+from autoflip_secure.storage import is_locked, locked, storing, write_atomically
 
 __all__ = ["ChildSpec", "Supervisor", "running_pid", "stop_running"]
 
@@ -179,24 +178,18 @@ class Supervisor:
 def read_state(folder: Path) -> dict[str, Any]:
     """What the supervisor of a home last noted; empty where there was none."""
     try:
-        state: dict[str, Any] = json.loads((folder / STATE).read_text())
-    except (OSError, ValueError):
+        state = json.loads((folder / STATE).read_text())
+    except (OSError, ValueError, RecursionError):
         return {}
-    return state
+    return state if isinstance(state, dict) else {}
 
 
 def running_pid(folder: Path) -> int | None:
     """Process id of the supervisor that runs now, if one does. A lock tells: an old number may be anybody's."""
-    path = folder / LOCK
-    if not path.exists():
+    if not is_locked(folder / LOCK):
         return None
-    with path.open("r") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = file.read().strip()
-            return int(pid) if pid.isdigit() else None
-    return None
+    pid = (folder / LOCK).read_text().strip()
+    return int(pid) if pid.isdigit() else None
 
 
 def stop_running(folder: Path, timeout: float = 2 * GRACE) -> bool:
@@ -221,16 +214,11 @@ def stop_running(folder: Path, timeout: float = 2 * GRACE) -> bool:
 
 @contextmanager
 def _only_one(path: Path) -> Iterator[None]:
-    with storing(path):
-        file = path.open("a+")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
+    with locked(path) as file:
+        if file is None:
             raise CannotContinue(
-                f"already up, as process {file.read().strip()}; stop it first, or leave it as it is"
-            ) from None
+                f"already up, as process {path.read_text().strip()}; stop it first, or leave it as it is"
+            )
         with storing(path):
             file.truncate(0)
             file.write(str(os.getpid()))

@@ -11,7 +11,6 @@ Below COORDINATOR_HOME/runs/NAME lies what the coordinator of any run keeps (fed
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -32,7 +31,7 @@ from autoflip_secure.errors import CannotContinue, ConfigError
 from autoflip_secure.federation.provisioning import RunFolder
 from autoflip_secure.parties.identity import Identity
 from autoflip_secure.parties.roster import Roster
-from autoflip_secure.storage import storing, write_atomically
+from autoflip_secure.storage import is_locked, locked, storing, write_atomically
 from autoflip_secure.sums.manifest import SESSION_BYTES
 
 if TYPE_CHECKING:
@@ -150,15 +149,7 @@ class DeployedRun(RunFolder):
 
     def has_coordinator(self) -> bool:
         """Whether a coordinator of this run is at work on this machine."""
-        lock = self.path / "lock"
-        if not lock.exists():
-            return False
-        with lock.open("r") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+        return is_locked(self.path / "lock")
 
     @contextmanager
     def only_coordinator(self) -> Iterator[None]:
@@ -169,13 +160,9 @@ class DeployedRun(RunFolder):
         CannotContinue
             There is one.
         """
-        with storing(self.path / "lock"):
-            file = (self.path / "lock").open("a")
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise CannotContinue(f"run {self.name} already has a coordinator at work; this one ends") from None
+        with locked(self.path / "lock") as file:
+            if file is None:
+                raise CannotContinue(f"run {self.name} already has a coordinator at work; this one ends")
             yield
 
 

@@ -139,7 +139,7 @@ def read_federation_file(path: Path) -> FederationFile:
         raise ConfigError(f"cannot read {path}: {error.strerror}; name the federation's file") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text; save it as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # of TOML, also where a number is too long or nesting too deep
         place = re.search(r"\(at line (\d+), column (\d+)\)", str(error))
         where = f"{path}:{place[1]}:{place[2]}" if place else str(path)
         raise ConfigError(f"{where}: not TOML ({str(error).split(' (at ')[0]})") from error
@@ -165,7 +165,7 @@ def declared(text: str) -> Declaration:
     """
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise EnrolmentError("the declaration of the records is not TOML") from error
     return declaration_of(Path(DECLARATION_FILE), text, values)
 

@@ -10,7 +10,6 @@ new one, never a mix.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from autoflip_secure.deployment.bundle import (
 from autoflip_secure.deployment.certificates import expiry_text
 from autoflip_secure.errors import CannotContinue, EnrolmentError, InputError
 from autoflip_secure.parties.roster import MIN_SILOS
-from autoflip_secure.storage import storing, sync_folder, write_atomically
+from autoflip_secure.storage import locked, storing, sync_folder, write_atomically
 
 __all__ = ["ConsentNeeded", "Home", "accept_update", "home_lock", "make_home"]
 
@@ -170,15 +169,10 @@ def home_lock(path: Path) -> Iterator[None]:
     CannotContinue
         Another process does.
     """
-    with storing(path / ".lock"):
-        descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with locked(path / ".lock") as file:
+        if file is None:
+            raise CannotContinue(f"{path}: another command is changing this home; try again when it is done")
         yield
-    except BlockingIOError as error:
-        raise CannotContinue(f"{path}: another command is changing this home; try again when it is done") from error
-    finally:
-        os.close(descriptor)
 
 
 def accept_update(

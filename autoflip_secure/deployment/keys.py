@@ -65,7 +65,7 @@ def _load(path: Path, curve: ec.EllipticCurve) -> ec.EllipticCurvePrivateKey:
     try:
         load = serialization.load_ssh_private_key if openssh else serialization.load_pem_private_key
         key = load(pem, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != curve.name:
         # The parser's own error is not passed on: it may quote the file.
@@ -91,7 +91,7 @@ def node_public(text: str) -> ec.EllipticCurvePublicKey:
         if len(text) > MAX_KEY_BYTES:
             raise ValueError("too long")
         key = serialization.load_ssh_public_key(text.encode())
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, NotImplementedError, UnsupportedAlgorithm) as error:
         raise EnrolmentError(f"a node key is not of the form {NODE_KEY_TYPE} AAAA...") from error
     if (
         not isinstance(key, ec.EllipticCurvePublicKey)

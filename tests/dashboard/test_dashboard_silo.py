@@ -14,6 +14,7 @@ from autoflip_secure.dashboard.homes import open_home
 from autoflip_secure.dashboard.ledger_watch import TRIES
 from autoflip_secure.dashboard.silo_view import MOST_KINDS, MOST_MESSAGES, SiloView
 from autoflip_secure.errors import StorageError
+from autoflip_secure.federation.approvals import SHOWN_DIGITS, ApprovalStore
 from autoflip_secure.privacy import ledger_reading
 from autoflip_secure.privacy.accounting import Mechanism, epsilon
 from autoflip_secure.storage import open_silo_database
@@ -170,14 +171,18 @@ def test_runs_that_asked_are_told_with_what_the_officer_said(make: Any, silo_fol
     assert told["status"] == "read"
     rows = [(run["run"], run["state"], run["by"], run["words"]) for run in told["runs"]]
     assert rows == [
-        (digests[2].hex()[:16], "pending", None, "digits, mlp, 5 rounds, epsilon 2"),
-        (digests[1].hex()[:16], "denied", "officer", "digits, mlp, 4 rounds, epsilon 2"),
-        (digests[0].hex()[:16], "approved", "officer", "digits, mlp, 3 rounds, epsilon 2"),
+        (digests[2].hex()[:SHOWN_DIGITS], "pending", None, "digits, mlp, 5 rounds, epsilon 2"),
+        (digests[1].hex()[:SHOWN_DIGITS], "denied", "officer", "digits, mlp, 4 rounds, epsilon 2"),
+        (digests[0].hex()[:SHOWN_DIGITS], "approved", "officer", "digits, mlp, 3 rounds, epsilon 2"),
     ]
+    database = open_silo_database(silo_folder / "state.sqlite")
+    store = ApprovalStore(database)
+    assert store.find(rows[0][0], deciding=True).digest == digests[2], "what is shown is enough to approve it"
+    database.close()
     make.ask_to_join(silo_folder, 5, "approved")
     make.ask_to_join(silo_folder, 3, "denied")
     states = {run["run"]: run["state"] for run in view.page()["approvals"]["runs"]}
-    assert states == dict(zip((d.hex()[:16] for d in digests), ("denied", "denied", "approved"), strict=True))
+    assert states == dict(zip((d.hex()[:SHOWN_DIGITS] for d in digests), ("denied", "denied", "approved"), strict=True))
 
 
 def test_a_request_that_is_not_what_its_digest_says_is_not_put_into_words(make: Any, silo_folder: Path) -> None:
