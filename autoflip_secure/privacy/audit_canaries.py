@@ -27,6 +27,8 @@ from autoflip_secure.data.federation_data import LoadedData, NamedRecords
 from autoflip_secure.data.records import Records
 from autoflip_secure.data.task import Task
 from autoflip_secure.errors import BudgetExhausted, CannotContinue, ConfigError
+from autoflip_secure.federation.audit_log import AuditLog
+from autoflip_secure.federation.audit_trail import CoordinatorTrail
 from autoflip_secure.federation.client_app import silo_folder
 from autoflip_secure.federation.defaults import resolve
 from autoflip_secure.federation.exchange import StageExchange
@@ -168,22 +170,28 @@ class CanaryFederation:
         """Every silo joins; the coordinator's own part for the sums that follow."""
         session, config = self._folder.session(), self.config
         request = JoinRequest(session, config, load_task(self._folder).to_json(), self.plan.mechanisms())
-        message = request.sign(self._folder.coordinator_identity())
-        for silo in self._silos.values():
-            reply = silo.answer(Request(JOIN_STAGE, 0, 0, message))
+        coordinator, roster = self._folder.coordinator_identity(), self._folder.roster()
+        message = request.sign(coordinator)
+        # Silos contribute only where their audit logs are witnessed; the adversary keeps a log to be able to show heads.
+        trail = CoordinatorTrail(AuditLog(self._folder.audit_log, coordinator, "coordinator"), roster)
+        trail.joining(request, message)
+        replies = {}
+        for number, silo in self._silos.items():
+            reply = replies[number] = silo.answer(Request(JOIN_STAGE, 0, 0, message))
             if reply.status != "ok":
                 raise CannotContinue(f"a silo refused to join the audited run: {reply.error}; see its silo.log")
-        exchange = cast("StageExchange", _Exchange(self._silos, self.honest, self.present, self.config.aggregation))
+        trail.joined(replies)
+        exchange = cast("StageExchange", _Exchange(self._silos, self.honest, self.present, trail))
         secure_sum: CoordinatorSecureSum = PlainCoordinator()
         if config.aggregation == "secagg":
             secure_sum = SecAggCoordinator(
-                self._folder.coordinator_identity(), self._folder.roster(), session, slots=config.epoch_slots,
+                coordinator, roster, session, slots=config.epoch_slots,
                 first_epoch=1, on_epoch=self._folder.announce_epoch, events=lambda name, fields: None,
                 colluders=config.colluders,
             )  # fmt: skip
         return SumRunner(
             config, session, request.digest(), secure_sum, exchange, None, lambda *_, **__: None, None,
-            self.plan.privacy,
+            self.plan.privacy, trail=trail, roster=roster,
         )  # fmt: skip
 
     @property
@@ -228,8 +236,8 @@ class CanaryFederation:
 class _Exchange:
     """The adversary's way to the silos: honest ones answer, colluding ones send zeros, absent ones nothing."""
 
-    def __init__(self, silos: Mapping[int, Silo], honest: int, present: int, aggregation: str) -> None:
-        self._silos, self._honest, self._present, self._aggregation = silos, honest, present, aggregation
+    def __init__(self, silos: Mapping[int, Silo], honest: int, present: int, trail: CoordinatorTrail) -> None:
+        self._silos, self._honest, self._present, self._trail = silos, honest, present, trail
         self.refusals: Counter[str] = Counter()
 
     def begin(self, round: int, attempt: int, attachment: bytes) -> None:
@@ -237,18 +245,22 @@ class _Exchange:
         self.refusals.clear()
 
     def __call__(self, stage: str, requests: Mapping[int, bytes]) -> Iterator[tuple[int, bytes]]:
-        attachment = self._attachment if stage in TRAINING_STAGES else b""
+        trains = stage in TRAINING_STAGES
+        attachment = self._attachment if trains else b""
         for silo, request in requests.items():
             if silo <= self._honest:
-                reply = self._silos[silo].answer(Request(stage, self._round, self._attempt, request, attachment))
+                heads = self._trail.shown_to(silo) if trains else b""
+                asked = Request(stage, self._round, self._attempt, request, attachment, heads)
+                reply = self._silos[silo].answer(asked)
+                self._trail.take(silo, reply)
                 if reply.status == "ok":
                     yield silo, reply.reply
                 elif silo == TARGET and reply.status != "refused":
                     raise CannotContinue("the audited silo could not compute its contribution; nothing was audited")
+                elif silo == TARGET and reply.error == BudgetExhausted.__name__:
+                    raise BudgetExhausted("the audited silo's ledger refuses")  # sums without it show nothing of it
                 else:
                     self.refusals[reply.error] += 1
-                    if silo == TARGET:
-                        return  # a sum without the target shows nothing of it
             elif silo <= self._present and stage == "clear":
                 yield silo, _zeros(Manifest.from_bytes(request))
 
