@@ -36,7 +36,7 @@ def print_status(facts: Mapping[str, Any], *, json: bool) -> None:
         elif name == "runs":
             for run in value:
                 why = f": {run['reason']}" if run.get("reason") else ""
-                print(f"run {run['run']:<18}{run['state']}, {run['rounds']} of {run['of']} rounds{why}")
+                print(f"run {run['run']:<18}{run['state']}, {run['rounds']} of {run['of'] or '?'} rounds{why}")
         else:
             shown = {True: "yes", False: "no", None: "-"}.get(value, value) if isinstance(value, bool | None) else value
             print(f"{name.replace('_', ' '):<22}{shown}")

@@ -18,7 +18,7 @@ from autoflip_secure.deployment.children import ChildSpec, Supervisor, read_stat
 from autoflip_secure.deployment.coordinator_home import CoordinatorHome
 from autoflip_secure.deployment.deployed_run import DeployedRun, runs_of
 from autoflip_secure.deployment.flower import FLOWER, FlowerControl, flower_environment, superlink_command
-from autoflip_secure.errors import CannotContinue, ConfigError
+from autoflip_secure.errors import CannotContinue, ConfigError, InputError
 from autoflip_secure.storage import storing, write_atomically
 
 __all__ = ["Keeper", "coordinator_status", "coordinator_up", "superlink_answers"]
@@ -232,14 +232,6 @@ def coordinator_status(path: Path) -> dict[str, Any]:
     port = home.address[1]
     pid = running_pid(path / FLOWER)
     answers = pid is not None and superlink_answers(path, port)
-    runs = []
-    for run in runs_of(path):
-        facts: dict[str, Any] = {
-            "run": run.name, "state": run.state(), "rounds": rounds_done(run), "of": run.resolved().rounds,
-        }  # fmt: skip
-        if run.failed.exists():
-            facts["reason"] = run.failure()
-        runs.append(facts)
     return {
         "up": pid is not None,
         "pid": pid,
@@ -247,8 +239,20 @@ def coordinator_status(path: Path) -> dict[str, Any]:
         "processes": read_state(path / FLOWER).get("children", {}) if pid else {},
         "nodes_online": sum(node["status"] == "online" for node in _nodes(path, port)) if answers else None,
         "silos": len(home.installed().members.entries),
-        "runs": runs,
+        "runs": [run_facts(run) for run in runs_of(path)],
     }
+
+
+def run_facts(run: DeployedRun) -> dict[str, Any]:
+    """Name, state and progress of a run; `reason` where it cannot go on, or where its configuration cannot be read."""
+    facts: dict[str, Any] = {"run": run.name, "state": run.state(), "rounds": rounds_done(run)}
+    try:
+        facts["of"] = run.resolved().rounds
+    except InputError as error:
+        return {**facts, "state": "unreadable", "of": None, "reason": str(error)}
+    if run.failed.exists():
+        facts["reason"] = run.failure()
+    return facts
 
 
 def _nodes(path: Path, port: int) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from autoflip_secure.config import RunConfig
 from autoflip_secure.deployment import coordinator_runtime
-from autoflip_secure.deployment.coordinator_runtime import MOST_TRIES, Keeper, rounds_done
+from autoflip_secure.deployment.coordinator_runtime import MOST_TRIES, Keeper, coordinator_status, rounds_done
 from autoflip_secure.deployment.deployed_run import DeployedRun, create_run, runs_of
 from autoflip_secure.deployment.keys import node_public
 from autoflip_secure.errors import CannotContinue, ConfigError
@@ -242,3 +242,19 @@ def test_a_damaged_checkpoint_counts_as_no_round_yet(run: DeployedRun, content: 
     run.checkpoint.mkdir()
     (run.checkpoint / "state.json").write_text(content)
     assert rounds_done(run) == 0
+
+
+@pytest.mark.parametrize("damage", [b"rounds = ", b'rounds = "many"\n', None])
+def test_a_run_whose_configuration_cannot_be_read_hides_no_other(
+    home: Path, run: DeployedRun, damage: bytes | None
+) -> None:
+    create_run(home, chosen(rounds=3, colluders=0), "other", "cardiology")
+    if damage is None:
+        run.config.unlink()
+        run.config.mkdir()
+    else:
+        run.config.write_bytes(damage)
+    other, trial = coordinator_status(home)["runs"]
+    assert (other["run"], other["state"], other["of"]) == ("other", "stopped", 3)
+    assert (trial["run"], trial["state"]) == ("trial", "unreadable")
+    assert "\n" not in trial["reason"]
