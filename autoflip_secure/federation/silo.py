@@ -10,6 +10,8 @@ import hashlib
 import logging
 import os
 from dataclasses import replace
+from io import TextIOWrapper
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,9 @@ from autoflip_secure.sums.secure_sum import Contribute, SiloSecureSum
 from autoflip_secure.sums.words import WordSource
 
 __all__ = ["Silo"]
+
+LONGEST_LOG = 10 << 20
+"""Bytes of silo.log after which it becomes silo.log.1, in place of the one before."""
 
 _SESSIONS = "CREATE TABLE IF NOT EXISTS sessions (session BLOB PRIMARY KEY, request BLOB NOT NULL)"
 
@@ -205,12 +210,19 @@ def _own_id(roster: Roster, identity: Identity, folder: Path) -> int:
     raise ConfigError(f"the identity key in {folder} is not in its roster; enrol this silo or restore its key")
 
 
+class _OwnersLog(RotatingFileHandler):
+    """A log file of mode 0600, since tracebacks may quote records; a full one makes place for a new one."""
+
+    def _open(self) -> TextIOWrapper:
+        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, OWNER_ONLY)
+        return os.fdopen(descriptor, "a", encoding="utf-8")
+
+
 def _file_logger(path: Path) -> logging.Logger:
-    """Log of mode 0600: tracebacks may quote records."""
     logger = logging.getLogger(f"autoflip_secure.silo.{path}")
     if not logger.handlers:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, OWNER_ONLY))
-        handler = logging.FileHandler(path, delay=True)
+        handler = _OwnersLog(path, maxBytes=LONGEST_LOG, backupCount=1, delay=True)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(handler)
         logger.propagate = False

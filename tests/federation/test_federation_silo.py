@@ -15,6 +15,7 @@ import pytest
 from autoflip_secure.ckks.messages import KeyRequest
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import AutoflipSecureError, ConfigError, ProtocolError
+from autoflip_secure.federation import silo as silo_module
 from autoflip_secure.federation.audit_heads import HeadList
 from autoflip_secure.federation.audit_log import Head
 from autoflip_secure.federation.client_app import silo_folder
@@ -476,6 +477,18 @@ def test_the_log_is_its_owner_s_alone(start: Start) -> None:
     joined.silo.answer(Request("clear", 0, 0, b""))
     assert joined.log()
     assert (joined.home / "silo.log").stat().st_mode & 0o077 == 0
+
+
+def test_requests_that_are_refused_for_ever_fill_no_disk(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(silo_module, "LONGEST_LOG", 2000)
+    joined = start()
+    for _ in range(50):
+        joined.silo.answer(Request("clear", 0, 0, b""))
+    logs = sorted(joined.home.glob("silo.log*"))
+    assert [log.name for log in logs] == ["silo.log", "silo.log.1"]
+    for log in logs:
+        assert log.stat().st_size <= 2000
+        assert log.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize("stage", ["masked", "advertise", "unknown", "", JOIN_STAGE])
