@@ -1,8 +1,8 @@
 """The heads of all parties' audit logs, as the coordinator shows them to every silo, and a silo's checks of them.
 
 A manifest names the hash of the list, so silos that are shown different lists get masks that do not cancel. A silo sees
-the coordinator's head and those of its own block of at most 32 silos, and of the other blocks their hashes: the list
-grows by 32 bytes for 32 silos, not by 3 kilobytes, and still every silo's head stands in 31 other logs.
+the coordinator's head and those of its own block, and of the other blocks their hashes: the list grows by 34 bytes for
+up to 32 silos, not by 3 kilobytes, and still every silo's head stands in at least 15 other logs, or in all.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from autoflip_secure.parties.rules import refusal
 __all__ = ["BLOCK", "HeadList", "ShownHeads", "check_heads"]
 
 BLOCK = 32
+"""Most silos of a block. Blocks are about equal, so with more than one each has half as many or more."""
 LIST_DOMAIN = b"autoflip-secure/audit-heads|"
 BLOCK_DOMAIN = b"autoflip-secure/audit-heads-block|"
 
@@ -35,7 +36,11 @@ class HeadList:
 
     def _blocks(self) -> list[bytes]:
         rows = [[silo, *head.row()] for silo, head in sorted(self.silos.items())]
-        return [bytes(msgpack.packb(rows[start : start + BLOCK])) for start in range(0, len(rows), BLOCK)]
+        return [bytes(msgpack.packb(rows[start:end])) for start, end in self._edges()]
+
+    def _edges(self) -> list[tuple[int, int]]:
+        silos, blocks = len(self.silos), -(-len(self.silos) // BLOCK)
+        return [(silos * block // blocks, silos * (block + 1) // blocks) for block in range(blocks)]
 
     def hash(self) -> bytes:
         """What the manifest names, 32 bytes."""
@@ -46,7 +51,10 @@ class HeadList:
         blocks = self._blocks()
         hashes = [_block_hash(block) for block in blocks]
         parts = [bytes(msgpack.packb([self.coordinator.row(), n, block, hashes])) for n, block in enumerate(blocks)]
-        return {silo: parts[place // BLOCK] for place, silo in enumerate(sorted(self.silos))}
+        ordered = sorted(self.silos)
+        return {
+            silo: part for part, (start, end) in zip(parts, self._edges(), strict=True) for silo in ordered[start:end]
+        }
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,8 @@ class ShownHeads:
             rows: list[list[Any]] = msgpack.unpackb(block)
             if len(rows) > BLOCK or type(place) is not int or hashes[place] != _block_hash(block):
                 raise ProtocolError("the audit heads shown are not those of their block")
+            if len(hashes) > 1 and len(rows) < BLOCK // 2:
+                raise ProtocolError("the block of audit heads shown is smaller than blocks of so long a list are")
             head, heads = Head(*coordinator), {row[0]: Head(*row[1:]) for row in rows}
             whole = _hash(head, hashes)
         except (ValueError, TypeError, LookupError, msgpack.exceptions.UnpackException) as error:

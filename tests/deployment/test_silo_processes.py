@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,8 +20,10 @@ from flwr.supernode.runtime import run_clientapp
 
 import autoflip_secure
 from autoflip_secure.deployment.flower import supernode_command
+from autoflip_secure.deployment.record_import import import_records
 from autoflip_secure.deployment.silo_worker import SiloWorker
 from autoflip_secure.federation.wire import Reply, Request, read_reply, request_message
+from tests.deployment.conftest import federation_text, write_table
 
 APP = Path(autoflip_secure.__file__).parent / "deployment" / "flower_app"
 HOSTILE = """
@@ -123,3 +126,58 @@ def test_the_process_on_the_network_loads_nothing_that_reads_records_or_keys_of_
     forbidden = ("data", "federation", "secagg", "ckks", "parties", "privacy", "sums")
     assert not [name for name in loaded if name.split(".")[1:2] and name.split(".")[1] in forbidden]
     assert not loaded & {"torch", "tenseal"}
+
+
+def listening(processes: set[int]) -> list[tuple[str, int]]:
+    """Address and port, in hexadecimal, of every TCP socket on which one of the processes listens."""
+    sockets = set()
+    for process in processes:
+        for link in Path(f"/proc/{process}/fd").iterdir():
+            try:
+                sockets.add(os.readlink(link).removeprefix("socket:[").rstrip("]"))
+            except FileNotFoundError:
+                continue
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            columns = line.split()
+            if columns[3] == "0A" and columns[9] in sockets:
+                address, port = columns[1].split(":")
+                found.append((address, int(port, 16)))
+    return found
+
+
+def children(parent: int) -> set[int]:
+    """The process itself and all that it started."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        except FileNotFoundError:
+            continue
+    found = {parent}
+    while more := {process for process, of in parents.items() if of in found} - found:
+        found |= more
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads sockets of processes from Linux's /proc")
+def test_a_silo_listens_on_the_loopback_only(make_parties: Any, tmp_path: Path) -> None:
+    parties = make_parties(enrolled=4, text=federation_text(port=9))
+    parties.install()
+    home = next(iter(parties.silos.values()))
+    import_records(home, write_table(tmp_path / "tables"))
+    command = [sys.executable, "-m", "autoflip_secure.cli", "silo", "up", "--home", str(home.path)]
+    up = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not (sockets := listening(children(up.pid))) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        time.sleep(2)
+        sockets = listening(children(up.pid))
+        assert sockets, "its SuperNode waits for its worker"
+        assert {address for address, _ in sockets} == {"0100007F"}
+    finally:
+        up.send_signal(signal.SIGTERM)
+        up.wait(30)

@@ -358,7 +358,7 @@ def test_the_hash_of_a_list_is_the_specification_s() -> None:
     assert made.shown()[3] == msgpack.packb([row(made.coordinator), 0, block, hashes])
 
 
-@pytest.mark.parametrize("silos", [1, BLOCK, BLOCK + 1, 1000])
+@pytest.mark.parametrize("silos", [1, BLOCK, BLOCK + 1, 2 * BLOCK + 1, 1000])
 def test_every_silo_is_shown_its_block_and_the_hash_of_all(silos: int) -> None:
     made = HeadList(head(COORDINATOR, 9), {silo: head(IDENTITY, silo) for silo in range(1, silos + 1)})
     shown = made.shown()
@@ -367,9 +367,20 @@ def test_every_silo_is_shown_its_block_and_the_hash_of_all(silos: int) -> None:
         read = ShownHeads.from_bytes(shown[silo])
         assert read.hash == made.hash()
         assert read.silos[silo] == made.silos[silo]
-        start = (silo - 1) // BLOCK * BLOCK + 1
-        assert set(read.silos) == set(range(start, min(start + BLOCK, silos + 1)))
+        assert min(silos, BLOCK // 2) <= len(read.silos) <= BLOCK
+        assert list(read.silos) == list(range(min(read.silos), max(read.silos) + 1)), "neighbours"
+        assert {bytes(shown[other]) for other in read.silos} == {bytes(shown[silo])}
     assert max(map(len, shown.values())) <= 112 + 112 * BLOCK + 34 * -(-silos // BLOCK)
+
+
+def test_a_silo_in_a_small_block_of_a_long_list_refuses() -> None:
+    """Its log would be witnessed by the coordinator alone, or by few that work with it."""
+    few = BLOCK // 2 - 1
+    block = msgpack.packb([[silo, *head(IDENTITY, silo).row()] for silo in range(1, few + 1)])
+    hashes = [hashlib.sha256(b"autoflip-secure/audit-heads-block|" + block).digest(), bytes(32)]
+    shown = msgpack.packb([head(COORDINATOR, 9).row(), 0, block, hashes])
+    with pytest.raises(ProtocolError, match="smaller than blocks"):
+        ShownHeads.from_bytes(shown)
 
 
 def test_a_list_depends_on_every_head_of_every_block() -> None:
