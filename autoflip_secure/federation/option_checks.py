@@ -58,7 +58,7 @@ def _explores(config: RunConfig) -> bool:
     return bool(config.warm_start) if config.prune == "fedmask" else config.prune not in UNEXPLORED
 
 
-def _draws_silos(config: RunConfig) -> bool:
+def draws_silos(config: RunConfig) -> bool:
     """Whether rounds draw some of the silos, the same share of each cohort."""
     return config.participation < 1 or (_explores(config) and (config.explore_participation or 1) < 1)
 
@@ -161,7 +161,7 @@ USES = (
     ),
     Use(
         ("cohorts",),
-        lambda config: config.prune == "autoflip" or config.cohort_filter or _draws_silos(config),
+        lambda config: config.prune == "autoflip" or config.cohort_filter or draws_silos(config),
         "--prune {prune} measures no agreement between cohorts; leave it out, or give --cohort-filter",
     ),
 )
@@ -215,8 +215,14 @@ def _refuse_unusual(config: RunConfig, names: tuple[str, ...], why: str) -> None
             raise ConfigError(f"{_as_given(name, value)}: {why}; give {_as_given(name, usual)}")
 
 
+def _refuse_update_norm(config: RunConfig, why: str) -> None:
+    if config.update_norm is not None:
+        raise ConfigError(f"--update-norm {config.update_norm}: {why}; leave it out")
+
+
 def _check_privacy(config: RunConfig) -> None:
     _refuse_unusual(config, ("optimizer", "prox_mu"), "with --dp-epsilon silos take plain DP-SGD steps")
+    _refuse_update_norm(config, "with --dp-epsilon the clip bounds what a patient adds")
     unnoised = {"feddst": "regrows weights by gradients", "fedmask": "adds up masks"}
     if config.prune in unnoised:
         raise ConfigError(
@@ -233,6 +239,7 @@ def _check_privacy(config: RunConfig) -> None:
 def _check_mask_training(config: RunConfig) -> None:
     why = "--prune fedmask sums masks, not updates of weights"
     _refuse_unusual(config, ("optimizer", "prox_mu", "cohort_filter", "server_optimizer"), why)
+    _refuse_update_norm(config, why)
     if config.bad_silos is not None and not config.bad_silos.startswith("label-flip"):
         raise ConfigError(f"--bad-silos {config.bad_silos}: {why}; leave it out")
 
@@ -269,3 +276,8 @@ def check_robustness(config: RunConfig, task: Task, silos: int) -> None:
         raise ConfigError(f"--bad-silos {config.bad_silos}: that part of {silos} silos is none; give a larger fraction")
     if bad.kind == "label-flip" and task.kind == "survival":
         raise ConfigError(f"--bad-silos {config.bad_silos}: {task.name} has no labels to flip; use noise or scaling")
+    if bad.kind == "backdoor" and (len(task.input_shape) != 3 or task.kind == "survival"):
+        raise ConfigError(
+            f"--bad-silos {config.bad_silos}: the trigger is a square in an image, and {task.name} has none; use "
+            "label-flip, noise or scaling"
+        )

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.data.silo_folder import HOLDOUT_FILE, TRAIN_FILE
 from autoflip_secure.errors import ConfigError, PolicyRefusal
 from autoflip_secure.federation.outflow import run_channels
 from autoflip_secure.federation.policy_rules import Rule, refusal
+from autoflip_secure.federation.rotation import cohorts_change
 from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.parties.rules import HARD_FLOOR, share_threshold
 from autoflip_secure.sums.channels import CHANNEL_NAMES
@@ -103,8 +104,18 @@ class SiloPolicy(BaseModel):
     delta: float = Field(1e-5, gt=0, lt=1, description="largest failure probability of a run's promise")
     rotating_cohorts: bool = Field(
         False,
-        description="cohorts drawn anew each round are accepted without DP, although their sums together may show this "
-        "silo's updates",
+        description="cohorts and participants that change from round to round are accepted, although sums with and "
+        "without this silo tell what it holds as a whole (which classes, for instance), also under DP, and without DP "
+        "its updates",
+    )
+    reply_every: float = Field(
+        0.0,
+        ge=0,
+        le=3600,
+        description="seconds: answers to a join and to stages that use records leave at whole multiples of so many "
+        "seconds after they were asked for, so that how long they took tells nothing of how many records there are. "
+        "0: as soon as they are ready. It costs up to that much each time, so set it above what such a stage takes "
+        "(silo.log says where one took longer) and far below the coordinator's --stage-timeout",
     )
     simulated: bool = Field(
         False,
@@ -138,7 +149,7 @@ class SiloPolicy(BaseModel):
             delta=config.dp_delta,
             colluders=config.colluders,
             min_cohort=config.min_cohort,
-            rotating_cohorts=config.allow_cohort_rotation,
+            rotating_cohorts=cohorts_change(config),
             simulated=True,
         )
 
@@ -153,7 +164,7 @@ class SiloPolicy(BaseModel):
         """
         try:
             return cls(**tomllib.loads(path.read_text()))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ValidationError) as error:
+        except (OSError, ValueError, RecursionError) as error:  # of UTF-8, TOML or a setting
             raise ConfigError(f"cannot read the silo's policy {path}: {error}") from error
 
     def to_toml(self) -> str:
@@ -218,8 +229,8 @@ class SiloPolicy(BaseModel):
         yield from self._privacy_refusals(config.trust, config.dp_delta, config.colluders)
         if config.dp_epsilon is not None and config.dp_epsilon > self.epsilon:
             yield refusal(Rule.EPSILON, f"the run asks for {config.dp_epsilon:g}", f"the cap is {self.epsilon:g}")
-        if config.allow_cohort_rotation and config.trust == "none" and not self.rotating_cohorts:
-            yield refusal(Rule.ROTATING_COHORTS, "without DP the sums of changing cohorts show single silos")
+        if cohorts_change(config) and not self.rotating_cohorts:
+            yield refusal(Rule.ROTATING_COHORTS, "sums with and without this silo tell what it holds as a whole")
         if (self.models or self.approval == "standing") and config.model not in self.models:
             yield refusal(
                 Rule.MODELS, f"the run trains the network {config.model!r}", f"accepted are {_listed(self.models)}"

@@ -47,6 +47,7 @@ class Rule(StrEnum):
     GRID = "grid"
     COHORTS = "cohorts"
     MODEL = "model"
+    ONE_MODEL = "one_model"
     INITIAL_MODEL = "initial_model"
 
 
@@ -91,7 +92,7 @@ RULES: dict[Rule, Explained] = {
         _ASK_LESS.format("models"),
     ),
     Rule.ROTATING_COHORTS: Explained(
-        "cohorts change from round to round only under DP, or where `rotating_cohorts` allows it",
+        "cohorts and participants are the same in every round, or `rotating_cohorts` allows that they change",
         "join",
         _ASK_LESS.format("rotating_cohorts"),
     ),
@@ -148,6 +149,11 @@ RULES: dict[Rule, Explained] = {
     ),
     Rule.MODEL: Explained(
         "the model sent is the one the manifest names, of the run's network and shape", "round", _NOT_HONEST
+    ),
+    Rule.ONE_MODEL: Explained(
+        "without DP, a round that is tried again trains the same model",
+        "round",
+        "a coordinator that lost its checkpoint begins a new run; else find out what it runs",
     ),
     Rule.INITIAL_MODEL: Explained(
         "round 0 starts from the model that configuration and task give, as approved",

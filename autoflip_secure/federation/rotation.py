@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoflip_secure.config import ResolvedConfig
+from autoflip_secure.federation.option_checks import draws_silos
 from autoflip_secure.federation.schedule import Schedule
 
-__all__ = ["RotationBound", "determined", "rotation_bound", "warnings_of"]
+__all__ = ["RotationBound", "cohorts_change", "determined", "rotation_bound", "warnings_of"]
 
 TOLERANCE = 1e-8
 
@@ -50,6 +51,15 @@ class RotationBound:
             f"single silo {one} and all {self.silos} {every} (no plan needs fewer than {self.least}; silos that "
             "collude lower it)"
         )
+
+
+def cohorts_change(config: ResolvedConfig) -> bool:
+    """Whether a run plans to sum other silos in one round than in another.
+
+    Then sums with and without a silo tell what it holds as a whole, which labels for instance. DP bounds what is told
+    of one patient, not that: threat_models/differences.md.
+    """
+    return config.allow_cohort_rotation or draws_silos(config)
 
 
 def determined(sums: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -79,7 +79,7 @@ MUTANTS = (
            changed('(self.models or self.approval == "standing")', "self.models"),
            "test_policy_rules::test_with_standing_approval_networks_and_code_have_to_be_listed"),
     mutant("rotating_cohorts", "at all", "policy.py",
-           never('config.allow_cohort_rotation and config.trust == "none" and not self.rotating_cohorts'),
+           never("cohorts_change(config) and not self.rotating_cohorts"),
            *refused("rotating_cohorts")),
     mutant("simulated", "at all", "policy.py", never("words is not None"), *refused("simulated")),
     # Limits, in each round
@@ -167,6 +167,8 @@ MUTANTS = (
     mutant("grid", "too coarse", "terms.py", never("largest > GRID_SHARE * terms.delta"), *refused("grid")),
     mutant("cohorts", "a second one", "session.py",
            never("self._database.execute(query, key).fetchone() != (asked,)"), *refused("cohorts")),
+    mutant("one_model", "at all", "session.py",
+           never("self._database.execute(query, key).fetchone() != (manifest.model_hash,)"), *refused("one_model")),
     mutant("model", "named by the manifest", "session.py",
            never("manifest.model_hash != hashlib.sha256(attachment).digest()"), *refused("model")),
     mutant("initial_model", "at all", "session.py", never("not is_close(model, own)"), *refused("initial_model")),

@@ -158,6 +158,20 @@ def test_an_institution_refuses_to_spoil_and_to_rotate(make_config) -> None:
     SiloPolicy(**policy, rotating_cohorts=True).check_run(rotating)
 
 
+@pytest.mark.parametrize("epsilon", [None, 8.0])
+@pytest.mark.parametrize("drawn", [{"participation": 0.8}, {"explore_participation": 0.8}, {}])
+def test_an_institution_refuses_rounds_without_it_under_dp_too(
+    make_config, epsilon: float | None, drawn: dict[str, float]
+) -> None:
+    config = make_config(silos=20, prune="autoflip", colluders=0, dp_epsilon=epsilon, **drawn)
+    policy = {"aggregations": ("none",), "trusts": ("none", "distributed"), "epsilon": 8.0}
+    refusals = [str(rule) for rule in SiloPolicy(**policy).run_refusals(config)]
+    assert any("rotating_cohorts" in rule for rule in refusals) == bool(drawn)
+    assert not any(
+        "rotating_cohorts" in str(r) for r in SiloPolicy(**policy, rotating_cohorts=True).run_refusals(config)
+    )
+
+
 # Bad silos
 
 
