@@ -140,6 +140,7 @@ class Session:
             model = self._open_model(manifest, attachment)
             self._check_start(manifest, model)
             self._check_cohort(manifest)
+            self._check_one_model(manifest)
             self._check_least(manifest)
             self._check_plan(manifest)
             try:
@@ -256,6 +257,20 @@ class Session:
                 "the difference of two sums would show single silos, and a sum and squares opened one after the other "
                 "need as many survivors as both at once",
             )
+
+    def _check_one_model(self, manifest: Manifest) -> None:
+        """Without DP a round trains one model, however often it is tried again: refuse another.
+
+        A model made for it shows some records of a sum, and nothing else limits how many sums a round may have. Under DP
+        the plan counts them. Round 0's model is the configuration's (`_check_start`).
+        """
+        if manifest.privacy.trust != "none" or manifest.phase not in TRAINING or manifest.round == 0:
+            return
+        key = (manifest.session, manifest.round, "model")
+        self._database.execute("INSERT OR IGNORE INTO cohorts VALUES (?, ?, ?, ?)", (*key, manifest.model_hash))
+        query = "SELECT cohort FROM cohorts WHERE session = ? AND round = ? AND phase = ?"
+        if self._database.execute(query, key).fetchone() != (manifest.model_hash,):
+            raise refusal(Rule.ONE_MODEL, f"round {manifest.round} was asked for before with another model")
 
     def _check_least(self, manifest: Manifest) -> None:
         """A sum is opened with no fewer survivors than the run that was joined, and reviewed, opens any like it."""

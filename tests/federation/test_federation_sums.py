@@ -61,6 +61,10 @@ class FakeExchange:
 class FakeView:
     def __init__(self) -> None:
         self.shown: list[dict[str, Any]] = []
+        self.sums: list[dict[str, Any]] = []
+
+    def opened(self, **values: Any) -> None:
+        self.sums.append(values)
 
     def public(self, **values: Any) -> None:
         self.shown.append(values)
@@ -269,6 +273,7 @@ def test_what_the_coordinator_shows_is_recorded_at_each_attempt(start: Start) ->
     assert [(shown["round"], shown["attempt"]) for shown in view.shown] == [(5, 0), (5, 1)]
     assert [Manifest.from_bytes(shown["manifest"]) for shown in view.shown] == secure_sum.manifests
     assert {shown["model"] for shown in view.shown} == {state.model.to_bytes()}
+    assert [(opened["aggregate"].round, opened["attempt"]) for opened in view.sums] == [(5, 1)], "what was opened"
 
 
 def test_live_coordinates_are_put_back_and_others_are_zero(model) -> None:

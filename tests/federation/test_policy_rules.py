@@ -102,6 +102,13 @@ def a_model_made_up(institution: Make) -> tuple[Any, Reply]:
     return silo, silo.contribute(silo.wrong_model(), round=0)
 
 
+def a_second_model(institution: Make) -> tuple[Any, Reply]:
+    silo = institution()
+    assert silo.join().status == "ok", silo.refusal
+    assert silo.contribute().status == "ok", silo.refusal
+    return silo, silo.contribute(silo.wrong_model(), attempt=1)
+
+
 VIOLATIONS: dict[Rule, Violation] = {
     Rule.AGGREGATIONS: joining({"aggregations": ("secagg",)}),
     Rule.TRUSTS: joining({"trusts": ("local",)}),
@@ -130,11 +137,12 @@ VIOLATIONS: dict[Rule, Violation] = {
     Rule.GRID: a_round(options={**NOISED_SUMS, "bits": 8, "policy": {"simulated": True}}),
     Rule.COHORTS: a_second_cohort,
     Rule.MODEL: a_round(model_hash=b"x" * 32),
+    Rule.ONE_MODEL: a_second_model,
     Rule.INITIAL_MODEL: a_model_made_up,
 }
 """One for each rule; nothing else is wrong in it."""
 
-FIRST_LINES = {Rule.COHORTS: 1}
+FIRST_LINES = {Rule.COHORTS: 1, Rule.ONE_MODEL: 1}
 """Ledger lines of what was right before."""
 
 
@@ -238,6 +246,24 @@ def test_round_0_starts_from_the_model_of_the_configuration(institution) -> None
         assert silo.contribute(model, round=0, channels=channels).status == "refused"
         assert "refused by rule initial_model: " in silo.refusal
     assert silo.contribute(silo.wrong_model(), round=1).status == "ok", "later models rest on sums"
+
+
+def test_a_round_is_tried_again_with_its_model_and_the_next_may_have_another(institution) -> None:
+    silo = institution()
+    assert silo.join().status == "ok", silo.refusal
+    for attempt, model in enumerate((silo.model, silo.model, silo.wrong_model(), silo.model)):
+        expected = "refused" if attempt == 2 else "ok"
+        assert silo.contribute(model, attempt=attempt).status == expected, silo.refusal
+    silo.restart()
+    assert silo.contribute(silo.wrong_model(), attempt=4).status == "refused", "it is remembered"
+    assert silo.contribute(silo.wrong_model(), round=2).status == "ok", silo.refusal
+
+
+def test_under_dp_the_plan_counts_models(institution) -> None:
+    silo = institution(**LOCAL)
+    assert silo.join().status == "ok", silo.refusal
+    assert silo.contribute().status == "ok", silo.refusal
+    assert silo.contribute(silo.wrong_model(), attempt=1).status == "ok", silo.refusal
 
 
 def test_with_standing_approval_networks_and_code_have_to_be_listed(institution) -> None:
