@@ -1,0 +1,241 @@
+"""Differences of sums: what a coordinator learns of one silo from sums that it is in and sums that it is not in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoflip_secure.attacks.outcome import Attack, Outcome, Scale, mean_interval, proportion_interval
+from autoflip_secure.attacks.settings import SETTINGS, run_federation
+
+__all__ = ["ATTACK"]
+
+CLASSES, HELD, SILOS = 10, 2, 10
+CHANCE = HELD / CLASSES
+RECALL = f"classes found of {HELD} that a silo holds, of {CLASSES}"
+OPTIONS = f"--partition pathological:{HELD} --evaluate-every 1000"
+ABSENT = "--participation 0.8"
+NO_GROUP_BOUND = "DP of one patient bounds nothing about a whole silo"
+SLACK = 0.05
+"""Allowed above chance where nothing but chance is promised."""
+
+GUESSED_FROM = {
+    "plain": "each silo's vector is seen",
+    "sum": "not defended without DP",
+    "sum + DP 8": NO_GROUP_BOUND,
+    "sum + DP 1": NO_GROUP_BOUND,
+}
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Data, rounds and seeds of the runs."""
+
+    data: str
+    rounds: int
+    seeds: tuple[int, ...]
+
+    @property
+    def options(self) -> str:
+        return f"--dataset {self.data} --model mlp --rounds {self.rounds} {OPTIONS}"
+
+
+def run(scale: Scale) -> Iterator[Outcome]:
+    """All rows."""
+    size = _Size("digits", 24, (0,)) if scale.quick else _Size("mnist5k", 40, (0, 1, 2))
+    yield from _absences(scale, size)
+    yield from _drops(scale, size)
+    yield from _nobody_absent(scale, size)
+    yield from _cohorts(scale, size)
+    yield from _retries(scale, size)
+    yield from _forbidden(scale)
+
+
+ATTACK = Attack(name="differences", page="differences.md", run=run)
+
+
+def _absences(scale: Scale, size: _Size) -> Iterator[Outcome]:
+    """Silos that are drawn for some rounds and not for others: --participation below 1."""
+    from autoflip_secure.attacks import property_inference, true_silos
+    from autoflip_secure.attacks.disaggregation import cosine
+    from autoflip_secure.attacks.recorded_view import RecordedView
+
+    truths: dict[int, NDArray[np.float64]] = {}
+    for setting in SETTINGS:
+        found, cosines, shared = 0, [], []
+        for seed in size.seeds:
+            folder = scale.work / f"absent-{setting}-{seed}"
+            run_federation(f"{size.options} --silos {SILOS} {ABSENT}", setting, seed, folder)
+            view = RecordedView(folder)
+            seen = property_inference.sums_of(view, SILOS)
+            guessed = seen.label_sets(property_inference.class_signatures(folder), CLASSES, HELD)
+            found += true_silos.found_classes(guessed, true_silos.label_sets(folder))
+            spec = seen.usual_spec()
+            if setting == "plain":
+                yield from _power_sums(view)
+                truths[seed] = true_silos.own_updates(view.single_vectors, SILOS, spec)
+            private = "DP" in setting
+            truth = true_silos.expected_updates(folder, seen.asked, spec) if private else truths[seed]
+            updates, common = seen.mean_updates(spec)
+            cosines += [cosine(a, b) for a, b in zip(updates, truth, strict=True)]
+            shared += [cosine(common, b) for b in truth]
+        yield _recall("label sets from absences", setting, found, SILOS * len(size.seeds), GUESSED_FROM[setting])
+        if setting != "plain":
+            note = f"{GUESSED_FROM[setting]}; {_determined(seen.present)}"
+            yield Outcome(
+                "mean updates from absences",
+                setting,
+                "cosine of a silo's mean update as solved for and as it is",
+                *mean_interval(cosines),
+                trials=len(cosines),
+                chance=float(np.mean(shared)),
+                note=f"{note}; chance is the mean of all silos",
+            )
+
+
+def _drops(scale: Scale, size: _Size) -> Iterator[Outcome]:
+    """Silos that drop out by themselves, one in ten a round."""
+    for setting in ("sum + DP 1",) if scale.quick else tuple(SETTINGS)[1:]:
+        yield _passive(scale, size, f"--silos {SILOS} --dropout 0.1", "label sets from drops", setting, SILOS)
+
+
+def _nobody_absent(scale: Scale, size: _Size) -> Iterator[Outcome]:
+    """The same attack where every silo is in every sum."""
+    settings = ("sum",) if scale.quick else tuple(SETTINGS)[1:]
+    for setting in settings:
+        options, promise = f"--silos {SILOS}", f"secure sum: chance + {SLACK}"
+        name = "label sets, nobody absent"
+        yield _passive(scale, size, options, name, setting, SILOS, chance=None, promise=promise)
+
+
+def _cohorts(scale: Scale, size: _Size) -> Iterator[Outcome]:
+    """Cohorts of three that are summed apart: the same in every round, or drawn anew."""
+    options = "--silos 12 --colluders 0 --cohort-filter"
+    private = () if scale.quick else (("sum + DP 8", " --allow-cohort-rotation"),)
+    for setting, rotation in (("sum", ""), ("sum", " --allow-cohort-rotation"), *private):
+        note = "a policy has to accept it" if rotation else "a silo's share of what is known of its cohort"
+        name = f"label sets from {'rotating' if rotation else 'fixed'} cohorts"
+        chance = CHANCE if rotation else None
+        yield _passive(scale, size, options + rotation, name, setting, 12, chance=chance, note=note)
+
+
+def _retries(scale: Scale, size: _Size) -> Iterator[Outcome]:
+    """A coordinator that says silos dropped out, and has the round again without them."""
+    from autoflip_secure.attacks import retries
+
+    for setting in tuple(SETTINGS)[1:]:
+        cosines, shared = [], []
+        for seed in size.seeds:
+            found_there = retries.cosines_of_differences(scale.work / f"retry-{setting}-{seed}", setting, seed)
+            cosines += found_there[0]
+            shared += found_there[1]
+        yield Outcome(
+            "one silo's update from one retry",
+            setting,
+            "cosine of the difference and the update",
+            *mean_interval(cosines),
+            trials=len(cosines),
+            chance=float(np.mean(shared)),
+            note=f"{GUESSED_FROM[setting]}; chance is the sum of all silos",
+        )
+    for setting in tuple(SETTINGS)[2:]:
+        tried = [retries.label_sets(scale.work / f"hidden-{setting}-{s}", setting, s, HELD) for s in size.seeds]
+        found, sums = sum(hits for hits, _ in tried), max(sums for _, sums in tried)
+        note = f"{sums} sums that the plan pays for, over a made-up model; {NO_GROUP_BOUND}"
+        yield _recall("label sets from retries", setting, found, SILOS * len(size.seeds), note)
+
+
+def _forbidden(scale: Scale) -> Iterator[Outcome]:
+    """Sums that rules forbid, asked of real silos."""
+    from autoflip_secure.attacks.forbidden_sums import forbidden_sums
+    from autoflip_secure.data.registry import load
+
+    tried = list(forbidden_sums(scale.work / "forbidden", load("digits", None, 0)))
+    asked, answered = sum(t.asked for t in tried), sum(t.answered for t in tried)
+    rules = sorted(set().union(*(t.rules for t in tried)))
+    yield Outcome(
+        "forbidden sums",
+        "sum",
+        "silos that answer, of those asked",
+        *proportion_interval(answered, asked),
+        trials=asked,
+        bound=0.0,
+        promise="rules of policy and secure sum",
+        note=f"{len(tried)} kinds, refused by rules {', '.join(rules)}",
+    )
+
+
+def _power_sums(view: Any) -> Iterator[Outcome]:
+    """Two silos' values from the sum and squares of both, which the rule `minimum` never lets a coordinator have."""
+    from autoflip_secure.attacks.power_sums import pairs_solved
+
+    shares, chances = pairs_solved([v.channels for v in view.single_vectors])
+    yield Outcome(
+        "two silos' values from sum and squares",
+        "plain",
+        "coordinates solved within 5 %",
+        *mean_interval(shares),
+        trials=len(shares),
+        chance=float(np.mean(chances)),
+        note="what rule `minimum` is for: the secure sum opens no such pair (forbidden sums)",
+    )
+
+
+def _passive(
+    scale: Scale,
+    size: _Size,
+    options: str,
+    attack: str,
+    setting: str,
+    silos: int,
+    *,
+    chance: float | None = CHANCE,
+    note: str = "",
+    promise: str = "",
+) -> Outcome:
+    """Label sets from the recorded views of honest runs. Without a given chance: a guess among the cohort's classes.
+
+    Where the promise is that this is all there is, the bound is chance and some slack.
+    """
+    from autoflip_secure.attacks import property_inference, true_silos
+    from autoflip_secure.attacks.recorded_view import RecordedView
+
+    found, within = 0, []
+    for seed in size.seeds:
+        folder = scale.work / f"{attack}-{setting}-{seed}"
+        run_federation(f"{size.options} {options}", setting, seed, folder)
+        seen, held = property_inference.sums_of(RecordedView(folder), silos), true_silos.label_sets(folder)
+        guessed = seen.label_sets(property_inference.class_signatures(folder), CLASSES, HELD)
+        found += true_silos.found_classes(guessed, held)
+        sizes = seen.present.sum(axis=1)
+        smallest = seen.present[sizes == sizes.min()]
+        within += [_best_guess([held[s] for s in np.flatnonzero(row)]) for row in smallest]
+    chance = float(np.mean(within)) if chance is None else chance
+    note = note or ("" if promise else GUESSED_FROM[setting])
+    bound = {"bound": chance + SLACK, "promise": promise} if promise else {}
+    return _recall(attack, setting, found, silos * len(size.seeds), note, chance=chance, **bound)
+
+
+def _recall(
+    attack: str, setting: str, found: int, silos: int, note: str, *, chance: float = CHANCE, **bound: Any
+) -> Outcome:
+    share = proportion_interval(found, HELD * silos)
+    return Outcome(attack, setting, RECALL, *share, trials=HELD * silos, chance=chance, note=note, **bound)
+
+
+def _best_guess(held: Sequence[frozenset[int]]) -> float:
+    """Recall of one guess for all silos of a sum, the classes that most of them hold."""
+    counts = np.bincount([name for classes in held for name in classes], minlength=CLASSES)
+    return float(np.sort(counts)[::-1][:HELD].sum() / (HELD * len(held)))
+
+
+def _determined(present: NDArray[np.float64]) -> str:
+    """When the sums determine every silo, if updates were constant: the project's own bound."""
+    from autoflip_secure.federation.rotation import determined
+
+    needed = next((r for r in range(1, len(present) + 1) if determined(present[:r]).all()), None)
+    return "sums never determine all silos" if needed is None else f"{needed} sums determine all silos"

@@ -1,0 +1,234 @@
+"""Crafted models and chosen masks put to real silos, and how much of single records or of one silo their sums show.
+
+The attacks see sums, public test records and which institution treats what (a class that one silo alone holds). What is
+read from the silos' folders serves to score them, and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autoflip_secure.attacks.chosen_masks import chosen_mask, drawn_mask
+from autoflip_secure.attacks.crafted_models import Imprint, fished_class, hidden_weights
+from autoflip_secure.attacks.lying_coordinator import LyingCoordinator
+from autoflip_secure.data.records import Records
+from autoflip_secure.data.silo_folder import read_silo
+from autoflip_secure.federation.client_app import silo_folder
+from autoflip_secure.federation.model_payload import ModelPayload
+from autoflip_secure.models.layout import load_flat_parameters
+from autoflip_secure.models.spec import build
+from autoflip_secure.privacy.gradient_sum import ClippedGradientSum
+from autoflip_secure.training.local import mean_gradient
+
+__all__ = [
+    "Recovered",
+    "cosine",
+    "mask_cosines",
+    "public_match",
+    "recover_records",
+    "single_class_cosines",
+    "sole_classes",
+]
+
+Values = NDArray[np.float64]
+
+NEARLY = 0.05
+"""Relative distance up to which a record counts as recovered: less than one grey level in sixteen a pixel."""
+
+LEAST_UPDATE = 1e-4
+"""Of a bias, below which a unit took nothing up: a few grid steps of a 16-bit sum."""
+
+
+@dataclass
+class Recovered:
+    """What one setting's sums showed of single records.
+
+    Attributes
+    ----------
+    hits, records : int
+        Records of all silos that some reconstruction comes `NEARLY` to, and how many there are.
+    explained : list of float
+        By bin, of its nearest record's squared distance from the mean picture of its class the share that the
+        reconstruction explains, within [-1, 1]; 0 is as good as the mean picture.
+    pictures : list of (record, reconstruction)
+        The bins' nearest records, best reconstruction first.
+    """
+
+    hits: int = 0
+    records: int = 0
+    explained: list[float] = field(default_factory=list)
+    pictures: list[tuple[Values, Values]] = field(default_factory=list)
+
+
+def held(lying: LyingCoordinator, silo: int) -> Records:
+    """A silo's own records: for scoring."""
+    return read_silo(silo_folder(lying.folder.path, silo) / "data", lying.task).train
+
+
+def _flat(x: NDArray[np.floating]) -> Values:
+    return x.reshape(len(x), -1).astype(np.float64)
+
+
+def public_match(records: Records, public: Records) -> int:
+    """How many records a public one of their class comes `NEARLY` to."""
+    hits = 0
+    for label in np.unique(records.y):
+        mine, theirs = _flat(records.x[records.y == label]), _flat(public.x[public.y == label])
+        near = np.linalg.norm(mine[:, None] - theirs[None], axis=2).min(1) / np.linalg.norm(mine, axis=1)
+        hits += int((near <= NEARLY).sum())
+    return hits
+
+
+def recover_records(
+    lying: LyingCoordinator, public: Records, rounds: range, random: np.random.Generator, spread: int = 1
+) -> Recovered:
+    """Imprint models in the given rounds, class after class, read from the opened sums.
+
+    With `--aggregation none` every silo's vector is read by itself. Under DP one imprint is used in all rounds, so that
+    noise averages out, and rows are denoised by what is known of the class and of the noise.
+
+    Parameters
+    ----------
+    spread : int
+        Bins are made for records / spread: with `none` a silo's own records are all that is in a vector.
+    """
+    silos = {silo: held(lying, silo) for silo in lying.roster.silos}
+    x, y = np.concatenate([_flat(r.x) for r in silos.values()]), np.concatenate([r.y for r in silos.values()])
+    whose = np.repeat(list(silos), [len(records) for records in silos.values()])
+    first, noised = lying.first_model(), lying.config.trust != "none"
+    found, result = set[int](), Recovered(records=len(x))
+    labels = np.unique(public.y)
+    batches = [rounds] if noised else [range(round, round + 1) for round in rounds]
+    for number, batch in enumerate(batches):
+        label = int(labels[number % len(labels)])
+        mine = _flat(public.x[public.y == label])
+        expected = (lying.task.nominal_records or len(x)) / len(labels) / spread
+        imprint = Imprint.over(mine, label, first.spec.widths[0], expected, random)
+        model = imprint.model(first.spec, first.records)
+        for owner, update, std in _updates(lying, model, batch):
+            of_class = np.flatnonzero((y == label) & ((whose == owner) | (owner == 0)))
+            if not of_class.size:
+                continue  # a silo without the class shows nothing, and its updates say so: they are 0
+            weights, biases = Imprint.rows(model.spec, model.mask, update)
+            if noised:
+                units, shown = np.arange(len(biases)), _denoised(weights, std, mine, lying.config.clip)
+            else:
+                units, shown = Imprint.read(weights, biases, LEAST_UPDATE)
+            _score(result, found, imprint, x[of_class], of_class, units, shown, mine.mean(0))
+    result.hits = len(found)
+    result.pictures.sort(key=lambda pair: float(np.linalg.norm(pair[0] - pair[1])))
+    return result
+
+
+def _updates(lying: LyingCoordinator, model: ModelPayload, rounds: range) -> list[tuple[int, Values, float]]:
+    """What is opened, averaged over the rounds, and the standard deviation of its noise; the silo it is of, or 0."""
+    opened = [lying.sum(model, round) for round in rounds]
+    if lying.config.aggregation == "none":
+        return [(vector.silo, vector.update, 0.0) for vector in lying.vectors]
+    std = float(np.mean([aggregate.noise_std["update"] for aggregate in opened])) / len(opened) ** 0.5
+    return [(0, np.mean([aggregate.channels["update"] for aggregate in opened], axis=0), std)]
+
+
+def _denoised(weights: Values, std: float, public: Values, clip: float) -> Values:
+    """Best linear estimate of the record in each bin, from a noised sum of clipped gradients (Wiener filter).
+
+    A record x alone in a bin adds k (x, 1) with k |(x, 1)| close to the clip; x has the public records' mean and
+    covariance.
+    """
+    mean, spread = public.mean(0), np.cov(public.T) + 1e-3 * np.eye(public.shape[1])
+    scale = clip / float(np.mean(np.linalg.norm(np.c_[public, np.ones(len(public))], axis=1)))
+    gain: Values = spread @ np.linalg.inv(spread + (std / scale) ** 2 * np.eye(len(mean)))
+    shown: Values = mean + (weights / scale - mean) @ gain.T
+    return shown
+
+
+def _score(
+    result: Recovered, found: set[int], imprint: Imprint, records: Values, numbers: NDArray[np.int64],
+    units: NDArray[np.int64], shown: Values, mean: Values,
+) -> None:  # fmt: skip
+    where = records @ imprint.direction
+    guesses = {int(unit): record for unit, record in zip(units, shown, strict=True)}
+    for unit, centre in enumerate(imprint.centres):
+        guess = guesses.get(unit, mean)
+        # Pixels have a known range: what is outside of it is no record, and the mean picture is the better guess.
+        guess = guess if guess.min() > -0.1 and guess.max() < 1.1 else mean
+        nearest = records[np.argmin(np.abs(where - centre))]
+        error, usual = np.sum((guess - nearest) ** 2), np.sum((mean - nearest) ** 2)
+        result.explained.append(float(np.clip(1 - error / usual, -1, 1)))
+        result.pictures.append((nearest, guess))
+        distance = np.linalg.norm(records - guess, axis=1) / np.linalg.norm(records, axis=1)
+        if distance.min() <= NEARLY:
+            found.add(int(numbers[np.argmin(distance)]))
+
+
+# One silo out of the sum
+
+
+def sole_classes(lying: LyingCoordinator) -> list[tuple[int, int]]:
+    """(class, silo) where one silo alone holds the class: known to the coordinator, as who treats what is."""
+    holders: dict[int, list[int]] = {}
+    for silo in lying.roster.silos:
+        for label in np.unique(held(lying, silo).y):
+            holders.setdefault(int(label), []).append(silo)
+    return [(label, silos[0]) for label, silos in sorted(holders.items()) if len(silos) == 1]
+
+
+def cosine(one: Values, other: Values) -> float:
+    """Cosine of two vectors; 0 where one vanishes."""
+    norms = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / norms if norms else 0.0
+
+
+def own_update(lying: LyingCoordinator, silo: int, model: ModelPayload) -> Values:
+    """Direction of a silo's own contribution, one step over all records, shape (live,): for scoring."""
+    records, config = held(lying, silo), lying.config
+    network = build(model.spec)
+    load_flat_parameters(network, torch.from_numpy(model.weights))
+    x, y = torch.from_numpy(records.x), torch.from_numpy(lying.task.targets(records))
+    if config.trust == "none":
+        return -mean_gradient(network, x, y, loss=lying.task.loss).numpy().astype(np.float64)[model.mask]
+    with ClippedGradientSum(network, lying.task.loss) as sums:
+        return -sums(x, y, config.clip, torch.from_numpy(model.mask))[model.mask]
+
+
+def _opened_cosine(lying: LyingCoordinator, silo: int, model: ModelPayload, round: int) -> float:
+    """Cosine of what is opened, in the hidden layers, to what the silo itself contributed to it."""
+    summed, hidden = lying.sum(model, round).channels["update"], hidden_weights(model.spec)[model.mask]
+    if lying.config.aggregation == "none":
+        summed = next(vector.update for vector in lying.vectors if vector.silo == silo)
+    return cosine(summed[hidden], own_update(lying, silo, model)[hidden])
+
+
+def single_class_cosines(
+    lying: LyingCoordinator, targets: list[tuple[int, int]], rounds: range
+) -> tuple[list[float], list[float]]:
+    """Cosines of the sum to one silo's own update, of each target: with the honest first model, and with one that only
+    that silo's class moves."""
+    first, numbers = lying.first_model(), iter(rounds)
+    honest = [_opened_cosine(lying, silo, first, next(numbers)) for _, silo in targets]
+    crafted = [_opened_cosine(lying, silo, fished_class(first, label), next(numbers)) for label, silo in targets]
+    return honest, crafted
+
+
+def mask_cosines(
+    lying: LyingCoordinator, public: Records, targets: list[tuple[int, int]], rounds: range, random: np.random.Generator
+) -> tuple[list[float], list[float]]:
+    """The same for honest weights under a random mask and under one that the coordinator chose for the silo."""
+    first, numbers = lying.first_model(), iter(rounds)
+    classes: dict[int, list[int]] = {}
+    for label, silo in sole_classes(lying):
+        classes.setdefault(silo, []).append(label)
+    honest, chosen = [], []
+    for _, silo in targets:
+        honest.append(_opened_cosine(lying, silo, drawn_mask(first, KEPT, random), next(numbers)))
+        made = chosen_mask(first, KEPT, silo, classes, public, lying.task)
+        chosen.append(_opened_cosine(lying, silo, made, next(numbers)))
+    return honest, chosen
+
+
+KEPT = 0.1
+"""Share of the hidden weights that the masks keep."""

@@ -1,0 +1,108 @@
+"""Rounds asked for again without some silos, over real silos with an institution's policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoflip_secure.attacks.class_signatures import ClassSignatures
+from autoflip_secure.attacks.disaggregation import class_counts, cosine, likely_classes, presence
+from autoflip_secure.attacks.hiding_coordinator import HidingCoordinator
+from autoflip_secure.attacks.recorded_view import Asked
+from autoflip_secure.attacks.true_silos import expected_updates, found_classes
+from autoflip_secure.attacks.true_silos import label_sets as true_label_sets
+from autoflip_secure.data.records import Records
+from autoflip_secure.data.registry import load
+from autoflip_secure.federation.model_payload import ModelPayload
+
+__all__ = ["cosines_of_differences", "label_sets", "silent_model"]
+
+SILOS = 10
+OPTIONS: dict[str, Any] = {"dataset": "digits", "model": "mlp", "partition": "pathological:2", "prune": "none"}
+ROUNDS, ROUND = 24, 1
+
+
+def cosines_of_differences(
+    folder: Path, setting: str, seed: int, silos: int = SILOS
+) -> tuple[list[float], list[float]]:
+    """Each silo's update as the difference of a round's sum and of its retry without that silo.
+
+    Returns
+    -------
+    lists of float
+        By silo the cosine of the difference and the silo's own update, without noise and sampling; and that of the
+        whole sum and the update, which needs no retry.
+    """
+    options = {**OPTIONS, "seed": seed, "silos": silos, "rounds": ROUNDS}
+    coordinator = HidingCoordinator(folder / "sum", load("digits", None, seed), setting, options)
+    try:
+        model = coordinator.first_model()
+        own = _own_updates(folder, coordinator, model, options)
+        whole = coordinator.sum(model, ROUND).sum("update")
+        found, shared = [], []
+        for attempt, (silo, update) in enumerate(zip(coordinator.roster.silos, own, strict=True), start=1):
+            coordinator.hide(silo)
+            difference = whole - coordinator.sum(model, ROUND, attempt=attempt).sum("update")
+            found.append(cosine(difference, update))
+            shared.append(cosine(whole, update))
+        return found, shared
+    finally:
+        coordinator.close()
+
+
+def label_sets(folder: Path, setting: str, seed: int, held: int) -> tuple[int, int]:
+    """Under DP: what all sums that one run pays for tell, each without two silos in turn, of a model that tells most.
+
+    Returns
+    -------
+    int, int
+        Classes found of all silos, and the sums that it took.
+    """
+    options = {**OPTIONS, "seed": seed, "silos": SILOS, "rounds": ROUNDS}
+    coordinator = HidingCoordinator(folder, load("digits", None, seed), setting, options)
+    try:
+        model = silent_model(coordinator.first_model())
+        silos = coordinator.roster.silos
+        present: list[tuple[int, ...]] = []
+        sums: list[NDArray[np.float64]] = []
+        planned = sum(mechanism.count for mechanism in coordinator.plan.mechanisms()["train"])
+        for attempt in range(planned):
+            turn = attempt % len(silos)
+            coordinator.hide(silos[turn], silos[(turn + 1 + attempt // len(silos)) % len(silos)])
+            sums.append(coordinator.sum(model, ROUND, attempt=attempt).sum("update"))
+            present.append(coordinator.present)
+        counts = class_counts(presence(present, len(silos)), _signatures(coordinator, model, len(sums)), sums)
+    finally:
+        coordinator.close()
+    return found_classes(likely_classes(counts, held), true_label_sets(folder)), planned
+
+
+def silent_model(model: ModelPayload) -> ModelPayload:
+    """The same network with all weights 0: all of a record's gradient goes to the bias of its class."""
+    return ModelPayload(model.spec, np.zeros_like(model.weights), model.mask, model.records)
+
+
+def _signatures(coordinator: HidingCoordinator, model: ModelPayload, sums: int) -> list[NDArray[np.float64]]:
+    public = Records.load(coordinator.folder.public_test)
+    signatures = ClassSignatures(coordinator.config, coordinator.task, public)
+    single: list[tuple[int, ...]] = [(name,) for name in range(coordinator.task.classes)]
+    return [signatures.of("update", single, coordinator.manifest(model, ROUND), model)] * sums
+
+
+def _own_updates(
+    folder: Path, coordinator: HidingCoordinator, model: ModelPayload, options: dict[str, Any]
+) -> NDArray[np.float64]:
+    """What the coordinator would like to know, by silo: under DP as it is on average, else as the same seed gives it
+    through `--aggregation none`."""
+    if coordinator.config.trust != "none":
+        asked = Asked(ROUND, 0, coordinator.manifest(model, ROUND), model)
+        return expected_updates(coordinator.folder.path, [asked], model.spec)
+    plain = HidingCoordinator(folder / "plain", load("digits", None, options["seed"]), "plain", options)
+    try:
+        plain.sum(model, ROUND)
+        return np.stack([vector.update for vector in sorted(plain.vectors, key=lambda v: v.silo)])
+    finally:
+        plain.close()
