@@ -91,6 +91,12 @@ class RunConfig(BaseModel):
     epoch_slots: int = Field(64, ge=1, le=1024, description="rounds served by one key set-up")
     bits: int = Field(16, ge=8, le=24, description="bits of one encoded value")
     update_limit: float = Field(1.0, gt=0, description="public range of one coordinate of a local update")
+    update_norm: float | None = Field(
+        None,
+        gt=0,
+        description="without DP: largest L2 norm of a silo's update; silos scale down to it, and the coordinator a sum "
+        "that is longer than so many silos' together",
+    )
 
     # Privacy
     dp_epsilon: float | None = Field(
@@ -211,7 +217,7 @@ class RunConfig(BaseModel):
     bad_silos: str | None = Field(
         None,
         description="simulation only: KIND:FRACTION of the silos spoil the sum (noise:0.2 | label-flip:0.4 | "
-        "scaling:0.1); the report is marked",
+        "scaling:0.1 | backdoor:0.2 | free-riding:0.2 | huge-count:0.1 | wild-words:0.1); the report is marked",
     )
     engine: Literal["local", "ray"] = Field("local", description="local | ray (Flower's simulation)")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto | cpu | cuda")
@@ -341,7 +347,7 @@ class ConfigFile:
         text = _text_of(path)
         try:
             options = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also of numbers that are too long, or of nesting
             raise ConfigError(f"--config: {path} is not TOML: {error}") from None
         marked = RECORD_MARK in map(str.strip, text.splitlines())
         return cls({key.replace("-", "_"): value for key, value in options.items()}, marked)

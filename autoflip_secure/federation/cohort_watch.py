@@ -1,4 +1,7 @@
-"""The coordinator's cohort filter in a run: judges each round's sums, says so in events, and hands on what is left."""
+"""The coordinator's cohort filter in a run: judges each round's sums, says so in events, and hands on what is left.
+
+Sums that are marked as outside their bounds are left out, with the filter or without.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,7 @@ class CohortWatch:
         add to each of theirs on their own (trust local); from here on the sums say so themselves.
         """
         if not self._config.cohort_filter:
-            return list(aggregates)
+            return [aggregate for aggregate in aggregates if not aggregate.outside]
         channel = "update" if "update" in aggregates[0].channels else "deviation"
         if silo_variance and channel == "update":
             noise = [(aggregate.silos * silo_variance) ** 0.5 for aggregate in aggregates]
@@ -85,6 +88,7 @@ class CohortWatch:
             self._axis,
             learns=channel == "update",
         )
+        verdict = _without(verdict, np.array([aggregate.outside for aggregate in aggregates]))
         for index in np.flatnonzero(verdict.weights < NAMED_BELOW):
             self._event("cohort_filtered", round=round, **self._told(plan, verdict, int(index)))
         return filtered(aggregates, verdict)
@@ -100,3 +104,12 @@ class CohortWatch:
             "weight": round(float(verdict.weights[index]), 4),
             "along_axis": verdict.along_axis,
         }
+
+
+def _without(verdict: Verdict, outside: NDArray[np.bool_]) -> Verdict:
+    """The verdict with no weight for cohorts that are outside their bounds. They were compared with the others: were
+    they not, one of them would be enough to leave fewer cohorts than can be told apart."""
+    if not outside.any():
+        return verdict
+    weights = np.where(outside, 0.0, verdict.weights)
+    return replace(verdict, weights=weights if weights.any() else (~outside).astype(np.float64))

@@ -133,8 +133,12 @@ class Contributor:
         end = flatten_parameters(network).numpy()
         vectors: dict[str, NDArray[np.floating]] = {}
         update = np.where(model.mask, end - model.weights, np.float32(0))
+        factor = self._within_norm(update)
+        if factor < 1.0:
+            update = update * np.float32(factor)
         if "deviation" in wanted:
-            vectors["deviation"] = deviation(model.weights.astype(np.float64), end.astype(np.float64))[model.mask]
+            moved = deviation(model.weights.astype(np.float64), end.astype(np.float64))[model.mask]
+            vectors["deviation"] = moved if factor == 1.0 else moved * factor**2
         if "update" in wanted:
             vectors["update"] = update[model.mask]
         if "gradient" in wanted:
@@ -146,6 +150,14 @@ class Contributor:
                 np.clip(update.astype(np.float64), -limit, limit) ** 2
             )
         return vectors
+
+    def _within_norm(self, update: NDArray[np.float32]) -> float:
+        """Factor that takes an update to --update-norm; 1 where it is within. A little less, for float32's rounding."""
+        limit = self._config.update_norm
+        if limit is None:
+            return 1.0
+        norm = float(np.linalg.norm(update.astype(np.float64)))
+        return 1.0 if norm <= limit else limit / norm * (1.0 - 2.0**-20)
 
     def _learnt_mask(self, network: torch.nn.Module, manifest: Manifest, model: ModelPayload) -> NDArray[np.floating]:
         """Which weights this silo would keep, by 1 and 0, of those that may be masked."""

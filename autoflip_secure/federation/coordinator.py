@@ -36,6 +36,7 @@ from autoflip_secure.federation.scoring import Scorer
 from autoflip_secure.federation.server_step import ServerMoments, moved
 from autoflip_secure.federation.server_view import ServerView
 from autoflip_secure.federation.spending import spent_after
+from autoflip_secure.federation.sum_watch import SumWatch
 from autoflip_secure.federation.sums import SumRunner, reserve_attempts, scatter
 from autoflip_secure.federation.terms import (
     count_channel,
@@ -112,6 +113,7 @@ class Coordinator:
             trail=self._trail,
             places=self._places,
             roster=self._roster,
+            watch=SumWatch(config, self._task.nominal_records or 0, self._event),
         )
         self._gathering = Gathering(
             grid,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from autoflip_secure.errors import DataError
 from autoflip_secure.storage import storing, write_atomically
 
 __all__ = ["JsonLines", "keep_lines", "read_json_lines"]
@@ -52,10 +53,20 @@ def _cut_to_whole_lines(path: Path) -> None:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Objects of a log; a last line cut short by a crash is left out."""
+    """Objects of a log; a last line cut short by a crash is left out.
+
+    Raises
+    ------
+    DataError
+        A whole line is not JSON; the message names it.
+    """
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.endswith(b"\n"):
+                try:
+                    read = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise DataError(f"{path}:{number}: not a line of JSON ({error}); restore the file") from error
+                yield read

@@ -107,7 +107,10 @@ class JoinRequest:
             session, config, task, planned, code = msgpack.unpackb(body)
             mechanisms = {dataset: [Mechanism(*row) for row in rows] for dataset, rows in planned.items()}
             request = cls(session, ResolvedConfig.create(**json.loads(config)), task, mechanisms, code)
-        except (ValueError, TypeError, AttributeError, ConfigError, msgpack.exceptions.UnpackException) as error:
+        except (
+            *(ValueError, TypeError, AttributeError, RecursionError, ConfigError),
+            msgpack.exceptions.UnpackException,
+        ) as error:
             raise ProtocolError(f"not a join request: {error}") from error
         if type(session) is not bytes or len(session) != SESSION_BYTES or type(task) is not str:
             raise ProtocolError("not a join request: no session or task")

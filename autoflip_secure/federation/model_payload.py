@@ -93,6 +93,7 @@ class ModelPayload:
                 raise ProtocolError("a model's votes are not one share for each parameter")
             return cls(spec, weights, mask, records, votes)
         except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, ConfigError, DataError) as error:
+            # RuntimeError: of torch where a shape is beyond what it counts, and of JSON that is nested too deep
             raise ProtocolError(f"not a model: {error}") from error
 
     def mask_hash(self) -> bytes:

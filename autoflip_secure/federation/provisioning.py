@@ -20,7 +20,7 @@ from autoflip_secure.data.records import Records
 from autoflip_secure.data.silo_folder import write_silo
 from autoflip_secure.data.splits import hold_out, hold_out_by_record
 from autoflip_secure.data.task import Task
-from autoflip_secure.errors import StorageError
+from autoflip_secure.errors import ConfigError, StorageError
 from autoflip_secure.federation.audit_log import AUDIT_FILE
 from autoflip_secure.federation.client_app import silo_folder
 from autoflip_secure.federation.policy import SiloPolicy
@@ -196,5 +196,15 @@ def _with_holdout(silo: NamedRecords, config: ResolvedConfig) -> tuple[str, Reco
 
 
 def load_task(folder: RunFolder) -> Task:
-    """The run's public task."""
-    return Task.from_json(folder.task.read_text())
+    """The run's public task.
+
+    Raises
+    ------
+    ConfigError
+        The file does not hold one.
+    """
+    try:
+        text = folder.task.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{folder.task}: not UTF-8 text; restore the file") from error
+    return Task.from_json(text)

@@ -261,8 +261,8 @@ class Session:
     def _check_one_model(self, manifest: Manifest) -> None:
         """Without DP a round trains one model, however often it is tried again: refuse another.
 
-        A model made for it shows some records of a sum, and nothing else limits how many sums a round may have. Under DP
-        the plan counts them. Round 0's model is the configuration's (`_check_start`).
+        A model made for it shows some records of a sum, and nothing else limits how many sums a round may have. Under
+        DP the plan counts them. Round 0's model is the configuration's (`_check_start`).
         """
         if manifest.privacy.trust != "none" or manifest.phase not in TRAINING or manifest.round == 0:
             return

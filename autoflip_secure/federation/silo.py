@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
+import time
 from dataclasses import replace
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
@@ -27,7 +29,7 @@ from autoflip_secure.federation.join import JOIN_STAGE, JoinRequest, join_reply
 from autoflip_secure.federation.policy import SiloPolicy
 from autoflip_secure.federation.policy_rules import public_name
 from autoflip_secure.federation.session import ContributionFailed, Session
-from autoflip_secure.federation.wire import Reply, Request
+from autoflip_secure.federation.wire import TRAINING_STAGES, Reply, Request
 from autoflip_secure.parties.identity import Identity
 from autoflip_secure.parties.roster import Roster
 from autoflip_secure.parties.rules import SiloRules
@@ -41,6 +43,9 @@ from autoflip_secure.sums.secure_sum import Contribute, SiloSecureSum
 from autoflip_secure.sums.words import WordSource
 
 __all__ = ["Silo"]
+
+RECORD_STAGES = TRAINING_STAGES | {JOIN_STAGE}
+"""Stages in which records are read, so that the time they take depends on how many there are."""
 
 LONGEST_LOG = 10 << 20
 """Bytes of silo.log after which it becomes silo.log.1, in place of the one before."""
@@ -76,7 +81,9 @@ class Silo:
         facts: dict[str, Any] = {"asked": hashlib.sha256(request.request).digest()}
         try:
             self._audit.refresh()
+            started = time.monotonic()
             reply = self._answer(request, facts)
+            self._hold_back(request.stage, started)  # before the line of the audit log, which says when it was written
             kind = "join" if request.stage == JOIN_STAGE else "reply"
             # The silos of a simulation share a machine, and would wait for its disk in turn.
             head = self._audit.append(kind, sync=not self._policy.simulated, **reply_facts(request, reply), **facts)
@@ -109,6 +116,20 @@ class Silo:
         except Exception:
             self._log.exception("%s failed", request.stage)
             return Reply("failed")
+
+    def _hold_back(self, stage: str, started: float) -> None:
+        """Wait, where the policy says so, until how long the records took cannot be told from when the reply leaves."""
+        every = self._policy.reply_every
+        if not every or stage not in RECORD_STAGES:
+            return
+        multiples = max(1, math.ceil((time.monotonic() - started) / every))
+        if multiples > 1:
+            self._log.warning(
+                "%s took longer than reply_every = %g s of policy.toml: its reply leaves after %d times that, which "
+                "the coordinator can tell; a larger reply_every hides it",
+                *(stage, every, multiples),
+            )
+        time.sleep(max(0.0, started + multiples * every - time.monotonic()))
 
     def _joined_facts(self) -> dict[str, Any]:
         assert self._session is not None

@@ -20,6 +20,7 @@ from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.run_state import RunState
 from autoflip_secure.federation.schedule import RoundPlan
 from autoflip_secure.federation.server_view import ServerView
+from autoflip_secure.federation.sum_watch import SumWatch
 from autoflip_secure.federation.terms import check_grid, noise_levels, on_fine_grid
 from autoflip_secure.parties.roster import Roster
 from autoflip_secure.parties.rules import share_threshold
@@ -54,6 +55,8 @@ class SumRunner:
         Ids of the silos that the run began with, in the order of the schedule's 1, 2, ...; empty: these numbers.
     roster : Roster or None
         Who is enrolled now; None: the silos of the configuration.
+    watch : SumWatch or None
+        Bounds on what is opened; None: sums are taken as they are.
     wait_for : callable
         wait_for(cohorts, minimum) returns when it makes sense to ask them.
     """
@@ -71,6 +74,7 @@ class SumRunner:
     trail: CoordinatorTrail | None = None
     places: tuple[int, ...] = ()
     roster: Roster | None = None
+    watch: SumWatch | None = None
     wait_for: Callable[[Sequence[Sequence[int]], Sequence[int]], None] = lambda cohorts, minimum: None
 
     def run(
@@ -81,7 +85,7 @@ class SumRunner:
         channels: Sequence[ChannelSpec],
         terms: PrivacyTerms,
     ) -> list[Aggregate]:
-        """One Aggregate a cohort, in order.
+        """One Aggregate a cohort, in order; those that bounds leave out are marked, and never all of them.
 
         Raises
         ------
@@ -118,7 +122,11 @@ class SumRunner:
             if self.view is not None:
                 for cohort_sum, aggregate in zip(sums, aggregates, strict=True):
                     self.view.opened(attempt=attempt, silos=tuple(cohort_sum.silos), aggregate=aggregate)
-            return aggregates
+            try:
+                return aggregates if self.watch is None else self.watch.passed(manifest, sums, aggregates)
+            except Abort as abort:
+                self._record_abort(state, manifest, abort)
+                last = self._told(abort)
         raise CannotContinue(
             f"round {state.round}: {MAX_ATTEMPTS} attempts in a row gave no sum, the last {last}; the model is "
             "unchanged"

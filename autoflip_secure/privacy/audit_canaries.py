@@ -172,7 +172,7 @@ class CanaryFederation:
         request = JoinRequest(session, config, load_task(self._folder).to_json(), self.plan.mechanisms())
         coordinator, roster = self._folder.coordinator_identity(), self._folder.roster()
         message = request.sign(coordinator)
-        # Silos contribute only where their audit logs are witnessed; the adversary keeps a log to be able to show heads.
+        # Silos contribute only where their audit logs are witnessed: the adversary keeps one to have heads to show.
         trail = CoordinatorTrail(AuditLog(self._folder.audit_log, coordinator, "coordinator"), roster)
         trail.joining(request, message)
         replies = {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from autoflip_secure.errors import DataError
 from autoflip_secure.federation.events import read_json_lines
 from autoflip_secure.report.text import alarms, privacy_sentence
 from autoflip_secure.report.units import (
@@ -63,7 +64,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._started = time.monotonic()
-        with contextlib.suppress(ValueError):  # a damaged log must not keep the run from going on
+        with contextlib.suppress(DataError):  # a damaged log must not keep the run from going on
             for line in read_json_lines(self._run_path / "metrics.jsonl"):
                 self._remember(line)
         if not self._quiet and sys.stderr.isatty():

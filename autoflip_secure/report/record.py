@@ -120,7 +120,7 @@ def _reading(path: Path, read: Callable[[], Any]) -> Any:
         return read()
     except OSError as error:
         reason = error.strerror
-    except ValueError as error:  # of JSON, of TOML, of UTF-8
+    except (ValueError, RecursionError, DataError) as error:  # of JSON, of TOML, of UTF-8
         reason = str(error)
     raise DataError(f"{path}: cannot be read ({reason}); the report was not written, the run is untouched")
 

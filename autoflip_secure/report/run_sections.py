@@ -89,8 +89,8 @@ def traffic_section(summary: Summary, record: RunRecord) -> Html:
 
 
 def trouble_section(record: RunRecord) -> Html:
-    """Drops by stage, aborted attempts, silos that broke the protocol."""
-    parts = [_drop_table(record), _abort_table(record), _misbehaviour_table(record)]
+    """Drops by stage, aborted attempts, silos that broke the protocol, sums that honest silos cannot have sent."""
+    parts = [_drop_table(record), _abort_table(record), _misbehaviour_table(record), _bounds_table(record)]
     if not any(parts):
         return section(
             "drops", "Drops and aborts", paragraph("No silo dropped out and no attempt at a sum was aborted.")
@@ -141,6 +141,21 @@ def _misbehaviour_table(record: RunRecord) -> Html | None:
         for event in record.of_kind("silo_misbehaved")
     ]
     return _limited("Answers that broke the protocol", ["Silo", "Stage", "Reason"], rows)
+
+
+def _bounds_table(record: RunRecord) -> Html | None:
+    rows = [
+        (
+            _round(event),
+            event.get("phase", MISSING),
+            event.get("channel", MISSING),
+            ", ".join(map(str, (event.get("silos") or [])[:MOST_SILOS])) or MISSING,
+            f"scaled by {score(event.get('factor'))}" if event.get("factor") else "left out",
+        )
+        for event in record.of_kind("sum_out_of_bounds")
+    ]
+    head = ["Round", "Phase", "Channel", "Silos of the sum", "What was done"]
+    return _limited("Sums that honest silos do not add up to", head, rows)
 
 
 def _limited(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Html | None:

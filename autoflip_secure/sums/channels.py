@@ -107,6 +107,8 @@ class Aggregate:
         largest; None where silos add no noise to be summed.
     minimum : int
         Fewest silos this carrier accepts; 3 except for the plain baseline, which says so in its report.
+    outside : bool
+        Whether it lies outside what honest silos can add up to (see `autoflip.sum_bounds`): nothing is learnt from it.
     """
 
     round: int
@@ -116,6 +118,7 @@ class Aggregate:
     noise_std: Mapping[str, float] = field(default_factory=dict)
     noise_over_least: float | None = None
     minimum: int = 3
+    outside: bool = False
 
     def __post_init__(self) -> None:
         if self.silos < self.minimum:

@@ -24,6 +24,7 @@ __all__ = [
     "fields_per_word",
     "quantise",
     "recentre",
+    "spilled_words",
     "unpack",
     "unpack_integers",
     "unpack_sum",
@@ -209,6 +210,31 @@ def unpack(words: NDArray[np.uint64], spec: ChannelSpec, silos: int) -> NDArray[
         digits = (shifted >> np.uint64(plane * width)) & mask
         integers[plane * size : (plane + 1) * size] = (digits - np.uint64(half)).view(np.int64)
     return integers[: spec.length]
+
+
+def spilled_words(words: NDArray[np.uint64], specs: Sequence[ChannelSpec], silos: int) -> Mapping[str, int]:
+    """By channel, how many summed words no integers within their signed fields add up to.
+
+    Such integers leave what a word has beyond its last field at 0, once their signs are carried, and so the places
+    after a channel's last coordinate.
+    """
+    found: dict[str, int] = {}
+    start = 0
+    for spec in specs:
+        fields, width = fields_per_word(spec, silos), field_width(spec.bits, silos)
+        size = -(-spec.length // fields)
+        bias = sum(1 << (plane * width + width - 1) for plane in range(fields)) % (1 << WORD_BITS)
+        shifted = words[start : start + size] + np.uint64(bias)
+        spilled = np.zeros(size, np.bool_)
+        if fields * width < WORD_BITS:
+            spilled |= shifted >> np.uint64(fields * width) != 0
+        for place in range(spec.length, fields * size):
+            plane, word = divmod(place, size)
+            digit = (int(shifted[word]) >> (plane * width)) & ((1 << width) - 1)
+            spilled[word] |= digit != 1 << (width - 1)
+        found[spec.name] = int(np.count_nonzero(spilled))
+        start += size
+    return found
 
 
 def unpack_sum(

@@ -31,7 +31,7 @@ def test_forms(text: str, read: tuple[str, float, float]) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "noise", "noise:", "noise:x", "noise:0.6", "noise:-0.1", "noise:nan", "noise:0.2:0", "noise:0.2:-1",
-     "scaling:0.2:inf", "label-flip:0.2:3", "backdoor:0.2", "noise:0.2:1:1"],
+     "scaling:0.2:inf", "label-flip:0.2:3", "theft:0.2", "noise:0.2:1:1"],
 )  # fmt: skip
 def test_what_is_wrong_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(ConfigError, match="--bad-silos") as refused:

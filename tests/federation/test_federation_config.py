@@ -85,6 +85,7 @@ OTHER: dict[str, Any] = {
     "cohort_filter": True,
     "allow_cohort_rotation": True,
     "bad_silos": "noise:0.2",
+    "update_norm": 2.0,
 }
 """A valid value of every field that is not its default."""
 
@@ -109,6 +110,7 @@ OUT_OF_RANGE: dict[str, tuple[Any, ...]] = {
     "epoch_slots": (0, 4097),
     "bits": (7, 25),
     "update_limit": (0, float("inf")),
+    "update_norm": (0, float("inf")),
     "dp_epsilon": (0, -1, float("nan"), float("inf")),
     "dp_delta": (0, 1),
     "dp_trust": ("none",),
