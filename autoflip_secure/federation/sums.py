@@ -53,8 +53,8 @@ class SumRunner:
         The coordinator's audit log; None where there are no parties that keep any.
     places : tuple of int
         Ids of the silos that the run began with, in the order of the schedule's 1, 2, ...; empty: these numbers.
-    roster : Roster or None
-        Who is enrolled now; None: the silos of the configuration.
+    roster : Roster
+        Who is enrolled now.
     watch : SumWatch or None
         Bounds on what is opened; None: sums are taken as they are.
     wait_for : callable
@@ -70,10 +70,10 @@ class SumRunner:
     event: Callable[..., None]
     reserve: int | None
     privacy: PrivacyPlan
+    roster: Roster
     seconds: float = 0.0
     trail: CoordinatorTrail | None = None
     places: tuple[int, ...] = ()
-    roster: Roster | None = None
     watch: SumWatch | None = None
     wait_for: Callable[[Sequence[Sequence[int]], Sequence[int]], None] = lambda cohorts, minimum: None
 
@@ -157,7 +157,7 @@ class SumRunner:
             phase=phase,
             cohorts=self._enrolled(state.round, plan),
             minimum=plan.minimum,
-            threshold=share_threshold(len(self.roster.silos) if self.roster else self.config.silos),
+            threshold=share_threshold(len(self.roster.silos)),
             model_hash=hashlib.sha256(model).digest(),
             mask_hash=state.model.mask_hash(),
             config_hash=self.config_hash,
@@ -168,7 +168,7 @@ class SumRunner:
     def _enrolled(self, round: int, plan: RoundPlan) -> tuple[tuple[int, ...], ...]:
         """Ids of the silos in a plan's cohorts, less those that have left for good."""
         ids = [[self.places[place - 1] if self.places else place for place in cohort] for cohort in plan.cohorts]
-        cohorts = tuple(tuple(i for i in cohort if self.roster is None or i in self.roster) for cohort in ids)
+        cohorts = tuple(tuple(i for i in cohort if i in self.roster) for cohort in ids)
         for cohort, least in zip(cohorts, plan.minimum, strict=True):
             if len(cohort) < least:
                 raise CannotContinue(
@@ -193,7 +193,7 @@ class SumRunner:
         exhausted = self.exchange.refusals["BudgetExhausted"]
         # One silo without budget, or one that says so, does not stop the others.
         sizes = zip(manifest.cohorts, manifest.minimum, strict=True)
-        if exhausted and (self.roster is None or any(len(cohort) - exhausted < least for cohort, least in sizes)):
+        if any(exhausted > len(cohort) - least for cohort, least in sizes):
             raise BudgetExhausted(
                 f"round {state.round}: {exhausted} silos have no privacy budget left; the last round's model is kept"
             ) from abort

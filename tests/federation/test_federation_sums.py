@@ -17,6 +17,7 @@ from autoflip_secure.federation.schedule import RoundPlan, Schedule
 from autoflip_secure.federation.server_step import ServerMoments
 from autoflip_secure.federation.sums import LEAST_RESERVE, MAX_ATTEMPTS, SumRunner, reserve_attempts, scatter
 from autoflip_secure.federation.terms import count_channel, deviation_channel, energy_channel, update_channel
+from autoflip_secure.parties.roster import Roster, RosterEntry
 from autoflip_secure.privacy.plan import GRID_SHARE, PrivacyPlan
 from autoflip_secure.sums.channels import Aggregate
 from autoflip_secure.sums.manifest import Manifest, PrivacyTerms
@@ -88,6 +89,7 @@ def start(make_config, model) -> Start:
         runner = SumRunner(
             config, SESSION, DIGEST, secure_sum, FakeExchange(), view,  # type: ignore[arg-type]
             lambda name, **fields: events.append({"event": name, **fields}), reserve, privacy,
+            Roster(bytes(32), tuple(RosterEntry(n, f"silo {n}", bytes([n]) * 32) for n in range(1, config.silos + 1))),
         )  # fmt: skip
         return runner, RunState(5, model, ServerMoments.zeros(model.mask.size)), events
 
