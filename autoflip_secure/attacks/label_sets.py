@@ -1,0 +1,213 @@
+"""Label-set inference: which classes a silo holds, that is which illnesses a hospital treats, from what it sends.
+
+What the coordinator has: its recorded view (models, manifests, every message of the silos), the run's configuration,
+public test records, and that every silo holds two classes. With `--aggregation none` the view holds each silo's vector.
+Through the secure sum it holds, of a single silo, its masked vector, and the attack reads that in place of the clear
+one; the opened sum is the same for all silos and tells none apart. What silos hold is read for scoring alone.
+
+A short run has less noise under one epsilon than a long one, in every round: that helps the attacker, so where the sum
+is attacked runs are short. Where single vectors are seen under DP, the coordinator starts a run of full length, whose
+noise is that of the long run, and goes away after the first rounds.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoflip_secure.attacks.class_signatures import ClassSignatures, best_sets, fits, fits_of_squares, sets_of_classes
+from autoflip_secure.attacks.outcome import Attack, Outcome, Scale, proportion_interval
+from autoflip_secure.attacks.property_inference import class_signatures
+from autoflip_secure.attacks.recorded_view import Asked, RecordedView, SingleVector
+from autoflip_secure.attacks.settings import SETTINGS, run_federation
+from autoflip_secure.attacks.true_silos import found_classes, label_sets
+from autoflip_secure.federation.server_view import read_server_view
+from autoflip_secure.sums.encoding import unpack_sum, word_count
+
+__all__ = ["ATTACK", "guessed_sets", "masked_vectors", "stopped_run"]
+
+CLASSES, HELD, SILOS = 10, 2, 20
+CHANCE = HELD / CLASSES
+SLACK = 0.05
+"""Allowed above chance where nothing but chance is promised."""
+MEASURE = f"recall of {HELD} classes of {CLASSES}"
+FEDERATION = f"--partition pathological:{HELD} --silos {SILOS} --model cnn-tanh --evaluate-every 1000"
+PROMISE = f"chance + {SLACK}: of one silo, only a masked vector is seen"
+ALONE = (8.0, 2.0, 1.0)
+"""Epsilons under which single vectors are seen."""
+
+GUIDANCE, UPDATES = "label sets from guidance", "label sets from updates"
+Signatures = dict[tuple[bytes, str], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Rounds of the runs, rounds after which a coordinator that sees single vectors under DP goes away, and seeds."""
+
+    rounds: int
+    alone: int
+    seeds: int
+
+
+QUICK, FULL = _Size(rounds=2, alone=1, seeds=1), _Size(rounds=4, alone=4, seeds=5)
+
+
+def attack(scale: Scale) -> Iterator[Outcome]:
+    """The four settings, and single vectors under DP: guidance and updates of each."""
+    size = QUICK if scale.quick else FULL
+    for setting in SETTINGS:
+        runs = [scale.work / f"{setting.replace(' ', '')}-{seed}" for seed in range(size.seeds)]
+        for seed, run in enumerate(runs):
+            data = "--dataset mnist5k" if scale.data is None else "--dataset mnist"
+            run_federation(f"{data} {FEDERATION} --rounds {size.rounds}", setting, seed, run, data=scale.data)
+        yield from _outcomes(setting, runs)
+    for epsilon in ALONE:
+        runs = [scale.work / f"alone-{epsilon:g}-{seed}" for seed in range(size.seeds)]
+        for seed, run in enumerate(runs):
+            stopped_run(run, size.alone, dataset="mnist5k", silos=SILOS, seed=seed, dp_epsilon=epsilon)
+        note = f"each silo alone keeps epsilon {epsilon:g}, and is seen: DP of one patient hides no label set"
+        yield from _outcomes(f"plain + DP {epsilon:g}", runs, note)
+
+
+def _outcomes(setting: str, runs: list[Path], note: str = "") -> Iterator[Outcome]:
+    """From guidance and from updates: recall over all silos of all runs."""
+    hits: dict[str, int] = defaultdict(int)
+    trials = 0
+    for run in runs:
+        held, signatures = label_sets(run), class_signatures(run)
+        for attack, guessed in guessed_sets(run, signatures).items():
+            hits[attack] += found_classes(guessed, held)
+        trials += sum(map(len, held))
+    protected = setting.startswith("sum")
+    for attack in (GUIDANCE, UPDATES):
+        value, low, high = proportion_interval(hits[attack], trials)
+        yield Outcome(
+            attack, setting, MEASURE, value, low, high, trials, CHANCE,
+            bound=CHANCE + SLACK if protected else None,
+            promise=PROMISE if protected else "",
+            note=note or ("read from each silo's masked vector" if protected else "each silo's vector is seen"),
+        )  # fmt: skip
+
+
+def guessed_sets(run: Path, signatures: ClassSignatures, held: int = HELD) -> dict[str, list[frozenset[int]]]:
+    """The classes that each silo holds, by the silos in their order, as the coordinator would have it.
+
+    Parameters
+    ----------
+    run : Path
+        A recorded run in which every silo takes part in every round.
+    held : int
+        How many classes a silo holds, which is known.
+
+    Returns
+    -------
+    dict of list of frozenset
+        From guidance and from updates; empty lists where no such vectors were seen.
+    """
+    view = RecordedView(run)
+    vectors = view.single_vectors or masked_vectors(run, view)
+    sets = sets_of_classes(signatures.classes, held)
+    guessed = {}
+    for attack in (GUIDANCE, UPDATES):
+        evidence: dict[int, NDArray[np.float64]] = {}
+        for asked, seen in _by_attempt(vectors):
+            found = _evidence(attack, asked, seen, signatures, sets)
+            if found is not None:
+                for vector, row in zip(seen, found, strict=True):
+                    evidence[vector.silo] = evidence.get(vector.silo, 0.0) + row
+        guessed[attack] = best_sets(np.stack([evidence[silo] for silo in sorted(evidence)]), sets) if evidence else []
+    return guessed
+
+
+def _evidence(
+    attack: str, asked: Asked, seen: list[SingleVector], signatures: ClassSignatures, sets: list[tuple[int, ...]]
+) -> NDArray[np.float64] | None:
+    """How well each set fits each silo's vector of one attempt, shape (silos, sets); None: it tells nothing of it.
+
+    Guidance is of exploring rounds alone. Where silos explore with gradient sums (distributed noise), a silo's share of
+    the map is the square of its sum, which the coordinator takes. How much noise there is in a vector is public.
+    """
+    channels, guiding = seen[0].channels.keys(), attack == GUIDANCE
+    if (asked.manifest.phase != "explore") if guiding else ("update" not in channels):
+        return None
+    terms = (sets, asked.manifest, asked.model)
+    if not guiding:
+        return fits(np.stack([vector.channels["update"] for vector in seen]), signatures.of("update", *terms))
+    channel, power = ("deviation", 1) if "deviation" in channels else ("update", 2)
+    squares = np.stack([vector.channels[channel] ** power for vector in seen])
+    variance = signatures.noise_variance(asked.manifest, asked.model)
+    if variance:
+        return fits_of_squares(squares, signatures.of("update", *terms), variance)
+    return fits(squares, signatures.of("deviation", *terms))
+
+
+def _by_attempt(vectors: list[SingleVector]) -> Iterator[tuple[Asked, list[SingleVector]]]:
+    attempts: dict[int, list[SingleVector]] = defaultdict(list)
+    for vector in vectors:
+        attempts[id(vector.asked)].append(vector)
+    for seen in attempts.values():
+        yield seen[0].asked, seen
+
+
+def masked_vectors(run: Path, view: RecordedView) -> list[SingleVector]:
+    """Each silo's masked words, decoded as if they were clear: all that a coordinator receives of a single vector."""
+    found = []
+    for message in read_server_view(run / "server_view"):
+        if message["stage"] != "masked" or message["fields"]["status"] != "ok":
+            continue
+        place, reply = (message["round"], message["attempt"]), message["fields"]["reply"]
+        asked = next(a for a in view.asked if (a.round, a.attempt) == place)
+        channels, silo = asked.manifest.channels, message["from"]
+        silos = len(asked.manifest.cohorts[asked.manifest.cohort_of(silo)])
+        words = np.frombuffer(reply, np.uint64, word_count(channels, silos))
+        found.append(SingleVector(asked, silo, dict(unpack_sum(words, channels, silos))))
+    return found
+
+
+class _Enough(Exception):
+    """The coordinator has seen what it wanted."""
+
+
+def stopped_run(run: Path, rounds: int, **options: Any) -> None:
+    """A run with `--aggregation none` and local trust whose coordinator goes away after so many rounds.
+
+    Parameters
+    ----------
+    run : Path
+        Its folder; must not exist.
+    rounds : int
+        At least 1, below those that the run plans and pays noise for.
+    options
+        Fields of the configuration, beside those that make the setting.
+    """
+    from autoflip_secure.config import RunConfig
+    from autoflip_secure.data.registry import load
+    from autoflip_secure.federation.defaults import resolve
+    from autoflip_secure.federation.engines import run_federation as run_engine
+    from autoflip_secure.federation.provisioning import RunFolder, provision
+
+    def watch(line: dict[str, Any]) -> None:
+        if line["round"] + 1 >= rounds:
+            raise _Enough
+
+    config = RunConfig.create(
+        partition=f"pathological:{HELD}", aggregation="none", dp_trust="local", device="cpu", workers=0,
+        record_server_view=True, **options,
+    )  # fmt: skip
+    data = load(config.dataset, config.data_dir, config.seed)
+    resolved = resolve(config, data.task, natural_silos=None)
+    provision(RunFolder(run), resolved, data)
+    try:
+        run_engine(RunFolder(run), resolved, watch)
+    except _Enough:
+        return
+    raise RuntimeError(f"{run}: ended before its coordinator went away")
+
+
+ATTACK = Attack("label-sets", "label-sets.md", attack)
