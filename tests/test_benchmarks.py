@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from autoflip_secure.attacks.registry import MODULES, load_attack
+from autoflip_secure.attacks.settings import SETTINGS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -20,3 +24,37 @@ def test_a_method_that_needs_its_own_learning_rate_gets_no_other(monkeypatch: py
             rates.add((facts["method"], given))
             assert given <= 1, f"{facts}: {options}"
     assert {("FedMask, global mask", 1), ("magnitude", 0), ("magnitude", 1)} <= rates
+
+
+@pytest.fixture
+def threats_report(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import threats_report
+
+    return threats_report
+
+
+def test_pages_of_threats_show_the_tables_that_the_attacks_made(threats_report: Any) -> None:
+    shown = set()
+    for path in sorted((BENCHMARKS.parent / "threat_models").glob("*.md")):
+        for found in threats_report.MARKER.finditer(path.read_text()):
+            name = found[1]
+            assert load_attack(name).page == path.name
+            table = threats_report.page_table(name, BENCHMARKS / "results")
+            assert found[0] == f"<!-- results: {name} -->\n{table}<!-- /results -->", f"make bench-threats ({name})"
+            assert table.count("\n|") > 2
+            shown.add(name)
+    assert shown == set(MODULES), "every attack has a page, and every page its table"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_attack_in_the_committed_table_broke_a_promise(name: str, threats_report: Any) -> None:
+    found = threats_report.results_of(name, BENCHMARKS / "results")
+    assert found is not None
+    outcomes = threats_report.outcomes_of(found[0])
+    assert load_attack(name).name == name
+    assert outcomes
+    assert [(o.attack, o.setting) for o in outcomes if o.verdict == "broken"] == []
+    measured = (BENCHMARKS / f"results/threats{'-quick' if found[1] else ''}.md").read_text()
+    for outcome in outcomes:
+        assert outcome.setting not in SETTINGS or f"| {outcome.attack} | {outcome.measure} |" in measured

@@ -22,9 +22,7 @@ DOCUMENTS = (
     "protocols/secagg/README.md",
     "protocols/secagg/graph.md",
     "protocols/secagg/messages.md",
-    "threat_models/README.md",
-    "threat_models/bad-silos.md",
-    "threat_models/peer-secagg.md",
+    *(f"threat_models/{path.name}" for path in sorted((ROOT / "threat_models").glob("*.md"))),
 )
 
 

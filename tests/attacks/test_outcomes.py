@@ -1,0 +1,170 @@
+"""What attacks come to, how it is judged, and the command line that runs them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoflip_secure.attacks import __main__ as command
+from autoflip_secure.attacks.outcome import (
+    Attack,
+    Outcome,
+    Scale,
+    bootstrap_interval,
+    mean_interval,
+    proportion_interval,
+)
+from autoflip_secure.attacks.registry import MODULES, load_attack
+from autoflip_secure.attacks.settings import SETTINGS, bound_of_epsilon, epsilon_of
+from autoflip_secure.errors import ConfigError
+
+
+def outcome(value: float, low: float, high: float, *, chance: float | None = None, bound: float | None = None):
+    return Outcome("a", "sum", "m", value, low, high, 10, chance, bound, "a promise" if bound is not None else "")
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [
+        (outcome(0.5, 0.3, 0.7, chance=0.2, bound=0.25), "broken"),
+        (outcome(0.5, 0.25, 0.7, chance=0.2, bound=0.25), "within bound"),
+        (outcome(0.1, 0.0, 0.2, chance=0.2, bound=0.0), "within bound"),
+        (outcome(0.1, 0.01, 0.2, chance=0.0, bound=0.0), "broken"),
+        (outcome(0.5, 0.3, 0.7, chance=0.2), "succeeds"),
+        (outcome(0.5, 0.2, 0.7, chance=0.2), "at chance"),
+        (outcome(0.5, 0.5, 0.5), "succeeds"),
+        (outcome(0.0, 0.0, 0.3), "at chance"),
+    ],
+)
+def test_a_promise_is_broken_where_the_whole_interval_lies_above_it(found: Outcome, verdict: str) -> None:
+    assert found.verdict == verdict
+    assert Outcome.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"low": 0.6},
+        {"high": 0.4},
+        {"value": float("nan")},
+        {"bound": 0.5, "promise": ""},
+        {"bound": None, "promise": "of nothing"},
+    ],
+)
+def test_figures_that_make_no_sense_are_no_outcome(wrong: dict) -> None:
+    fields = {"value": 0.5, "low": 0.4, "high": 0.6, "bound": None, "promise": ""} | wrong
+    with pytest.raises(ValueError, match="a, sum"):
+        Outcome("a", "sum", "m", trials=3, **fields)
+
+
+@settings(deadline=None)  # the first one imports scipy
+@given(st.integers(1, 400), st.data())
+def test_a_share_lies_in_its_interval(trials: int, data: st.DataObject) -> None:
+    hits = data.draw(st.integers(0, trials))
+    share, low, high = proportion_interval(hits, trials)
+    assert 0 <= low <= share == hits / trials <= high <= 1
+    assert (low == 0) == (hits == 0)
+    assert (high == 1) == (hits == trials)
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    generator = np.random.default_rng(7)
+    held = [0, 0]
+    for _ in range(400):
+        _, low, high = proportion_interval(int(generator.binomial(30, 0.2)), 30)
+        held[0] += low <= 0.2 <= high
+        _, low, high = mean_interval(list(generator.normal(1.0, 2.0, 6)))
+        held[1] += low <= 1.0 <= high
+    assert min(held) >= 0.92 * 400
+    assert mean_interval([3.0]) == (3.0, 3.0, 3.0)
+
+
+def test_a_resampled_statistic_has_its_own_value_inside() -> None:
+    values = np.random.default_rng(3).normal(0, 1, 50)
+
+    def largest(generator: np.random.Generator | None) -> float:
+        return float((values if generator is None else generator.choice(values, values.size)).max())
+
+    value, low, high = bootstrap_interval(largest)
+    assert low <= value == values.max() == high
+
+
+@given(st.floats(0, 20), st.floats(0, 1e-3), st.floats(0, 1))
+def test_no_test_is_better_than_epsilon_allows(epsilon: float, delta: float, rate: float) -> None:
+    bound = bound_of_epsilon(epsilon, delta, rate)
+    assert min(rate, 1) <= bound + 1e-9 <= 1 + 1e-9
+    assert bound <= bound_of_epsilon(epsilon + 0.1, delta, rate) + 1e-12
+    if epsilon == delta == 0:
+        assert math.isclose(bound, rate)
+
+
+def test_settings_say_what_they_promise() -> None:
+    assert {name: epsilon_of(name) for name in SETTINGS} == {
+        "plain": None, "sum": None, "sum + DP 8": 8.0, "sum + DP 1": 1.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_attack_is_found_under_its_name(name: str) -> None:
+    assert load_attack(name).name == name
+
+
+def test_an_attack_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match="no such attack; there are label-sets, "):
+        load_attack("label_sets")
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> list[Scale]:
+    """The command line's attack is one of two outcomes; how it was called is kept."""
+    calls: list[Scale] = []
+
+    def run(scale: Scale) -> Iterator[Outcome]:
+        calls.append(scale)
+        assert scale.work.is_dir()
+        yield outcome(0.2, 0.1, 0.3, chance=0.2)
+        yield outcome(0.9, 0.8, 1.0, chance=0.2, bound=None if scale.quick else 0.25)
+
+    monkeypatch.setattr(command, "load_attack", lambda name: Attack(name, "page.md", run))
+    return calls
+
+
+def test_the_command_line_says_each_outcome(played: list[Scale], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["label-sets", "--quick"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "a, sum: m 0.2 [0.1, 0.3], chance 0.2: at chance",
+        "a, sum: m 0.9 [0.8, 1], chance 0.2: succeeds",
+    ]
+    assert not played[0].work.exists(), "runs are removed"
+
+
+def test_a_broken_promise_is_an_exit_code(played: list[Scale], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["label-sets", "--json"]) == command.EXIT_BROKEN
+    rows = [Outcome.from_json(json.loads(line)) for line in capsys.readouterr().out.splitlines()]
+    assert [row.verdict for row in rows] == ["at chance", "broken"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["nothing"], "no such attack"), (["label-sets", "--data-dir", "nowhere"], "no such folder")],
+)
+def test_bad_input_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+
+
+def test_help_needs_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, autoflip_secure.attacks.__main__; assert not {'torch', 'flwr', 'scipy'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
