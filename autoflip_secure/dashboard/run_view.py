@@ -209,8 +209,8 @@ class RunView:
 
     def _take_event(self, event: dict[str, Any]) -> None:
         self.presence.follow(event)
-        name = event.get("event")
-        self._counts[str(name)[:60]] += 1
+        name = str(event.get("event"))  # of a damaged log it may be anything
+        self._counts[name[:60]] += 1
         if name not in ROUTINE:
             self._told += 1
             self._news.append(plain(event))

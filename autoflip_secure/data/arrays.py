@@ -22,6 +22,7 @@ IDX_TYPES: dict[int, tuple[str, np.dtype[Any]]] = {
     0x0C: ("32-bit integers", np.dtype(">i4")),
 }
 MAX_IDX_BYTES = 1 << 30
+PIECE = 1 << 20
 DAMAGED_ARCHIVE = (
     ValueError, OSError, EOFError, KeyError, NotImplementedError, MemoryError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
@@ -102,13 +103,21 @@ def read_idx(path: Path, dimensions: int, *, integers: bool = False) -> NDArray[
             header = file.read(4 + 4 * dimensions)
             shape = _idx_shape(path, header, dimensions, code)
             size = math.prod(shape) * dtype.itemsize
-            body = file.read(size + 1)
+            body = _read_at_most(file, size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a whole gzip file; fetch it again") from error
     if len(body) != size:
         end = "has more bytes" if len(body) > size else f"ends after {len(body)} bytes"
         raise DataError(f"{path}: byte {len(header)}: {end}; shape {shape} needs {size}; fetch it again")
     return np.frombuffer(body, dtype).astype(dtype.newbyteorder("="), copy=False).reshape(shape)
+
+
+def _read_at_most(file: gzip.GzipFile, size: int) -> bytes:
+    """As many bytes as there are, up to `size`, of which nothing is set aside before they are there."""
+    body = bytearray()
+    while len(body) < size and (part := file.read(min(PIECE, size - len(body)))):
+        body += part
+    return bytes(body)
 
 
 def _idx_shape(path: Path, header: bytes, dimensions: int, code: int) -> tuple[int, ...]:

@@ -112,7 +112,7 @@ def read_declaration(folder: Path) -> Declaration:
         values = tomllib.loads(text)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text; save it as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # of TOML, also where a number is too long or nesting too deep
         place = re.search(r"\(at line (\d+), column (\d+)\)", str(error))
         where = f"{path}:{place[1]}:{place[2]}" if place else str(path)
         raise DataError(f"{where}: not TOML ({str(error).split(' (at ')[0]}); {EXAMPLE}") from error

@@ -139,7 +139,7 @@ class Task:
                 parts = {name: tuple(numbers) for name, numbers in values["follow_up"].items()}
                 values["follow_up"] = FollowUp(**parts)
             return cls(**values)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigError(f"task: not valid JSON of a task ({error}); write it with Task.to_json") from error
 
     def check(self, records: Records, where: str) -> Records:

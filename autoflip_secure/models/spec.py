@@ -86,7 +86,7 @@ class ModelSpec:
         """
         try:
             fields = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"the model description is not JSON ({error}); nothing was loaded") from error
         _check_json(fields)
         return cls(fields["name"], tuple(fields["input_shape"]), fields["outputs"], tuple(fields["widths"]))

@@ -1,0 +1,271 @@
+"""Secrets stay where they are made: a whole run is searched for all of them, and the search finds what is put there."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import gzip
+import json
+import os
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import autoflip_secure
+from autoflip_secure.attacks.byte_search import Finder
+from autoflip_secure.attacks.secret_capture import PUBLIC, Capture
+from autoflip_secure.attacks.secret_search import RUNS, Secret, captured_run, leaks, open_files, secrets_of
+
+PACKAGE = Path(autoflip_secure.__file__).parent
+SECRET = bytes(range(100, 132))
+
+FORMS: dict[str, Callable[[bytes], bytes]] = {
+    "raw": bytes,
+    "half of it": lambda s: s[:16],
+    "hexadecimal": lambda s: s.hex().encode(),
+    "hexadecimal in capitals, with spaces": lambda s: s.hex(" ").upper().encode(),
+    "hexadecimal with an odd digit before": lambda s: b"a" + s.hex().encode(),
+    "base64": base64.b64encode,
+    "base64 for addresses": base64.urlsafe_b64encode,
+    "base64 behind other bytes": lambda s: base64.b64encode(b"x" + s),
+    "PEM": lambda s: b"-----BEGIN KEY-----\n" + base64.encodebytes(bytes(40) + s) + b"-----END KEY-----",
+    "a list of numbers": lambda s: json.dumps(list(s)).encode(),
+    "a list of words": lambda s: json.dumps(np.frombuffer(s, "<u8").tolist()).encode(),
+    "one number": lambda s: str(int.from_bytes(s, "big")).encode(),
+    "one number, the other way round": lambda s: str(int.from_bytes(s, "little")).encode(),
+    "Python's repr": lambda s: repr(s).encode(),
+    "JSON's escapes": lambda s: json.dumps(s.decode("latin-1")).encode(),
+    "packed": gzip.compress,
+}
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+@pytest.mark.parametrize("seed", range(3))
+def test_a_secret_is_found_in_every_form(form: str, seed: int) -> None:
+    secret = np.random.default_rng(seed).bytes(32)
+    data = FORMS[form](secret)
+    if form != "packed":
+        data = b"something before: " + data + b" and after"
+    assert Finder([SECRET, secret]).found_in(data) == {1}
+
+
+@given(st.binary(max_size=2000))
+def test_nothing_is_found_where_nothing_is(data: bytes) -> None:
+    if SECRET[:16] not in data:
+        assert Finder([SECRET]).found_in(data) == set()
+
+
+def test_a_record_is_found_as_a_whole_only() -> None:
+    record = np.arange(64, dtype=np.float32).tobytes()
+    finder = Finder([record], whole={0})
+    assert finder.found_in(b"abc" + record) == {0}
+    assert finder.found_in(record[:-4]) == set()
+
+
+@pytest.fixture(scope="module")
+def captured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run under DP with drops, and its secrets."""
+    out = tmp_path_factory.mktemp("captured")
+    options, small = RUNS["sum + DP 8"]
+    captured_run([*shlex.split(small), *options, "--quiet"], out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def secrets(captured: Path) -> list[Secret]:
+    return secrets_of(captured)
+
+
+def test_no_secret_of_a_run_is_where_it_should_not_be(captured: Path, secrets: list[Secret]) -> None:
+    kinds = {secret.kind for secret in secrets}
+    assert kinds >= {"self-mask seed", "mask key", "share", "derived key", "agreed secret", "noise link", "record"}
+    assert kinds >= {"parties.identity.generate", "parties.agreement.fresh_key", "sums.randomness.__init__"}
+    assert len(secrets) > 500
+    assert leaks(secrets, captured) == []
+
+
+def test_texts_and_process_are_searched_too(captured: Path) -> None:
+    assert "SecAggSilo" in (captured / "texts.txt").read_text()
+    assert str(captured).encode() in (captured / "process.txt").read_bytes()
+
+
+PLACES = {
+    "the report": "run/report.html",
+    "the events": "run/events.jsonl",
+    "another silo's state": "run/silos/silo-002/state.sqlite",
+    "its own log": "run/silos/silo-001/silo.log",
+    "what is left of temporary files": "tmp/left",
+    "what was printed": "stderr.txt",
+}
+
+
+@pytest.mark.parametrize("place", list(PLACES))
+def test_a_secret_that_gets_somewhere_else_is_found(captured: Path, secrets: list[Secret], place: str) -> None:
+    path = captured / PLACES[place]
+    before = path.read_bytes() if path.exists() else None
+    secret = next(s for s in secrets if s.kind == "parties.agreement.fresh_key" and s.owners == {1})
+    try:
+        path.write_bytes((before or b"") + base64.b64encode(secret.value))
+        assert [(found.kind, found.file) for found in leaks([secret], captured)] == [(secret.kind, path)]
+    finally:
+        path.unlink() if before is None else path.write_bytes(before)
+
+
+def test_a_spent_secret_that_stays_on_its_own_disk_is_found(captured: Path, secrets: list[Secret]) -> None:
+    spent = next(s for s in secrets if s.kind == "self-mask seed" and s.owners == {1} and not s.files)
+    path = captured / "run/silos/silo-001/state.sqlite-wal"
+    before = path.read_bytes() if path.exists() else None
+    try:
+        path.write_bytes((before or b"") + spent.value)
+        assert [found.file for found in leaks([spent], captured)] == [path]
+    finally:
+        path.unlink() if before is None else path.write_bytes(before)
+
+
+def test_files_with_secrets_are_their_owners_alone(captured: Path) -> None:
+    assert open_files(captured / "run") == []
+    key = captured / "run/silos/silo-001/identity.key"
+    key.chmod(0o644)
+    try:
+        assert open_files(captured / "run") == [key]
+    finally:
+        key.chmod(0o600)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["plain", "sum", "ckks + DP 8"])
+def test_no_secret_is_where_it_should_not_be_in_other_settings(setting: str, tmp_path: Path) -> None:
+    options, small = RUNS[setting]
+    captured_run([*shlex.split(small), *options, "--quiet"], tmp_path / "out")
+    found = secrets_of(tmp_path / "out")
+    assert ("lattice key" in {secret.kind for secret in found}) == setting.startswith("ckks")
+    assert leaks(found, tmp_path / "out") == []
+
+
+def test_what_is_drawn_is_a_secret_unless_a_place_is_known_to_be_public() -> None:
+    """All entropy comes through os.urandom and the generators that are watched; nothing else makes keys in a sum."""
+    drawn = re.compile(r"os\.urandom|token_bytes|randbytes|\.generate\(\)|generate_private_key|getrandom")
+    places = {str(p.relative_to(PACKAGE)) for p in PACKAGE.rglob("*.py") if drawn.search(p.read_text())}
+    places = {place for place in places if not place.startswith("attacks/")}
+    watched = {
+        "sums/randomness.py", "sums/noise_chain.py", "parties/agreement.py", "parties/identity.py", "secagg/keys.py",
+        "secagg/dealing.py", "federation/provisioning.py", "federation/audit_log.py",
+    }  # fmt: skip
+    deployed = {"deployment/silo_runtime.py", "deployment/deployed_run.py", "deployment/keys.py"}
+    assert places == watched | deployed
+    assert len(PUBLIC) == 2
+
+
+def test_an_object_that_prints_its_key_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from autoflip_secure.secagg.keys import SlotSecret
+
+    monkeypatch.setattr(SlotSecret, "__repr__", lambda this: this.seed.hex())
+    capture = Capture()
+    capture.look_at({"kept": [SlotSecret(SECRET, bytes(32))]})
+    assert Finder([SECRET]).found_in("".join(capture.texts).encode()) == {0}
+
+
+# Comparisons of secrets
+
+SECRET_NAMES = re.compile(r"(^|_)(secret|seed|seeds|mask_key|private|token|key_share|shares?|revealed|root|lattice)$")
+PARTS = ("secagg", "ckks", "parties", "deployment", "dashboard")
+
+
+def compared_names(path: Path) -> set[str]:
+    """Names on either side of == or != that are called like secrets."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Compare) and any(isinstance(op, ast.Eq | ast.NotEq) for op in node.ops):
+            for side in (node.left, *node.comparators):
+                name = side.id if isinstance(side, ast.Name) else side.attr if isinstance(side, ast.Attribute) else ""
+                if SECRET_NAMES.search(name):
+                    found.add(name)
+    return found
+
+
+def test_secrets_are_compared_in_constant_time() -> None:
+    """hmac.compare_digest, and no ==, wherever one side is called like a secret."""
+    found = {
+        (str(path.relative_to(PACKAGE)), name)
+        for part in PARTS
+        for path in (PACKAGE / part).rglob("*.py")
+        for name in compared_names(path)
+    }
+    assert found == set()
+    compares = [p for part in PARTS for p in (PACKAGE / part).rglob("*.py") if "compare_digest" in p.read_text()]
+    assert len(compares) >= 3
+
+
+def test_a_comparison_that_is_not_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("def f(a, b):\n    return a.seed == b or b != a.token\n")
+    assert compared_names(tmp_path / "a.py") == {"seed", "token"}
+
+
+@pytest.mark.slow
+def test_no_secret_of_a_deployed_silo_is_anywhere_but_in_its_home(tmp_path: Path) -> None:
+    """After a run: Flower's own databases, logs of child processes, command lines and environments."""
+    from sklearn.datasets import load_breast_cancer
+
+    from tests.end_to_end.deployment_harness import Deployment, command
+
+    names = ("north", "south", "west")
+    x, y = load_breast_cancer(return_X_y=True)
+    scaled = (x - x.mean(0)) / x.std(0)
+    deployment = Deployment(tmp_path, names)
+    deployment.found({name: (scaled[i::3], y[i::3]) for i, name in enumerate(names)}, "epsilon = 16.0\n")
+    try:
+        deployment.all_up()
+        deployment.begin("run", "--dp-epsilon", 4, "--colluders", 0, "--rounds", 3, "--bits", 18)
+        deployment.approve()
+        deployment.finished("run", 400)
+        running = b"".join(_process_texts(tmp_path))
+        assert b"silo_worker" in running
+    finally:
+        deployment.down()
+    command("audit", "verify", *(tmp_path / name for name in ("coordinator", *names)))
+    for name in names:
+        home = deployment.silo(name)
+        held = list(_held(home))
+        assert len(held) > 5
+        finder = Finder([value for _, value in held])
+        assert finder.found_in(running) == set()
+        for path in (p for p in tmp_path.rglob("*") if p.is_file()):
+            allowed = path.is_relative_to(home) and (path.suffix == ".key" or path.name.startswith("state.sqlite"))
+            if not allowed and not (path.is_relative_to(home) and path.name == "worker.secret"):
+                assert [held[n][0] for n in finder.found_in(path.read_bytes())] == [], path
+    secret = [p for p in tmp_path.rglob("*") if p.suffix == ".key" or p.name == "worker.secret" or "sqlite" in p.name]
+    own = [p for p in secret if p.parts[len(tmp_path.parts)] in names and "flower/" not in str(p.relative_to(tmp_path))]
+    assert [p for p in own if p.stat().st_mode & 0o077] == []
+
+
+def _held(home: Path) -> list[tuple[str, bytes]]:
+    """Secrets in a silo's home: keys, what is left of its slots, and the worker's password."""
+    import sqlite3
+
+    found = [("worker.secret", path.read_bytes()) for path in home.rglob("worker.secret")]
+    for path in home.rglob("*.key"):
+        body = b"".join(path.read_bytes().split(b"\n")[1:-2])
+        found.append((path.name, base64.b64decode(body)[-32:]))
+    with sqlite3.connect(f"file:{home / 'state.sqlite'}?mode=ro", uri=True) as connection:
+        for query in ("SELECT seed FROM secagg_secret", "SELECT mask_key FROM secagg_secret"):
+            found += [(query, value) for (value,) in connection.execute(query)]
+    return found
+
+
+def _process_texts(folder: Path) -> list[bytes]:
+    """Command line and environment of every process that works below a folder."""
+    found = []
+    for place in Path("/proc").iterdir():
+        if place.name.isdecimal() and int(place.name) != os.getpid():
+            try:
+                texts = [(place / name).read_bytes() for name in ("cmdline", "environ")]
+            except OSError:
+                continue
+            found += texts if any(str(folder).encode() in text for text in texts) else []
+    return found
