@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -81,10 +82,13 @@ def _last_lines(path: Path, count: int) -> list[str]:
 
 
 def _added(path: Path, places: dict[str, int], name: str) -> Iterator[str]:
-    size = path.stat().st_size if path.exists() else 0
-    if size < places[name]:
-        places[name] = 0  # begun anew
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return  # just turned over
+    with file:
+        if os.fstat(file.fileno()).st_size < places[name]:
+            places[name] = 0  # begun anew
         file.seek(places[name])
         data = file.read()
     whole = data.rfind(b"\n") + 1

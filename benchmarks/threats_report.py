@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from autoflip_secure.attacks.settings import SETTINGS
 __all__ = ["markdown", "page_table", "results_of", "write_pages"]
 
 MARKER = re.compile(r"<!-- results: ([\w-]+) -->\n.*?<!-- /results -->", re.S)
-MARKS = {"broken": "**broken**", "within bound": "held", "at chance": "at chance", "succeeds": "succeeds"}
+MARKS = {"broken": "**broken**", "loose": "bound is loose"}
+"""How verdicts are written where they do not speak for themselves."""
 
 Attacks = dict[str, dict[str, Any]]
 
@@ -29,17 +31,23 @@ def number(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
 
 
+def interval(outcome: Outcome) -> str:
+    """Value and interval."""
+    if outcome.trials < 2 and outcome.low == outcome.high:
+        return f"{number(outcome.value)} (one run)"
+    return f"{number(outcome.value)} [{number(outcome.low)}, {number(outcome.high)}]"
+
+
 def cell(outcome: Outcome | None) -> str:
     """Value, interval, bound where one is promised, verdict."""
     if outcome is None:
         return "-"
     bound = "" if outcome.bound is None else f", at most {number(outcome.bound)}"
-    shown = f"{number(outcome.value)} [{number(outcome.low)}, {number(outcome.high)}]{bound}"
-    return f"{shown}: {MARKS[outcome.verdict]}"
+    return f"{interval(outcome)}{bound}: {MARKS.get(outcome.verdict, outcome.verdict)}"
 
 
 def chances(group: list[Outcome]) -> str:
-    """Chance level of a row; where settings differ in it, the range."""
+    """What is had without the attack, of a row; where settings differ in it, the range."""
     known = sorted({number(o.chance) for o in group if o.chance is not None}, key=float)
     return "-" if not known else known[0] if len(known) == 1 else f"{known[0]} to {known[-1]}"
 
@@ -50,13 +58,15 @@ def markdown(attacks: Attacks, *, quick: bool) -> str:
     lines = [
         "# Attacks",
         "",
-        "What an attacker gets, larger is better for the attacker, with its 95 % interval. `chance`: what somebody "
-        "gets who sees public values only. `at most`: what is promised under that setting; such a cell is *held*, or "
-        "**broken** where its whole interval lies above. Without a promise it is *at chance*, or the attack "
-        "*succeeds*. Pages of [threat_models/](../../threat_models/README.md) say who attacks with what, and have all "
-        "settings.",
+        "What an attacker gets, larger is better for the attacker, with its 95 % interval. `without`: what is had "
+        "without the attack, by a guess or from a run that nobody spoils. `at most`: what is promised under that "
+        "setting. Such a cell is **broken** where its whole interval lies above, *held* where it lies below (or where "
+        "nothing is allowed and nothing was found), *not refuted* where so few trials do not tell, and its *bound is "
+        "loose* where it allows nearly everything. Where nothing is promised the attack *succeeds* if the whole "
+        "interval lies above `without`, else there is *no gain*. Pages of "
+        "[threat_models/](../../threat_models/README.md) say who attacks with what, and have all settings.",
         "",
-        f"| attack | measure | chance | {' | '.join(SETTINGS)} |",
+        f"| attack | measure | without | {' | '.join(SETTINGS)} |",
         "|---|---|---|" + "---|" * len(SETTINGS),
     ]
     found = [outcome for name in MODULES if name in attacks for outcome in outcomes_of(attacks[name])]
@@ -67,9 +77,14 @@ def markdown(attacks: Attacks, *, quick: bool) -> str:
             cells = " | ".join(cell(by_setting.get(setting)) for setting in SETTINGS)
             lines.append(f"| {attack} | {measure} | {chances(group)} | {cells} |")
     promised = [o for o in found if o.bound is not None]
-    broken = [o for o in promised if o.verdict == "broken"]
-    lines += ["", f"{len(promised) - len(broken)} of {len(promised)} promised cells held."]
-    lines += [f"Broken: {o.attack}, {o.setting}." for o in broken]
+    count = Counter(o.verdict for o in promised)
+    lines += [
+        "",
+        f"Of {len(promised)} cells with a promise, those of the pages' further settings included: {count['held']} "
+        f"held, {count['not refuted']} not refuted by so few trials, {count['loose']} with a loose bound, "
+        f"{count['broken']} broken.",
+    ]
+    lines += [f"Broken: {o.attack}, {o.setting}." for o in promised if o.verdict == "broken"]
     missing = [name for name in MODULES if name not in attacks]
     lines += [f"Not run: {', '.join(missing)}."] if missing else []
     seconds = sum(attack["seconds"] for attack in attacks.values())
@@ -95,7 +110,7 @@ def page_table(name: str, results: Path) -> str:
     if found is None:
         return ""
     attack, quick = found
-    lines = ["", "| attack | setting | measure | value [95 %] | chance | promised | verdict | trials |"]
+    lines = ["", "| attack | setting | measure | value [95 %] | without | promised | verdict | trials |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     notes: list[str] = []
     for o in outcomes_of(attack):
@@ -106,8 +121,16 @@ def page_table(name: str, results: Path) -> str:
             mark = f" ({notes.index(o.note) + 1})"
         promised = "-" if o.bound is None else f"at most {number(o.bound)} ({o.promise})"
         chance = "-" if o.chance is None else number(o.chance)
-        value = f"{number(o.value)} [{number(o.low)}, {number(o.high)}]"
-        cells = [o.attack + mark, o.setting, o.measure, value, chance, promised, MARKS[o.verdict], str(o.trials)]
+        cells = [
+            o.attack + mark,
+            o.setting,
+            o.measure,
+            interval(o),
+            chance,
+            promised,
+            MARKS.get(o.verdict, o.verdict),
+            str(o.trials),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *(f"{index}. {note}" for index, note in enumerate(notes, start=1))] if notes else []
     command = f'make bench-threats ARGS="--only {name}{" --quick" if quick else ""}"'

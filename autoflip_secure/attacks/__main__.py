@@ -49,7 +49,7 @@ def attack(
 
 def sentence(outcome: Outcome) -> str:
     """One line for people."""
-    against = [f"{word} {value:.3g}" for word, value in (("chance", outcome.chance), ("bound", outcome.bound))
+    against = [f"{word} {value:.3g}" for word, value in (("without it", outcome.chance), ("bound", outcome.bound))
                if value is not None]  # fmt: skip
     interval = f"[{outcome.low:.3g}, {outcome.high:.3g}]"
     figures = ", ".join([f"{outcome.measure} {outcome.value:.3g} {interval}", *against])

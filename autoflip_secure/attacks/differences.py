@@ -105,11 +105,13 @@ def _drops(scale: Scale, size: _Size) -> Iterator[Outcome]:
 
 def _nobody_absent(scale: Scale, size: _Size) -> Iterator[Outcome]:
     """The same attack where every silo is in every sum."""
-    settings = ("sum",) if scale.quick else tuple(SETTINGS)[1:]
-    for setting in settings:
-        options, promise = f"--silos {SILOS}", f"secure sum: chance + {SLACK}"
-        name = "label sets, nobody absent"
-        yield _passive(scale, size, options, name, setting, SILOS, chance=None, promise=promise)
+    for setting in tuple(SETTINGS)[1:]:
+        options, promise = f"--silos {SILOS}", f"a sum tells what its silos hold together: their best guess + {SLACK}"
+        name, note = (
+            "label sets, nobody absent",
+            "without the attack: the best guess from the classes of the cohort's silos",
+        )
+        yield _passive(scale, size, options, name, setting, SILOS, chance=None, promise=promise, note=note)
 
 
 def _cohorts(scale: Scale, size: _Size) -> Iterator[Outcome]:
@@ -117,10 +119,9 @@ def _cohorts(scale: Scale, size: _Size) -> Iterator[Outcome]:
     options = "--silos 12 --colluders 0 --cohort-filter"
     private = () if scale.quick else (("sum + DP 8", " --allow-cohort-rotation"),)
     for setting, rotation in (("sum", ""), ("sum", " --allow-cohort-rotation"), *private):
-        note = "a policy has to accept it" if rotation else "a silo's share of what is known of its cohort"
+        note = "a policy has to accept it" if rotation else "all silos of a cohort get the same guess, from its classes"
         name = f"label sets from {'rotating' if rotation else 'fixed'} cohorts"
-        chance = CHANCE if rotation else None
-        yield _passive(scale, size, options + rotation, name, setting, 12, chance=chance, note=note)
+        yield _passive(scale, size, options + rotation, name, setting, 12, note=note)
 
 
 def _retries(scale: Scale, size: _Size) -> Iterator[Outcome]:

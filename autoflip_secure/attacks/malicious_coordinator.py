@@ -97,16 +97,15 @@ class _Attacks:
         rounds = 4 if self._noised else 20 if self._quick else 200
         found = recover_records(self._lying, self._public, self._rounds(rounds), self._random)
         self.pictures = found.pictures
-        matched = sum(public_match(held(self._lying, silo), self._public) for silo in self._lying.roster.silos)
-        chance = matched / found.records
+        records = [held(self._lying, silo) for silo in self._lying.roster.silos]
+        matched = sum(public_match(each, self._public) for each in records)
+        by_chance = proportion_interval(matched, sum(map(len, records)))
         epsilon, bound = epsilon_of(self._setting), None
         if epsilon is not None:
-            bound = bound_of_epsilon(
-                epsilon, self._lying.config.dp_delta, proportion_interval(matched, found.records)[2]
-            )
+            bound = bound_of_epsilon(epsilon, self._lying.config.dp_delta, by_chance[2])
         yield Outcome(
-            "crafted model: single records", self._setting, "share of all records recovered nearly exactly",
-            *proportion_interval(found.hits, found.records), found.records, chance, bound, DP if bound else "",
+            "crafted model: single records", self._setting, "of the records within reach, recovered nearly exactly",
+            *proportion_interval(found.hits, found.reach), found.reach, by_chance[0], bound, DP if bound else "",
             f"{rounds} rounds; more recover more" if not self._noised else f"one imprint in {rounds} rounds, denoised",
         )  # fmt: skip
         yield Outcome(

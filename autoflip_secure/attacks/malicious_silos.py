@@ -112,23 +112,27 @@ def _protocol(scale: Scale) -> Iterator[Outcome]:
     attempts = 100 if scale.quick else 1000
     for lie in LIES:
         told = told_of(lie, attempts, seed=1)
-        for setting, spoilt in (("sum, no bounds", _spoilt(told, False)), ("sum", _spoilt(told, True))):
+        exact = lie == "wrong shares"
+        for setting, bounds in (("sum, no bounds", False), ("sum", True)):
+            spoilt = sum(_spoilt(t, exact=exact) and (t.in_bounds or not bounds) for t in told)
             promised = setting == "sum" and lie in PROMISES
             value, low, high = proportion_interval(spoilt, attempts)
             yield Outcome(
                 f"lie: {lie}", setting, "sums spoilt unnoticed", value, low, high, attempts, 0.0,
-                0.0 if promised else None, PROMISES[lie] if promised else "", _told_note(told),
+                0.0 if promised else None, PROMISES[lie] if promised else "", _told_note(told, bounds),
             )  # fmt: skip
 
 
-def _spoilt(told: list[Told], bounds: bool) -> int:
-    return sum(t.opened and t.moved and (t.in_bounds or not bounds) for t in told)
+def _spoilt(told: Told, *, exact: bool) -> bool:
+    """Whether a wrong sum was opened: not the honest one, or off by more than the liars' own vectors can make it."""
+    return told.opened and (not told.exact if exact else told.moved)
 
 
-def _told_note(told: list[Told]) -> str:
+def _told_note(told: list[Told], bounds: bool) -> str:
     aborted, named = sum(not t.opened for t in told), sum(t.named for t in told)
     slandered = sum(t.slandered for t in told)
-    return f"{aborted} attempts aborted, liars named in {named}, honest silos in {slandered}."
+    left_out = f"{sum(t.opened and not t.in_bounds for t in told)} sums left out by bounds, " if bounds else ""
+    return f"{aborted} attempts aborted, {left_out}liars named in {named}, honest silos in {slandered}."
 
 
 def _played(runs: _Runs, attack: str, bad: str, setting: str) -> Iterator[Outcome]:

@@ -49,8 +49,9 @@ class Recovered:
 
     Attributes
     ----------
-    hits, records : int
-        Records of all silos that some reconstruction comes `NEARLY` to, and how many there are.
+    hits, reach : int
+        Records of all silos that some reconstruction comes `NEARLY` to, and how many there would be at most: a record
+        for every bin of every imprint, or all there are.
     explained : list of float
         By bin, of its nearest record's squared distance from the mean picture of its class the share that the
         reconstruction explains, within [-1, 1]; 0 is as good as the mean picture.
@@ -59,7 +60,7 @@ class Recovered:
     """
 
     hits: int = 0
-    records: int = 0
+    reach: int = 0
     explained: list[float] = field(default_factory=list)
     pictures: list[tuple[Values, Values]] = field(default_factory=list)
 
@@ -100,7 +101,7 @@ def recover_records(
     x, y = np.concatenate([_flat(r.x) for r in silos.values()]), np.concatenate([r.y for r in silos.values()])
     whose = np.repeat(list(silos), [len(records) for records in silos.values()])
     first, noised = lying.first_model(), lying.config.trust != "none"
-    found, result = set[int](), Recovered(records=len(x))
+    found, result = set[int](), Recovered()
     labels = np.unique(public.y)
     batches = [rounds] if noised else [range(round, round + 1) for round in rounds]
     for number, batch in enumerate(batches):
@@ -113,6 +114,7 @@ def recover_records(
             of_class = np.flatnonzero((y == label) & ((whose == owner) | (owner == 0)))
             if not of_class.size:
                 continue  # a silo without the class shows nothing, and its updates say so: they are 0
+            result.reach = min(len(x), result.reach + min(len(of_class), len(imprint.centres)))
             weights, biases = Imprint.rows(model.spec, model.mask, update)
             if noised:
                 units, shown = np.arange(len(biases)), _denoised(weights, std, mine, lying.config.clip)

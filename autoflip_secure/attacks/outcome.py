@@ -12,6 +12,8 @@ import numpy as np
 __all__ = ["Attack", "Outcome", "Scale", "bootstrap_interval", "mean_interval", "proportion_interval"]
 
 CONFIDENCE = 0.95
+LOOSE = 0.95
+"""A share, rate or area that may be so large is hardly bounded."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,10 @@ class Outcome:
     value, low, high : float
         The figure and its 95 % interval, over independent trials.
     trials : int
-        How many there were.
+        How many there were. One run gives no interval.
     chance : float or None
-        What somebody gets who sees nothing but public values; None where that means nothing.
+        What is had without the attack: by somebody who guesses, with public values or with more where `note` says so,
+        or from a run that nobody spoils. None where that means nothing.
     bound : float or None
         The largest value that a promise allows under this setting; None: nothing is promised here.
     promise : str
@@ -60,16 +63,20 @@ class Outcome:
 
     @property
     def verdict(self) -> str:
-        """`broken` where a promise is refuted with confidence, else `within bound`, `at chance` or `succeeds`.
+        """What this says of the promise, or where nothing is promised of the attack.
 
-        A bound is refuted where the whole interval lies above it. Without a bound the attack succeeds where the whole
-        interval lies above chance.
+        With a bound: `broken` where the whole interval lies above it, `held` where it lies below (or nothing at all
+        was found where nothing is allowed), `not refuted` where so few trials do not tell, and `loose` where the bound
+        itself allows nearly everything. Without: `succeeds` where the whole interval lies above what is had without
+        the attack, else `no gain`.
         """
-        if self.bound is not None:
-            return "broken" if self.low > self.bound else "within bound"
-        if self.chance is not None and self.low <= self.chance:
-            return "at chance"
-        return "succeeds" if self.value > 0 else "at chance"
+        if self.bound is None:
+            return "succeeds" if self.low > (self.chance or 0.0) else "no gain"
+        if self.low > self.bound:
+            return "broken"
+        if self.chance is not None and self.bound >= LOOSE:
+            return "loose"
+        return "held" if self.high <= self.bound or self.value == self.bound == 0 else "not refuted"
 
     def to_json(self) -> dict[str, Any]:
         """As it lies on disk."""

@@ -21,7 +21,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from autoflip_secure.attacks.outcome import Attack, Outcome, Scale, mean_interval
+from autoflip_secure.attacks.outcome import Attack, Outcome, Scale, proportion_interval
 from autoflip_secure.attacks.recorded_view import RecordedView
 from autoflip_secure.attacks.settings import SETTINGS
 from autoflip_secure.config import RunConfig
@@ -62,8 +62,8 @@ VARIANTS: dict[str, tuple[dict[str, Any], float]] = {
 
 QUICK = ("plain", "sum", "sum + DP 8", "sum + DP 8, reply_every")
 SILO_STAGES = TRAINING_STAGES | {"join"}
-HIDDEN = 0.6
-"""Largest rank correlation that is taken for none where replies are held back: chance exceeds it in one of ten runs."""
+SAME = 0.5
+"""Score of a pair of silos whose messages are of the same sizes, one by one."""
 
 assert set(SETTINGS) <= set(VARIANTS)
 
@@ -192,7 +192,7 @@ def told_apart(sent: Mapping[int, Any], records: Mapping[int, int]) -> list[floa
         if 3 * records[small] <= records[large]:
             both = [(a, b) for a, b in zip(sent[small], sent[large], strict=True) if a[0] == b[0]]
             one, other = ([size for pair in both for size in pair[side][1:]] for side in (0, 1))
-            scores.append(0.5 if one == other else float(sum(other) > sum(one)))
+            scores.append(SAME if one == other else float(sum(other) > sum(one)))
     return scores
 
 
@@ -219,16 +219,14 @@ def _run(scale: Scale) -> Iterator[Outcome]:
             silos = [silo for silo in sorted(guessed) if silo > 1]
             guesses += [guessed[silo] for silo in silos]
             true += [float(records[silo]) for silo in silos]
+        differ = sum(score != SAME for score in scores)
         yield Outcome(
-            "record count from message sizes", setting, "pairs of silos put in order", *mean_interval(scores),
-            len(scores), 0.5, 0.5, "sizes depend on public values only",
+            "record count from message sizes", setting, "pairs of silos whose messages differ in size at all",
+            *proportion_interval(differ, len(scores)), len(scores), 0.0, 0.0, "sizes depend on public values only",
         )  # fmt: skip
-        bounded = every > 0
         yield Outcome(
             "record count from reply times", setting, "rank correlation", *rank_correlation(guesses, true),
-            len(true), 0.0, HIDDEN if bounded else None,
-            "replies leave at multiples of a public time" if bounded else "",
-            "" if bounded else "nothing is promised without reply_every in policy.toml",
+            len(true), 0.0, note="" if every else "nothing is promised without reply_every in policy.toml",
         )  # fmt: skip
 
 

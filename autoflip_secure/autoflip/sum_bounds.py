@@ -33,8 +33,9 @@ __all__ = [
     "sum_length",
 ]
 
-FALSE_ALARM = 2.0**-40
-"""Probability, a sum and channel, that honest silos exceed a bound that randomness has a part in."""
+FALSE_ALARM = 2.0**-43
+"""Probability that honest silos exceed one bound that randomness has a part in. There are at most five a channel of a
+sum (range, fields, length alone and together, patients sampled): below 2^-40 in all."""
 
 NOT_NEGATIVE = frozenset({"mask", "deviation", "unit_energy", "count", "metric"})
 """Channels of squares, shares and counts."""

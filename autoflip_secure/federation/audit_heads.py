@@ -8,7 +8,7 @@ up to 32 silos, not by 3 kilobytes, and still every silo's head stands in at lea
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,9 @@ __all__ = ["BLOCK", "HeadList", "ShownHeads", "check_heads"]
 
 BLOCK = 32
 """Most silos of a block. Blocks are about equal, so with more than one each has half as many or more."""
+Range = tuple[int, int, bytes]
+"""First and last silo of a block, and its hash. No silo is in two blocks, so all of one are shown the same one."""
+
 LIST_DOMAIN = b"autoflip-secure/audit-heads|"
 BLOCK_DOMAIN = b"autoflip-secure/audit-heads-block|"
 
@@ -42,15 +45,22 @@ class HeadList:
         silos, blocks = len(self.silos), -(-len(self.silos) // BLOCK)
         return [(silos * block // blocks, silos * (block + 1) // blocks) for block in range(blocks)]
 
+    def _ranges(self, blocks: list[bytes]) -> list[Range]:
+        ordered = sorted(self.silos)
+        return [
+            (ordered[start], ordered[end - 1], _block_hash(block))
+            for (start, end), block in zip(self._edges(), blocks, strict=True)
+        ]
+
     def hash(self) -> bytes:
         """What the manifest names, 32 bytes."""
-        return _hash(self.coordinator, [_block_hash(block) for block in self._blocks()])
+        return _hash(self.coordinator, self._ranges(self._blocks()))
 
     def shown(self) -> dict[int, bytes]:
         """By silo, what travels to it; the same object for all silos of a block."""
         blocks = self._blocks()
-        hashes = [_block_hash(block) for block in blocks]
-        parts = [bytes(msgpack.packb([self.coordinator.row(), n, block, hashes])) for n, block in enumerate(blocks)]
+        ranges = self._ranges(blocks)
+        parts = [bytes(msgpack.packb([self.coordinator.row(), n, block, ranges])) for n, block in enumerate(blocks)]
         ordered = sorted(self.silos)
         return {
             silo: part for part, (start, end) in zip(parts, self._edges(), strict=True) for silo in ordered[start:end]
@@ -69,18 +79,24 @@ class ShownHeads:
     def from_bytes(cls, data: bytes) -> ShownHeads:
         """Read what travelled; ProtocolError where it is none."""
         try:
-            coordinator, place, block, hashes = msgpack.unpackb(data)
+            coordinator, place, block, ranges = msgpack.unpackb(data)
             rows: list[list[Any]] = msgpack.unpackb(block)
-            if len(rows) > BLOCK or type(place) is not int or hashes[place] != _block_hash(block):
-                raise ProtocolError("the audit heads shown are not those of their block")
-            if len(hashes) > 1 and len(rows) < BLOCK // 2:
-                raise ProtocolError("the block of audit heads shown is smaller than blocks of so long a list are")
             head, heads = Head(*coordinator), {row[0]: Head(*row[1:]) for row in rows}
-            whole = _hash(head, hashes)
+            if any(type(silo) is not int or silo < 1 for silo in heads) or [row[0] for row in rows] != sorted(heads):
+                raise ProtocolError("a list of audit heads names each silo once, by its id, in their order")
+            own = [min(heads), max(heads), _block_hash(block)]
+            if len(rows) > BLOCK or type(place) is not int or place < 0 or ranges[place] != own:
+                raise ProtocolError("the audit heads shown are not those of their block")
+            if len(ranges) > 1 and len(rows) < BLOCK // 2:
+                raise ProtocolError("the block of audit heads shown is smaller than blocks of so long a list are")
+            edges = [edge for first, last, _ in ranges for edge in (first, last + 1)]
+            if edges != sorted(edges) or any(first > last for first, last, _ in ranges):
+                raise ProtocolError(
+                    "blocks of audit heads overlap, so that others may be shown another one in its place"
+                )
+            whole = _hash(head, ranges)
         except (ValueError, TypeError, LookupError, msgpack.exceptions.UnpackException) as error:
             raise ProtocolError("not a list of audit heads") from error
-        if any(type(silo) is not int or silo < 1 for silo in heads) or len(heads) != len(rows):
-            raise ProtocolError("a list of audit heads names each silo once, by its id")
         return cls(head, heads, whole)
 
 
@@ -88,8 +104,8 @@ def _block_hash(block: bytes) -> bytes:
     return hashlib.sha256(BLOCK_DOMAIN + block).digest()
 
 
-def _hash(coordinator: Head, hashes: list[bytes]) -> bytes:
-    return hashlib.sha256(LIST_DOMAIN + msgpack.packb([coordinator.row(), hashes])).digest()
+def _hash(coordinator: Head, ranges: Sequence[Range]) -> bytes:
+    return hashlib.sha256(LIST_DOMAIN + msgpack.packb([coordinator.row(), ranges])).digest()
 
 
 def check_heads(data: bytes, heads_hash: bytes, silo: int, roster: Roster, log: AuditLog) -> dict[bytes, Head]:

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from autoflip_secure.errors import BudgetExhausted, CannotContinue, ProtocolError
 from autoflip_secure.federation.exchange import KNOWN_ERRORS, StageExchange
 from autoflip_secure.federation.join import JOIN_STAGE, read_join_reply
+from autoflip_secure.federation.policy import LONGEST_HOLD
 from autoflip_secure.federation.wire import Reply
 from autoflip_secure.parties.roster import Roster
 
@@ -25,8 +26,8 @@ GRACE = 60.0
 FIRST_LATE_PAUSE, LONGEST_LATE_PAUSE = 5.0, 300.0
 """Seconds between two looks for late silos while rounds go on."""
 
-ANSWER_WITHIN = 120.0
-"""Seconds in which a silo reads its records and answers whether it joins."""
+ANSWER_WITHIN = 120.0 + LONGEST_HOLD
+"""Seconds in which a silo reads its records and answers whether it joins, held back as its policy may say."""
 
 Nodes = Callable[[Grid], Mapping[int, int | None]]
 """Nodes that are connected, and the silo that each was enrolled as; None where that is only known once it says so."""

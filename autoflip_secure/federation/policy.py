@@ -26,7 +26,10 @@ from autoflip_secure.parties.rules import HARD_FLOOR, share_threshold
 from autoflip_secure.sums.channels import CHANNEL_NAMES
 from autoflip_secure.sums.manifest import TRUST_MODES, Manifest
 
-__all__ = ["USUAL_CHANNELS", "SiloPolicy"]
+__all__ = ["LONGEST_HOLD", "USUAL_CHANNELS", "SiloPolicy"]
+
+LONGEST_HOLD = 60.0
+"""Largest `reply_every`: a coordinator waits a minute and two for the answer to a join."""
 
 LINEAR_CHANNELS = frozenset({"update", "count", "metric", "clip_bits"})
 """What distributed noise covers: squares of under-noised vectors are outside the promise of the sum."""
@@ -111,11 +114,11 @@ class SiloPolicy(BaseModel):
     reply_every: float = Field(
         0.0,
         ge=0,
-        le=3600,
-        description="seconds: answers to a join and to stages that use records leave at whole multiples of so many "
-        "seconds after they were asked for, so that how long they took tells nothing of how many records there are. "
-        "0: as soon as they are ready. It costs up to that much each time, so set it above what such a stage takes "
-        "(silo.log says where one took longer) and far below the coordinator's --stage-timeout",
+        le=LONGEST_HOLD,
+        description="seconds, at most a minute: answers to a join and to stages that use records leave at whole "
+        "multiples of so many seconds after they were asked for, so that how long they took tells nothing of how many "
+        "records there are. 0: as soon as they are ready. It costs up to that much each time, so set it above what "
+        "such a stage takes (silo.log says where one took longer) and far below the coordinator's --stage-timeout",
     )
     simulated: bool = Field(
         False,

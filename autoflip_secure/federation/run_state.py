@@ -16,7 +16,7 @@ from autoflip_secure.errors import StorageError
 from autoflip_secure.federation.exchange import Traffic
 from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.server_step import ServerMoments
-from autoflip_secure.storage import storing, write_atomically
+from autoflip_secure.storage import storing, sync_folder, write_atomically
 
 __all__ = ["RunState", "has_checkpoint", "load_checkpoint", "save_checkpoint"]
 
@@ -91,6 +91,7 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
         if folder.exists():
             folder.rename(old)
         fresh.rename(folder)
+        sync_folder(folder.parent)  # a round that silos were asked for may not come back as another one
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -250,13 +250,22 @@ class Session:
         key = (manifest.session, manifest.round, "train" if manifest.phase in TRAINING else manifest.phase)
         self._database.execute("INSERT OR IGNORE INTO cohorts VALUES (?, ?, ?, ?)", (*key, asked))
         query = "SELECT cohort FROM cohorts WHERE session = ? AND round = ? AND phase = ?"
-        if self._database.execute(query, key).fetchone() != (asked,):
+        (before,) = self._database.execute(query, key).fetchone()
+        if self._less_departed(before) != asked:
             raise refusal(
                 Rule.COHORTS,
                 f"round {manifest.round} was asked for before with another cohort or for other channels; without DP "
                 "the difference of two sums would show single silos, and a sum and squares opened one after the other "
                 "need as many survivors as both at once",
             )
+
+    def _less_departed(self, asked: bytes) -> bytes:
+        """A cohort asked for before, without silos that were removed since: what is left of it may be asked for.
+
+        The federation's owner signs removals; a sum without those silos is what a retry without them opens, too.
+        """
+        cohort, names = msgpack.unpackb(asked)
+        return bytes(msgpack.packb([[silo for silo in cohort if silo in self._admission.roster], names]))
 
     def _check_one_model(self, manifest: Manifest) -> None:
         """Without DP a round trains one model, however often it is tried again: refuse another.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from autoflip_secure.autoflip.sum_bounds import (
     sum_length,
 )
 from autoflip_secure.config import ResolvedConfig
+from autoflip_secure.data.splits import HOLDOUT_FRACTION
 from autoflip_secure.errors import Abort
 from autoflip_secure.federation.terms import noise_levels
 from autoflip_secure.sums.channels import Aggregate, ChannelSpec
@@ -47,8 +49,9 @@ class SumWatch:
 
     def __init__(self, config: ResolvedConfig, patients: int, event: Callable[..., None]) -> None:
         self._config, self._event = config, event
-        # What is held back is rounded silo by silo.
-        self._patients = patients + config.silos if patients else 0
+        self._present: dict[int, tuple[int, ...]] = {}
+        # What silos hold back of a public total is drawn or rounded by each, and some may hold back nothing.
+        self._patients = math.ceil(patients / (1 - HOLDOUT_FRACTION)) + config.silos if patients else 0
 
     def passed(self, manifest: Manifest, sums: Sequence[CohortSum], aggregates: Sequence[Aggregate]) -> list[Aggregate]:
         """The same sums, those outside their range marked as such, those too long scaled down.
@@ -65,6 +68,7 @@ class SumWatch:
         Abort
             Every cohort's sum lies outside its range.
         """
+        self._present = {opened.cohort: opened.silos for opened in sums}
         judged = [self._in_range(manifest, *pair) for pair in zip(sums, aggregates, strict=True)]
         if all(aggregate.outside for aggregate in judged):
             raise Abort("the opened sum is outside what its silos can add up to; the model is unchanged", stage=STAGE)
@@ -81,7 +85,7 @@ class SumWatch:
             return aggregate
         limit = excess.high if excess.value > excess.high else excess.low
         told = {"channel": excess.channel, "found": excess.value, "limit": limit, "entries": excess.entries}
-        self._tell(manifest, aggregate.cohort, factor=0.0, **told)
+        self._tell(manifest, [aggregate], factor=0.0, **told)
         return replace(aggregate, outside=True)
 
     def _of_length(self, manifest: Manifest, spec: ChannelSpec, aggregates: Sequence[Aggregate]) -> list[Aggregate]:
@@ -109,8 +113,8 @@ class SumWatch:
         length = sum_length(aggregates, channel)
         if length <= limit:
             return aggregates
-        factor, cohort = limit / length, aggregates[0].cohort if len(aggregates) == 1 else None
-        self._tell(manifest, cohort, factor=factor, channel=channel, found=length, limit=limit)
+        factor = limit / length
+        self._tell(manifest, aggregates, factor=factor, channel=channel, found=length, limit=limit)
         return [scaled_to(aggregate, channel, factor) for aggregate in aggregates]
 
     def _honest_length(self, manifest: Manifest, spec: ChannelSpec, silos: int) -> float | None:
@@ -123,11 +127,12 @@ class SumWatch:
             return terms.clip * most_sampled(self._patients, terms.sampling_rate)
         return None
 
-    def _tell(self, manifest: Manifest, cohort: int | None, *, factor: float, **found: Any) -> None:
-        silos = [silo for c in (manifest.cohorts if cohort is None else [manifest.cohorts[cohort]]) for silo in c]
+    def _tell(self, manifest: Manifest, judged: Sequence[Aggregate], *, factor: float, **found: Any) -> None:
+        silos = [silo for aggregate in judged for silo in self._present[aggregate.cohort]]
+        cohort = judged[0].cohort if len(judged) == 1 else None
         told = {name: round(value, 6) if isinstance(value, float) else value for name, value in found.items()}
         where = {"phase": manifest.phase, "round": manifest.round, "attempt": manifest.attempt, "cohort": cohort}
-        self._event("sum_out_of_bounds", **where, silos=silos, **told, factor=round(factor, 4))
+        self._event("sum_out_of_bounds", **where, silos=silos, **told, factor=float(f"{factor:.4g}"))
 
 
 def _drawn(manifest: Manifest, opened: CohortSum) -> dict[str, float]:

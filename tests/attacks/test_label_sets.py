@@ -95,7 +95,7 @@ def test_what_is_protected_has_a_bound_and_what_is_seen_has_none(
 ) -> None:
     monkeypatch.setattr(label_sets, "class_signatures", lambda run: None)
     monkeypatch.setattr(label_sets, "label_sets", lambda run: [frozenset({1, 2})] * 20)
-    for right, setting, verdict in ((20, "sum", "broken"), (4, "sum", "within bound"), (20, "plain", "succeeds")):
+    for right, setting, verdict in ((20, "sum", "broken"), (4, "sum", "not refuted"), (20, "plain", "succeeds")):
         guessed = [frozenset({1, 2})] * right + [frozenset({3, 4})] * (20 - right)
         monkeypatch.setattr(label_sets, "guessed_sets", lambda run, s, g=guessed: {GUIDANCE: g, UPDATES: g})
         assert {each.verdict for each in label_sets._outcomes(setting, [tmp_path])} == {verdict}

@@ -119,7 +119,11 @@ def test_a_leak_breaks_a_promise_and_succeeds_without_one() -> None:
     keeps = Found(leave_one_out(lira, member, silent), member)
     assert {o.verdict for o in outcomes_of("x", "sum", leaks, None, True, None)} == {"succeeds"}
     assert {o.verdict for o in outcomes_of("x", "sum + DP 1", leaks, (1.0, 1e-5), True, None)} == {"broken"}
-    assert {o.verdict for o in outcomes_of("x", "sum + DP 1", keeps, (1.0, 1e-5), True, None)} == {"within bound"}
+    assert {o.verdict for o in outcomes_of("x", "sum + DP 1", keeps, (1.0, 1e-5), True, None)} <= {
+        "held",
+        "not refuted",
+        "loose",
+    }
     (_, compared) = outcomes_of("x", "sum", leaks, None, True, keeps)
     assert compared.note.startswith("nothing is promised without DP; +0."), compared.note
 

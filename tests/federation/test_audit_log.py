@@ -352,10 +352,10 @@ def test_the_hash_of_a_list_is_the_specification_s() -> None:
         return [of.count, of.digest, of.signature]
 
     block = msgpack.packb([[silo, *row(heads[silo])] for silo in sorted(heads)])
-    hashes = [hashlib.sha256(b"autoflip-secure/audit-heads-block|" + block).digest()]
-    whole = msgpack.packb([row(made.coordinator), hashes])
+    ranges = [[min(heads), max(heads), hashlib.sha256(b"autoflip-secure/audit-heads-block|" + block).digest()]]
+    whole = msgpack.packb([row(made.coordinator), ranges])
     assert made.hash() == hashlib.sha256(b"autoflip-secure/audit-heads|" + whole).digest()
-    assert made.shown()[3] == msgpack.packb([row(made.coordinator), 0, block, hashes])
+    assert made.shown()[3] == msgpack.packb([row(made.coordinator), 0, block, ranges])
 
 
 @pytest.mark.parametrize("silos", [1, BLOCK, BLOCK + 1, 2 * BLOCK + 1, 1000])
@@ -370,17 +370,56 @@ def test_every_silo_is_shown_its_block_and_the_hash_of_all(silos: int) -> None:
         assert min(silos, BLOCK // 2) <= len(read.silos) <= BLOCK
         assert list(read.silos) == list(range(min(read.silos), max(read.silos) + 1)), "neighbours"
         assert {bytes(shown[other]) for other in read.silos} == {bytes(shown[silo])}
-    assert max(map(len, shown.values())) <= 112 + 112 * BLOCK + 34 * -(-silos // BLOCK)
+    assert max(map(len, shown.values())) <= 112 + 112 * BLOCK + 41 * -(-silos // BLOCK)
 
 
 def test_a_silo_in_a_small_block_of_a_long_list_refuses() -> None:
     """Its log would be witnessed by the coordinator alone, or by few that work with it."""
     few = BLOCK // 2 - 1
     block = msgpack.packb([[silo, *head(IDENTITY, silo).row()] for silo in range(1, few + 1)])
-    hashes = [hashlib.sha256(b"autoflip-secure/audit-heads-block|" + block).digest(), bytes(32)]
-    shown = msgpack.packb([head(COORDINATOR, 9).row(), 0, block, hashes])
+    digest = hashlib.sha256(b"autoflip-secure/audit-heads-block|" + block).digest()
+    shown = msgpack.packb([head(COORDINATOR, 9).row(), 0, block, [[1, few, digest], [few + 1, 33, bytes(32)]]])
     with pytest.raises(ProtocolError, match="smaller than blocks"):
         ShownHeads.from_bytes(shown)
+
+
+def blocks_of(*parts: list[int]) -> tuple[list[bytes], list[list[Any]]]:
+    """Packed blocks of these silos, and their ranges."""
+    blocks = [bytes(msgpack.packb([[silo, *head(IDENTITY, silo).row()] for silo in part])) for part in parts]
+    digests = [hashlib.sha256(b"autoflip-secure/audit-heads-block|" + block).digest() for block in blocks]
+    return blocks, [[part[0], part[-1], digest] for part, digest in zip(parts, digests, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ([*range(1, 17)], [*range(2, 34)]),
+        ([*range(2, 34)], [*range(1, 17)]),
+        ([*range(17, 33)], [*range(1, 17)]),
+        ([*range(1, 17), 40], [*range(17, 33)]),
+    ],
+)
+def test_blocks_that_overlap_or_are_out_of_order_are_refused(parts: tuple[list[int], ...]) -> None:
+    """Else one silo is shown a block that no other of it is shown, and its log is witnessed by nobody."""
+    blocks, ranges = blocks_of(*parts)
+    for place, block in enumerate(blocks):
+        with pytest.raises(ProtocolError, match="overlap"):
+            ShownHeads.from_bytes(msgpack.packb([head(COORDINATOR, 9).row(), place, block, ranges]))
+
+
+@pytest.mark.parametrize("wrong", [[1, 17], [2, 16], [1, 15]])
+def test_a_block_is_of_the_range_that_the_list_says(wrong: list[int]) -> None:
+    blocks, ranges = blocks_of([*range(1, 17)], [*range(17, 33)])
+    ranges[0][:2] = wrong
+    with pytest.raises(ProtocolError):
+        ShownHeads.from_bytes(msgpack.packb([head(COORDINATOR, 9).row(), 0, blocks[0], ranges]))
+
+
+def test_silos_of_a_block_stand_in_their_order() -> None:
+    blocks, ranges = blocks_of([1, 3, 2])
+    ranges[0][:2] = [1, 3]
+    with pytest.raises(ProtocolError, match="in their order"):
+        ShownHeads.from_bytes(msgpack.packb([head(COORDINATOR, 9).row(), 0, blocks[0], ranges]))
 
 
 def test_a_list_depends_on_every_head_of_every_block() -> None:

@@ -36,6 +36,7 @@ from autoflip_secure.federation.terms import count_channel, deviation_channel, m
 from autoflip_secure.federation.wire import Reply, Request
 from autoflip_secure.models.spec import ModelSpec, dense_spec, layout_of
 from autoflip_secure.parties.identity import Identity
+from autoflip_secure.parties.roster import Roster
 from autoflip_secure.privacy.accounting import Mechanism
 from autoflip_secure.storage import open_silo_database
 from autoflip_secure.sums.channels import CHANNEL_NAMES
@@ -352,6 +353,26 @@ def test_without_dp_a_second_cohort_for_one_round_is_refused(attacker) -> None:
     assert attack.ask(replace(first, attempt=1)).status == "ok", "a retry with the same cohort is allowed"
     second = replace(first, cohorts=((1, 2, 3),), minimum=(3,))
     refused(attack, attack.ask(second), "another cohort", lines=2)
+
+
+def test_a_round_that_was_asked_for_goes_on_without_a_silo_that_was_removed(
+    attacker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner's removal says so, not the coordinator; how few may be left is the next rule's to say."""
+    attack = attacker("none")
+    assert attack.join().status == "ok"
+    first = attack.manifest(attack.model())
+    assert attack.ask(first).status == "ok", attack.log()
+    left = replace(first, cohorts=((1, 2, 3),), minimum=(3,))
+    refused(attack, attack.ask(left), "another cohort", lines=1)
+    admission = attack.silo._session._admission
+    fewer = Roster(admission.roster.coordinator, admission.roster.entries[:3])
+    monkeypatch.setattr(attack.silo._session, "_admission", replace(admission, roster=fewer))
+    assert attack.ask(left).status == "refused"
+    assert "the joined run opens none below" in attack.log().splitlines()[-1]
+    other = replace(first, cohorts=((1, 2),), minimum=(2,))
+    assert attack.ask(other).status == "refused"
+    assert "none below" not in attack.log().splitlines()[-1]
 
 
 @pytest.mark.parametrize("trust", ["none", "local"])
