@@ -135,7 +135,8 @@ class _Attacks:
 
     def _split_view(self) -> Iterator[Outcome]:
         from autoflip_secure.attacks.crafted_models import dead_model, hidden_weights
-        from autoflip_secure.attacks.model_attacks import cosine, own_update
+        from autoflip_secure.attacks.disaggregation import cosine
+        from autoflip_secure.attacks.model_attacks import own_update
         from autoflip_secure.attacks.survivor_lies import split_view
 
         lying, good = self._lying, self._lying.first_model()

@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoflip_secure.attacks.outcome import Attack, Outcome, Scale, proportion_interval
-from autoflip_secure.attacks.settings import SETTINGS, epsilon_of
-from autoflip_secure.attacks.world_guesses import Figures, pair_bound, pairs_told
+from autoflip_secure.attacks.settings import SETTINGS, area_of_epsilon, epsilon_of
+from autoflip_secure.attacks.world_guesses import Figures, pairs_told
 from autoflip_secure.data.federation_data import LoadedData, NamedRecords
 from autoflip_secure.data.records import Records
 from autoflip_secure.federation.provisioning import RunFolder
@@ -86,7 +86,9 @@ def _membership(work: Path, setting: str, digits: LoadedData, pairs: int) -> Out
         return Outcome(attack, setting, MEASURE, value, low, high, len(played), 1 / 2, note=note)
     federation = _one_patient(digits, draw)
     played = [_played(work, setting, federation) for _ in range(pairs)]
-    return _outcome(attack, setting, played, "all else is known", pair_bound(epsilon, DELTA), f"epsilon {epsilon:g}")
+    return _outcome(
+        attack, setting, played, "all else is known", area_of_epsilon(epsilon, DELTA), f"epsilon {epsilon:g}"
+    )
 
 
 def _outcome(

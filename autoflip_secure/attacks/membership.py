@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from autoflip_secure.attacks.membership_federations import Game, deal, run_all
 from autoflip_secure.attacks.membership_scores import area, leave_one_out, lira, rmia, true_positives
 from autoflip_secure.attacks.outcome import Attack, Outcome, Scale, bootstrap_interval
-from autoflip_secure.attacks.settings import SETTINGS, bound_of_epsilon, epsilon_of
+from autoflip_secure.attacks.settings import SETTINGS, area_of_epsilon, bound_of_epsilon, epsilon_of
 
 __all__ = ["ATTACK", "Found", "outcomes_of", "scores_of"]
 
@@ -135,18 +135,15 @@ def outcomes_of(
     for rate in (*(RATES[:1] if quick else RATES), None):
         value, low, high = bootstrap_interval(partial(_drawn_figure, found, rate))
         measure = "area under the ROC curve" if rate is None else f"true positives at {100 * rate:g} % false ones"
-        bound = None if promise is None else _area_bound(*promise) if rate is None else bound_of_epsilon(*promise, rate)
+        bound = (
+            None if promise is None else area_of_epsilon(*promise) if rate is None else bound_of_epsilon(*promise, rate)
+        )
         rests_on = "" if promise is None else f"epsilon {promise[0]:.2f} for one record"
         said = [NO_PROMISE if bound is None else VACUOUS if bound > NEARLY_ALL else "", note if rate is None else ""]
         chance, trials = 0.5 if rate is None else rate, found.scores.size
         yield Outcome(
             name, setting, measure, value, low, high, trials, chance, bound, rests_on, "; ".join(filter(None, said))
         )
-
-
-def _area_bound(epsilon: float, delta: float) -> float:
-    """Area under the largest ROC curve that (epsilon, delta)-DP allows."""
-    return float(np.mean([bound_of_epsilon(epsilon, delta, (step + 0.5) / 10_000) for step in range(10_000)]))
 
 
 def _drawn_figure(found: Found, rate: float | None, generator: np.random.Generator | None) -> float:

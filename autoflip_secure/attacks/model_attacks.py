@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from autoflip_secure.attacks.chosen_masks import chosen_mask, drawn_mask
 from autoflip_secure.attacks.crafted_models import Imprint, fished_class, hidden_weights
+from autoflip_secure.attacks.disaggregation import cosine
 from autoflip_secure.attacks.lying_coordinator import LyingCoordinator
 from autoflip_secure.data.records import Records
 from autoflip_secure.data.silo_folder import read_silo
@@ -26,7 +27,6 @@ from autoflip_secure.training.local import mean_gradient
 
 __all__ = [
     "Recovered",
-    "cosine",
     "mask_cosines",
     "public_match",
     "recover_records",
@@ -177,12 +177,6 @@ def sole_classes(lying: LyingCoordinator) -> list[tuple[int, int]]:
         for label in np.unique(held(lying, silo).y):
             holders.setdefault(int(label), []).append(silo)
     return [(label, silos[0]) for label, silos in sorted(holders.items()) if len(silos) == 1]
-
-
-def cosine(one: Values, other: Values) -> float:
-    """Cosine of two vectors; 0 where one vanishes."""
-    norms = float(np.linalg.norm(one) * np.linalg.norm(other))
-    return float(one @ other) / norms if norms else 0.0
 
 
 def own_update(lying: LyingCoordinator, silo: int, model: ModelPayload) -> Values:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["SETTINGS", "bound_of_epsilon", "epsilon_of", "run_federation"]
+__all__ = ["SETTINGS", "area_of_epsilon", "bound_of_epsilon", "epsilon_of", "run_federation"]
 
 SETTINGS = MappingProxyType(
     {
@@ -42,7 +42,19 @@ def bound_of_epsilon(epsilon: float, delta: float, false_positives: float) -> fl
     return min(up, down, 1.0)
 
 
-def run_federation(options: str, setting: str, seed: int, run: Path, *, data: Path | None = None) -> dict[str, Any]:
+def area_of_epsilon(epsilon: float, delta: float) -> float:
+    """Largest area under the ROC curve of a test for one patient, under (epsilon, delta)-DP.
+
+    It is the largest probability, too, of telling two runs apart that differ by one patient: that a score is larger in
+    the run with the patient has the probability of that area.
+    """
+    steps = 10_000
+    return sum(bound_of_epsilon(epsilon, delta, (step + 0.5) / steps) for step in range(steps)) / steps
+
+
+def run_federation(
+    options: str, setting: str, seed: int, run: Path, *, data: Path | None = None, program: str | None = None
+) -> dict[str, Any]:
     """One run of the command line on one core, with everything recorded that the coordinator sees; its summary.
 
     Parameters
@@ -53,13 +65,16 @@ def run_federation(options: str, setting: str, seed: int, run: Path, *, data: Pa
         The run's folder; must not exist.
     data : Path, optional
         --data-dir.
+    program : str, optional
+        Python to run in place of the command line, such as one with a defence taken out.
 
     Raises
     ------
     RuntimeError
         The run failed; the message is its own.
     """
-    command = [sys.executable, "-m", "autoflip_secure.sim", *shlex.split(options), *SETTINGS[setting]]
+    started = ["-m", "autoflip_secure.sim"] if program is None else ["-c", program]
+    command = [sys.executable, *started, *shlex.split(options), *SETTINGS[setting]]
     command += ["--seed", str(seed), "--run-dir", str(run), "--record-server-view"]
     command += ["--workers", "0", "--summary", "json", "--quiet"]
     command += ["--data-dir", str(data)] if data is not None else []

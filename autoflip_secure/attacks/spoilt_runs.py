@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +15,7 @@ from numpy.typing import NDArray
 
 from autoflip_secure.attacks.bad_silos import TARGET, triggered
 from autoflip_secure.attacks.recorded_view import RecordedView
-from autoflip_secure.attacks.settings import SETTINGS, run_federation
+from autoflip_secure.attacks.settings import run_federation
 from autoflip_secure.data.records import Records
 from autoflip_secure.data.registry import load
 from autoflip_secure.federation.model_payload import ModelPayload
@@ -27,7 +23,7 @@ from autoflip_secure.models.layout import load_flat_parameters
 from autoflip_secure.models.spec import build
 from autoflip_secure.training.evaluation import predict
 
-__all__ = ["SpoiltRun", "predicted", "run_without_bounds", "spoilt_run", "write_undeclared"]
+__all__ = ["SpoiltRun", "predicted", "spoilt_run", "write_undeclared"]
 
 UNBOUNDED = """
 import sys
@@ -84,8 +80,7 @@ def spoilt_run(
         Whether the coordinator bounds opened sums; False: that defence is taken out of the code.
     """
     whole = f"--dataset {dataset} {options}"
-    start = run_federation if bounds else run_without_bounds
-    summary = start(whole, setting, seed, run, data=data)
+    summary = run_federation(whole, setting, seed, run, data=data, program=None if bounds else UNBOUNDED)
     test = _public_test(dataset, data)
     others = test.x[test.y != TARGET]
     lines = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
@@ -95,20 +90,6 @@ def spoilt_run(
         predicted(run, test.x) != test.y,
         predicted(run, triggered(others)) == TARGET,
     )
-
-
-def run_without_bounds(options: str, setting: str, seed: int, run: Path, *, data: Path | None = None) -> dict[str, Any]:
-    """As `settings.run_federation`, of a coordinator that takes sums as they are."""
-    command = [sys.executable, "-c", UNBOUNDED, *shlex.split(options), *SETTINGS[setting]]
-    command += ["--seed", str(seed), "--run-dir", str(run), "--record-server-view"]
-    command += ["--workers", "0", "--summary", "json", "--quiet"]
-    command += ["--data-dir", str(data)] if data is not None else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if ended.returncode:
-        raise RuntimeError(f"{shlex.join(command)}: {ended.stderr.strip()}")
-    summary: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
-    return summary
 
 
 def write_undeclared(folder: Path, silos: int, seed: int) -> Records:

@@ -12,9 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from autoflip_secure.attacks.settings import bound_of_epsilon
-
-__all__ = ["Figures", "pair_bound", "pairs_told"]
+__all__ = ["Figures", "pairs_told"]
 
 Figures = Mapping[str, NDArray[np.float64]]
 """Figures of one run: for each group an array of a length that is the same in all runs."""
@@ -23,7 +21,6 @@ RIDGE = 0.1
 """In mean diagonals of the kernel."""
 KNOWN = 4
 """Pairs that the adversary has before it is asked."""
-STEPS = 100_000
 
 
 def pairs_told(pairs: Sequence[tuple[Figures, Figures]], *choices: Sequence[str]) -> tuple[int, int]:
@@ -31,8 +28,8 @@ def pairs_told(pairs: Sequence[tuple[Figures, Figures]], *choices: Sequence[str]
 
     It is asked of one pair after the other, and trains on those before it, which it knows by then; the first `KNOWN`
     are only trained on. So each answer is right with the same probability whatever the earlier ones were, 1/2 where
-    nothing tells the worlds apart and at most `pair_bound` under DP: exact intervals of a proportion hold. (Training on
-    all other pairs would make answers depend on each other.)
+    nothing tells the worlds apart and at most `settings.area_of_epsilon` under DP: exact intervals of a proportion
+    hold. (Training on all other pairs would make answers depend on each other.)
 
     Parameters
     ----------
@@ -73,13 +70,3 @@ def _kernel(runs: Sequence[Figures], known: int, groups: Sequence[str]) -> NDArr
             standard = (figures[:, telling] - figures[:known, telling].mean(axis=0)) / spread[telling]
             total += standard @ standard.T / telling.sum() / len(groups)
     return total
-
-
-def pair_bound(epsilon: float, delta: float) -> float:
-    """Largest probability of telling a pair of runs right that differ by one patient, under (epsilon, delta)-DP.
-
-    That a score is larger in world 1 than in world 0 has the probability of the area under the curve of true over false
-    positives; the curve of every test lies below that of `bound_of_epsilon`.
-    """
-    rates = (np.arange(STEPS) + 1 / 2) / STEPS
-    return float(np.mean([bound_of_epsilon(epsilon, delta, float(rate)) for rate in rates]))

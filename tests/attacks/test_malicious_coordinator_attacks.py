@@ -14,10 +14,10 @@ import torch
 from autoflip_secure.attacks import lying_coordinator, protocol_lies, survivor_lies
 from autoflip_secure.attacks.chosen_masks import chosen_mask, drawn_mask
 from autoflip_secure.attacks.crafted_models import Imprint, dead_model, fished_class, hidden_weights
+from autoflip_secure.attacks.disaggregation import cosine
 from autoflip_secure.attacks.lying_coordinator import LyingCoordinator, institution_policy
 from autoflip_secure.attacks.malicious_coordinator import ATTACK, ONE_STEP, OPTIONS
 from autoflip_secure.attacks.model_attacks import (
-    cosine,
     own_update,
     recover_records,
     single_class_cosines,

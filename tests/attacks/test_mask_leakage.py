@@ -10,7 +10,8 @@ import pytest
 
 from autoflip_secure.attacks import mask_leakage
 from autoflip_secure.attacks.mask_leakage import FIGURES, public_figures, small_run
-from autoflip_secure.attacks.world_guesses import pair_bound, pairs_told
+from autoflip_secure.attacks.settings import area_of_epsilon
+from autoflip_secure.attacks.world_guesses import pairs_told
 from autoflip_secure.data.registry import load
 
 
@@ -41,8 +42,8 @@ def test_figures_that_are_the_same_everywhere_leave_a_coin() -> None:
 @pytest.mark.parametrize("epsilon", [0.1, 1.0, 8.0])
 def test_the_bound_of_a_pair_is_that_of_randomised_response(epsilon: float) -> None:
     """Without delta the area under the best curve is e^epsilon / (1 + e^epsilon)."""
-    assert pair_bound(epsilon, 0.0) == pytest.approx(math.exp(epsilon) / (1 + math.exp(epsilon)), abs=1e-4)
-    assert pair_bound(epsilon, 1e-5) >= pair_bound(epsilon, 0.0)
+    assert area_of_epsilon(epsilon, 0.0) == pytest.approx(math.exp(epsilon) / (1 + math.exp(epsilon)), abs=1e-4)
+    assert area_of_epsilon(epsilon, 1e-5) >= area_of_epsilon(epsilon, 0.0)
 
 
 def test_without_dp_runs_of_known_records_repeat_and_one_patient_changes_the_figures(tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_a_row_under_dp_breaks_where_one_patient_is_told_too_well() -> None:
         tuple({name: draw.normal(size=4) + shift for name in (*FIGURES, "model")} for shift in (0.0, 5.0))
         for _ in range(30)
     ]
-    bound = pair_bound(1.0, 1e-5)
+    bound = area_of_epsilon(1.0, 1e-5)
     found = mask_leakage._outcome("one patient", "sum + DP 1", pairs, "made up", bound, "epsilon 1")  # type: ignore[arg-type]
     assert (found.verdict, found.trials) == ("broken", 26)
     assert "agreement alone 1.00" in found.note
