@@ -145,7 +145,7 @@ class CoordinatorTrail:
         )
 
     def aborted(self, manifest: Manifest, abort: Abort) -> None:
-        """After an attempt that gave no sum."""
+        """After an attempt that gave no sum, or one that was not taken."""
         self._log.append(
             "abort", sync=False, phase=manifest.phase, round=manifest.round, attempt=manifest.attempt, stage=abort.stage
         )
