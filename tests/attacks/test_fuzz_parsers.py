@@ -26,7 +26,7 @@ from autoflip_secure.errors import AutoflipSecureError, ConfigError, DataError, 
 
 PACKAGE = Path(autoflip_secure.__file__).parent
 READERS = ("from_bytes", "from_json", "read_", "parse", "load")
-QUICK, THOROUGH = 12, 400
+QUICK, THOROUGH = 12, 100
 
 REFUSED = {
     "ckks.keys:read_advertisement": "made up, so not signed by its silo",
