@@ -6,28 +6,14 @@ threat_models/claims.toml, and writes threat_models/claims.md.
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from tests import claims_map as MAP
 
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("claims_map", Path(__file__).with_name("claims_map.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up by name.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-MAP = _load()
 ROOT: Path = MAP.ROOT
 CLAIMS = {claim.name: claim for claim in MAP.claims()}
 PAGES = sorted(path.name for path in (ROOT / "threat_models").glob("*.md"))

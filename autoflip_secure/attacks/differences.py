@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoflip_secure.attacks.outcome import Attack, Outcome, Scale, mean_interval, proportion_interval
+from autoflip_secure.attacks.outcome import SLACK, Attack, Outcome, Scale, mean_interval, proportion_interval
 from autoflip_secure.attacks.settings import SETTINGS, run_federation
 
 __all__ = ["ATTACK"]
@@ -20,8 +20,6 @@ RECALL = f"classes found of {HELD} that a silo holds, of {CLASSES}"
 OPTIONS = f"--partition pathological:{HELD} --evaluate-every 1000"
 ABSENT = "--participation 0.8"
 NO_GROUP_BOUND = "DP of one patient bounds nothing about a whole silo"
-SLACK = 0.05
-"""Allowed above chance where nothing but chance is promised."""
 
 GUESSED_FROM = {
     "plain": "each silo's vector is seen",

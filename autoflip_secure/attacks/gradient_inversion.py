@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from autoflip_secure.attacks.outcome import Attack, Outcome, Scale, proportion_interval
+from autoflip_secure.attacks.outcome import SLACK, Attack, Outcome, Scale, proportion_interval
 from autoflip_secure.attacks.picture_scores import GAIN, Likeness, matched, psnr
 from autoflip_secure.attacks.picture_silos import PictureSilos
 from autoflip_secure.attacks.settings import SETTINGS, epsilon_of
@@ -29,8 +29,6 @@ __all__ = ["ATTACK", "ROWS", "Row", "chance_of", "invert", "run"]
 
 Pictures = NDArray[np.float32]
 
-SLACK = 0.05
-"""Share of records above chance that the bound under DP allows."""
 
 MEASURE = f"share of records rebuilt (PSNR {GAIN:g} dB above their class' mean)"
 SEEDS = 3

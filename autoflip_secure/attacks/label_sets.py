@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoflip_secure.attacks.class_signatures import ClassSignatures, best_sets, fits, fits_of_squares, sets_of_classes
-from autoflip_secure.attacks.outcome import Attack, Outcome, Scale, proportion_interval
+from autoflip_secure.attacks.outcome import SLACK, Attack, Outcome, Scale, proportion_interval
 from autoflip_secure.attacks.property_inference import class_signatures
 from autoflip_secure.attacks.recorded_view import Asked, RecordedView, SingleVector
 from autoflip_secure.attacks.settings import SETTINGS, run_federation
@@ -34,8 +34,6 @@ __all__ = ["ATTACK", "guessed_sets", "masked_vectors", "stopped_run"]
 
 CLASSES, HELD, SILOS = 10, 2, 20
 CHANCE = HELD / CLASSES
-SLACK = 0.05
-"""Allowed above chance where nothing but chance is promised."""
 MEASURE = f"recall of {HELD} classes of {CLASSES}"
 FEDERATION = f"--partition pathological:{HELD} --silos {SILOS} --model cnn-tanh --evaluate-every 1000"
 PROMISE = f"chance + {SLACK}: of one silo, only a masked vector is seen"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from autoflip_secure.attacks.membership_federations import Game, deal, run_all
 from autoflip_secure.attacks.membership_scores import area, leave_one_out, lira, rmia, true_positives
-from autoflip_secure.attacks.outcome import Attack, Outcome, Scale, bootstrap_interval
+from autoflip_secure.attacks.outcome import LOOSE, Attack, Outcome, Scale, bootstrap_interval
 from autoflip_secure.attacks.settings import SETTINGS, area_of_epsilon, bound_of_epsilon, epsilon_of
 
 __all__ = ["ATTACK", "Found", "outcomes_of", "scores_of"]
@@ -40,7 +40,7 @@ FINAL, RELATIVE, EVERY_ROUND = "final model{} (LiRA)", "final model{} (RMIA)", "
 RATES = (0.01, 0.001)
 """False-positive rates; the second needs the full form's number of trials."""
 
-NEARLY_ALL, VACUOUS = 0.95, "the bound allows nearly everything"
+VACUOUS = "the bound allows nearly everything"
 NO_PROMISE = "nothing is promised without DP"
 OF_RECORDS = {"membership": False, "membership of a wrong label": True}
 TITLES = {"membership": "records with their labels", "membership of a wrong label": "records with wrong labels"}
@@ -139,7 +139,7 @@ def outcomes_of(
             None if promise is None else area_of_epsilon(*promise) if rate is None else bound_of_epsilon(*promise, rate)
         )
         rests_on = "" if promise is None else f"epsilon {promise[0]:.2f} for one record"
-        said = [NO_PROMISE if bound is None else VACUOUS if bound > NEARLY_ALL else "", note if rate is None else ""]
+        said = [NO_PROMISE if bound is None else VACUOUS if bound > LOOSE else "", note if rate is None else ""]
         chance, trials = 0.5 if rate is None else rate, found.scores.size
         yield Outcome(
             name, setting, measure, value, low, high, trials, chance, bound, rests_on, "; ".join(filter(None, said))

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Attack", "Outcome", "Scale", "bootstrap_interval", "mean_interval", "proportion_interval"]
+__all__ = ["LOOSE", "SLACK", "Attack", "Outcome", "Scale", "bootstrap_interval", "mean_interval", "proportion_interval"]
 
 CONFIDENCE = 0.95
+SLACK = 0.05
+"""Allowed above what is had without the attack, where nothing but that is promised."""
 LOOSE = 0.95
 """A share, rate or area that may be so large is hardly bounded."""
 

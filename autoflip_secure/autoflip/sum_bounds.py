@@ -89,7 +89,7 @@ def out_of_range(aggregate: Aggregate, channels: Sequence[ChannelSpec], cohort: 
     for spec in channels:
         values, noise = aggregate.sum(spec.name), float(aggregate.noise_std.get(spec.name, 0.0))
         tail = noise * _deviations(spec)
-        end = (aggregate.silos * spec.levels + 0.5) * spec.step + tail  # the half step is for the arithmetic
+        end = _range_end(spec, aggregate.silos) + tail
         if noise and end >= _field_end(spec, cohort):
             continue
         low = -(0.5 * spec.step + tail) if spec.name in NOT_NEGATIVE else -end
@@ -120,7 +120,7 @@ def out_of_fields(
     for name, spilled in spilled_words(words, channels, cohort).items():
         spec = next(spec for spec in channels if spec.name == name)
         drawn = noise.get(name, 0.0)
-        if drawn and (silos * spec.levels + 0.5) * spec.step + drawn * _deviations(spec) >= _field_end(spec, cohort):
+        if drawn and _range_end(spec, silos) + drawn * _deviations(spec) >= _field_end(spec, cohort):
             continue
         if spilled:
             return Excess(name, float(spilled), 0.0, 0.0, spilled)
@@ -130,6 +130,11 @@ def out_of_fields(
 def _deviations(spec: ChannelSpec) -> float:
     """Standard deviations of noise that none of a channel's coordinates exceeds, but for `FALSE_ALARM`."""
     return math.sqrt(2.0 * math.log(2.0 * spec.length / FALSE_ALARM))
+
+
+def _range_end(spec: ChannelSpec, silos: int) -> float:
+    """Largest entry that so many silos can add up to without noise, half a grid step on top for the arithmetic."""
+    return (silos * spec.levels + 0.5) * spec.step
 
 
 def _field_end(spec: ChannelSpec, cohort: int) -> float:

@@ -247,10 +247,7 @@ class Session:
             return
         names = sorted(channel.name for channel in manifest.channels)
         asked = msgpack.packb([list(manifest.cohorts[manifest.cohort_of(self._silo)]), names])
-        key = (manifest.session, manifest.round, "train" if manifest.phase in TRAINING else manifest.phase)
-        self._database.execute("INSERT OR IGNORE INTO cohorts VALUES (?, ?, ?, ?)", (*key, asked))
-        query = "SELECT cohort FROM cohorts WHERE session = ? AND round = ? AND phase = ?"
-        (before,) = self._database.execute(query, key).fetchone()
+        before = self._asked_first(manifest, "train" if manifest.phase in TRAINING else manifest.phase, asked)
         if self._less_departed(before) != asked:
             raise refusal(
                 Rule.COHORTS,
@@ -258,6 +255,14 @@ class Session:
                 "the difference of two sums would show single silos, and a sum and squares opened one after the other "
                 "need as many survivors as both at once",
             )
+
+    def _asked_first(self, manifest: Manifest, kind: str, asked: bytes) -> bytes:
+        """What a round was asked for with the first time, kept before the answer leaves: `asked`, if that is now."""
+        key = (manifest.session, manifest.round, kind)
+        self._database.execute("INSERT OR IGNORE INTO cohorts VALUES (?, ?, ?, ?)", (*key, asked))
+        query = "SELECT cohort FROM cohorts WHERE session = ? AND round = ? AND phase = ?"
+        (first,) = self._database.execute(query, key).fetchone()
+        return bytes(first)
 
     def _less_departed(self, asked: bytes) -> bytes:
         """A cohort asked for before, without silos that were removed since: what is left of it may be asked for.
@@ -275,10 +280,7 @@ class Session:
         """
         if manifest.privacy.trust != "none" or manifest.phase not in TRAINING or manifest.round == 0:
             return
-        key = (manifest.session, manifest.round, "model")
-        self._database.execute("INSERT OR IGNORE INTO cohorts VALUES (?, ?, ?, ?)", (*key, manifest.model_hash))
-        query = "SELECT cohort FROM cohorts WHERE session = ? AND round = ? AND phase = ?"
-        if self._database.execute(query, key).fetchone() != (manifest.model_hash,):
+        if self._asked_first(manifest, "model", manifest.model_hash) != manifest.model_hash:
             raise refusal(Rule.ONE_MODEL, f"round {manifest.round} was asked for before with another model")
 
     def _check_least(self, manifest: Manifest) -> None:
