@@ -89,6 +89,11 @@ class RunConfig(BaseModel):
         0.8, gt=0, le=1, description="fraction of a cohort that must survive for its sum to be opened"
     )
     epoch_slots: int = Field(64, ge=1, le=1024, description="rounds served by one key set-up")
+    prove_models: bool = Field(
+        False,
+        description="silos compute each model themselves from the opened sums before it, and contribute to no other "
+        "[autoflip-secure run: yes]",
+    )
     bits: int = Field(16, ge=8, le=24, description="bits of one encoded value")
     update_limit: float = Field(1.0, gt=0, description="public range of one coordinate of a local update")
     update_norm: float | None = Field(

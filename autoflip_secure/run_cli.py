@@ -64,8 +64,9 @@ def _create(home: Path, options: dict[str, Any], file: Path | None, name: str | 
     bundle = made.installed()
     chosen = config_from(options, file)
     # Officers take their time, and a silo that does not answer is soon done without.
-    patient = {"join_timeout": WEEK, "stage_timeout": STAGE}
-    missing = {field: value for field, value in patient.items() if field not in chosen.model_fields_set}
+    # Institutions' policies ask for proofs, unless they say otherwise.
+    usual = {"join_timeout": WEEK, "stage_timeout": STAGE, "prove_models": chosen.aggregation == "secagg"}
+    missing = {field: value for field, value in usual.items() if field not in chosen.model_fields_set}
     chosen = RunConfig.model_construct(_fields_set=chosen.model_fields_set, **{**dict(chosen), **missing})
     return create_run(home, chosen, name or f"run-{len(runs_of(home)) + 1:03d}", bundle.name)
 

@@ -84,12 +84,18 @@ def main_rows(rows: list[Row]) -> list[Row]:
     return [row for row in rows if "rate" not in row]
 
 
+def _rate_and_floor(label: str) -> tuple[float, str]:
+    rate, _, floor = label.partition(",")
+    return float(rate), floor
+
+
 def rate_table(rows: list[Row], chosen: dict[tuple[str, bool], str]) -> list[str]:
     """Accuracy of the first seed at the learning rates tried; in bold what the tables above use."""
     lines = [
-        "## Learning rates tried",
+        "## Learning rates and floors tried",
         "",
-        "First seed; bold: used above, for all dense methods and for all pruned ones of the task.",
+        "First seed; bold: used above, for all dense methods and for all pruned ones of the task. The floor is the "
+        "least share of a layer's units that stays, 0.1 where nothing is said.",
         "",
         "| task | method | learning rate: accuracy % |",
         "|---|---|---|",
@@ -103,7 +109,9 @@ def rate_table(rows: list[Row], chosen: dict[tuple[str, bool], str]) -> list[str
             }
             shown = [
                 f"**{rate}: {100 * score:.1f}**" if main else f"{rate}: {100 * score:.1f}"
-                for rate, (main, score) in sorted(scores.items(), key=lambda item: float(item[0]))
+                for rate, (main, score) in sorted(
+                    scores.items(), key=lambda item: (float(item[0].split(",")[0]), item[0])
+                )
             ]
             lines.append(f"| {task} | {method} | {', '.join(shown)} |")
     return [*lines, ""]

@@ -39,6 +39,7 @@ LISTS = {
     "docs/deploy.md": ("The rules of a silo",),
     "protocols/audit/README.md": ("What that shows",),
     "protocols/ckks/README.md": ("What is learnt, and by whom", "Rules of a silo", "Attacks that are tried"),
+    "protocols/models/README.md": ("Rules of a silo",),
     "protocols/secagg/README.md": ("Rules of a silo", "Checks of the coordinator", "Noise that is removed"),
     "protocols/secagg/graph.md": ("What must hold",),
     "threat_models/README.md": ("Threat models", "What they see", "Attacks on the protocols"),

@@ -19,6 +19,7 @@ DOCUMENTS = (
     "protocols/ckks/README.md",
     "protocols/ckks/messages.md",
     "protocols/ckks/parameters.md",
+    "protocols/models/README.md",
     "protocols/secagg/README.md",
     "protocols/secagg/graph.md",
     "protocols/secagg/messages.md",

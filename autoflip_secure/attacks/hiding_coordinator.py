@@ -50,8 +50,6 @@ class HidingCoordinator(LyingCoordinator):
         """The first cohort's sum of a manifest; None where too few silos answered."""
         content = model.to_bytes()
         exchange = self.exchange(lambda silo: content, round=manifest.round, attempt=manifest.attempt)
-        if self._sums is None:
-            self._sums = self._honest_sums()
         with suppress(Abort):
-            return decode(manifest, self._sums.sum(manifest, exchange)[0])
+            return decode(manifest, self.cohort_sum(manifest, exchange))
         return None

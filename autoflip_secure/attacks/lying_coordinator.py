@@ -45,6 +45,7 @@ from autoflip_secure.sums.channels import Aggregate
 from autoflip_secure.sums.encoding import unpack_sum
 from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.plain import PlainCoordinator
+from autoflip_secure.sums.secure_sum import CohortSum, Exchange
 
 __all__ = ["LyingCoordinator", "PlainVector", "institution_policy"]
 
@@ -166,9 +167,19 @@ class LyingCoordinator:
         exchange = self.exchange(lambda silo: content, round=round, attempt=attempt)
         if self.config.aggregation == "none":
             exchange = self._keeping_vectors(exchange, manifest)
+        return decode(manifest, self.cohort_sum(manifest, exchange))
+
+    def cohort_sum(self, manifest: Manifest, exchange: Exchange) -> CohortSum:
+        """The sum of an honest attempt's first cohort, as it is opened; silos that the exchange leaves out are missing.
+
+        Raises
+        ------
+        Abort
+            Too few silos answered.
+        """
         if self._sums is None:
             self._sums = self._honest_sums()
-        return decode(manifest, self._sums.sum(manifest, exchange)[0])
+        return self._sums.sum(manifest, exchange)[0]
 
     def open_epoch(self, slots: int) -> KeyedEpoch:
         """An honest key set-up with all silos, for `slots` attempts of which the coordinator says what it wants."""

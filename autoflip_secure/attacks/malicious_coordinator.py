@@ -1,20 +1,22 @@
 """What a coordinator gets that lies to real silos: crafted models, chosen masks, split views, small sums, epsilon.
 
 It holds its own key and every reply (`lying_coordinator`). The silos hold digits of two classes each, as hospitals that
-treat different illnesses; their policy accepts the joined run and nothing less.
+treat different illnesses; their policy accepts the joined run and nothing less. In one run a setting they take models
+as they come, so that it shows what crafted ones do; in another they ask for proofs, as policies do by default.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 
 from autoflip_secure.attacks.lying_coordinator import LyingCoordinator
 from autoflip_secure.attacks.outcome import Attack, Outcome, Scale, mean_interval, proportion_interval
+from autoflip_secure.attacks.proof_lies import proof_outcomes
 from autoflip_secure.attacks.settings import SETTINGS, bound_of_epsilon, epsilon_of
 
 __all__ = ["ATTACK"]
@@ -36,8 +38,14 @@ FEW_LARGE: dict[str, Any] = {"sampling_rate": 0.5}
 DP_ROUNDS = 32
 """With its reserve enough for all that is asked before `rounds_beyond` uses it up."""
 
+PROVED_ROUNDS = 8
+"""Of runs that prove their models: a few are honest, and no lie uses one up."""
+
 CHANCE_OF_NOISE = 0.05
 """Cosine to one silo's update that masked words may have by accident: over five times its standard deviation."""
+
+UNPROVED = "models not proved: `proved_models = false`"
+"""A silo that asks for proofs answers no such model (`proof_lies`)."""
 
 SECURE_SUM, RULES, LEDGER, DP = "secure sum", "silo rules", "ledger", "DP of one record"
 
@@ -46,18 +54,22 @@ def _run(scale: Scale) -> Iterator[Outcome]:
     from autoflip_secure.data.registry import load
 
     data, pictures = load("digits", None, 0), {}
+    assert data.public_test is not None
     for number, setting in enumerate(SETTINGS):
         noised = epsilon_of(setting) is not None
         options = {**OPTIONS, **({"rounds": DP_ROUNDS, **FEW_LARGE} if noised else {"rounds": 400, **ONE_STEP})}
-        lying = LyingCoordinator(scale.work / f"malicious-{number}", data, setting, options)
-        try:
+        with closing(LyingCoordinator(scale.work / f"malicious-{number}", data, setting, options)) as lying:
             attacks = _Attacks(lying, data.public_test, setting, scale.quick)
             yield from attacks.outcomes()
             pictures[setting] = attacks.pictures
-        finally:
-            lying.close()
+        if "none" not in SETTINGS[setting]:
+            options |= {"rounds": PROVED_ROUNDS, "prove_models": True}
+            with closing(LyingCoordinator(scale.work / f"proved-{number}", data, setting, options)) as lying:
+                yield from proof_outcomes(lying, data.public_test, setting, quick=scale.quick)
     if scale.pictures is not None:
-        _draw(pictures, scale.pictures)
+        from autoflip_secure.attacks.crafted_picture import draw
+
+        draw(pictures, scale.pictures)
 
 
 ATTACK = Attack(name="malicious-coordinator", page="malicious-coordinator.md", run=_run)
@@ -103,16 +115,21 @@ class _Attacks:
         epsilon, bound = epsilon_of(self._setting), None
         if epsilon is not None:
             bound = bound_of_epsilon(epsilon, self._lying.config.dp_delta, by_chance[2])
+        note = f"one imprint in {rounds} rounds, denoised" if self._noised else f"{rounds} rounds; more recover more"
         yield Outcome(
             "crafted model: single records", self._setting, "of the records within reach, recovered nearly exactly",
             *proportion_interval(found.hits, found.reach), found.reach, by_chance[0], bound, DP if bound else "",
-            f"{rounds} rounds; more recover more" if not self._noised else f"one imprint in {rounds} rounds, denoised",
+            self._noted(note),
         )  # fmt: skip
         yield Outcome(
             "crafted model: beyond the class", self._setting, "explained of a record, beyond its class's mean picture",
             *mean_interval(found.explained), len(found.explained), 0.0,
-            note="a sum without DP is not defended" if self._setting == "sum" else "",
+            note=self._noted("a sum without DP is not defended" if self._setting == "sum" else ""),
         )  # fmt: skip
+
+    def _noted(self, note: str) -> str:
+        """The note of a row on silos that take models as they come; with `none` nothing could be proved."""
+        return note if self._plain else "; ".join(part for part in (note, UNPROVED) if part)
 
     def _single_silo(self) -> Iterator[Outcome]:
         from autoflip_secure.attacks.model_attacks import mask_cosines, single_class_cosines, sole_classes
@@ -130,7 +147,7 @@ class _Attacks:
         return Outcome(
             attack, self._setting, "cosine of what opens to one silo's update",
             *mean_interval(values), len(values), None if self._plain else float(np.mean(honest)),
-            note="each vector comes alone" if self._plain else note,
+            note="each vector comes alone" if self._plain else self._noted(note),
         )  # fmt: skip
 
     def _split_view(self) -> Iterator[Outcome]:
@@ -236,27 +253,3 @@ class _Attacks:
         return Outcome(
             attack, self._setting, measure, *proportion_interval(accepted, told), told, 0.0, 0.0, RULES, note
         )
-
-
-def _draw(pictures: dict[str, list[Any]], folder: Path) -> None:
-    """Records and what crafted models showed of them, the best eight of each setting."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    best = 8
-    figure, axes = plt.subplots(2 * len(pictures), best, figsize=(best, 2.2 * len(pictures)), squeeze=False)
-    for row, (setting, pairs) in enumerate(pictures.items()):
-        for column, pair in enumerate(pairs[:best]):
-            for line, values in enumerate(pair):
-                side = round(len(values) ** 0.5)
-                axes[2 * row + line, column].imshow(values.reshape(side, side), cmap="gray_r", vmin=0, vmax=1)
-        for line, what in enumerate(("records", "read")):
-            axes[2 * row + line, 0].set_ylabel(f"{setting}\n{what}", fontsize=6)
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-    figure.tight_layout(pad=0.3)
-    figure.savefig(folder / "malicious-coordinator.png", dpi=70)
-    plt.close(figure)

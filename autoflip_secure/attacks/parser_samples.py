@@ -26,7 +26,9 @@ from autoflip_secure.storage import open_silo_database
 
 __all__ = ["NAMES", "Samples", "function_of", "idx_bytes", "leaf_json", "npz_bytes"]
 
-OPTIONS = "--dataset digits --model mlp --silos 4 --rounds 3 --explore-rounds 1 --colluders 0 --reserve 0.5"
+OPTIONS = (
+    "--dataset digits --model mlp --silos 4 --rounds 3 --explore-rounds 1 --colluders 0 --reserve 0.5 --prove-models"
+)
 NAMES = ("hospital-a", "hospital-b", "hospital-c")
 FEDERATION = (
     'name = "cardiology"\nsilos = ["hospital-a", "hospital-b", "hospital-c"]\n\n[coordinator]\nhosts = ["127.0.0.1"]\n'
@@ -49,6 +51,11 @@ FIELDS: dict[str, Any] = {
     "recipients": (1, 2, 3),
     **dict.fromkeys(("seed_shares", "key_shares"), (b"", b"\x05" * 49)),
     "coordinator": bytes(32),
+    **dict.fromkeys(("public", "key_name"), b"\x07" * 32),
+    "asked": "take",
+    "statements": (b"blob",),
+    "box": bytes(60),
+    "boxes": (bytes(60), bytes(60)),
     "entries": ((1, "a", b"\x01" * 32), (2, "b", b"\x02" * 32), (3, "c", b"\x03" * 32)),
 }
 """What a field of a protocol message may hold, by name; fields not named hold bytes, or a list of bytes."""
@@ -129,6 +136,11 @@ class Samples:
                 found[stage].append(content["reply"])
                 found["head"].append(content["head"])
         return found
+
+    @cached_property
+    def proofs(self) -> list[bytes]:
+        """Opened sums as silos are shown them: of a round that explores, and of one that trains."""
+        return [path.read_bytes() for path in sorted((self.run / "proofs").iterdir())[:2]]
 
     @cached_property
     def manifests(self) -> list[bytes]:

@@ -11,6 +11,7 @@ from autoflip_secure.attacks.parser_calls import Call, Parser, as_bytes
 from autoflip_secure.attacks.parser_samples import Samples, function_of, sealed
 from autoflip_secure.ckks import messages as ckks_messages
 from autoflip_secure.federation.join import DOMAIN as JOIN_DOMAIN
+from autoflip_secure.parties import run_key_messages
 from autoflip_secure.parties.identity import Identity
 from autoflip_secure.parties.wire import Message
 from autoflip_secure.secagg import round_messages, setup_messages
@@ -23,7 +24,7 @@ def _message(function: Any, data: bytes, _: Path) -> object:
 
 
 def _kinds() -> list[type[Message]]:
-    modules = (ckks_messages, round_messages, setup_messages)
+    modules = (ckks_messages, round_messages, setup_messages, run_key_messages)
     listed = [getattr(module, name) for module in modules for name in module.__all__]
     return [kind for kind in listed if isinstance(kind, type) and issubclass(kind, Message)]
 
@@ -85,10 +86,28 @@ def message_parsers(s: Samples) -> Iterator[Parser]:
     yield Parser("autoflip.masking:unpack_mask", [(9).to_bytes(8, "big") + b"\xff\x80"], lambda f, data, _: f(data, 9))
     yield Parser("federation.wire:read_request", [s.manifests[0]], _flower_message("request"))
     yield Parser("federation.wire:read_reply", [s.replies["masked"][0][:200]], _flower_message("reply"))
+    yield from _proof_parsers(s)
     silo = s.run / "silos" / "silo-001"
-    for stage in ("join", "advertise", "share", "masked", "confirm", "unmask"):
-        sample = s.join_request.sign(coordinator) if stage == "join" else s.replies["unmask"][0]
+    asked = {"join": s.join_request.sign(coordinator), "key": _key_request(s), "follow": s.proofs[0]}
+    for stage in ("join", "key", "follow", "advertise", "share", "masked", "confirm", "unmask"):
+        sample = asked.get(stage, s.replies["unmask"][0])
         yield Parser("federation.silo:Silo", [sample], _answers(silo, stage), stage)
+
+
+def _proof_parsers(s: Samples) -> Iterator[Parser]:
+    """Of runs that prove their models."""
+    statement = run_key_messages.RunKeyReply.from_bytes(s.replies["key"][0]).statement
+    yield Parser(
+        "parties.run_key_messages:read_statement",
+        [statement],
+        lambda f, data, _: f(data, s.roster, s.join_request.session),
+    )
+    yield Parser("federation.sum_proof:SumProof.from_bytes", s.proofs, as_bytes)
+    yield Parser("federation.sum_proof:read_position", s.replies["follow"], as_bytes)
+
+
+def _key_request(s: Samples) -> bytes:
+    return run_key_messages.RunKeyRequest(s.join_request.session, s.roster.hash(), "state").to_bytes()
 
 
 def _flower_message(direction: str) -> Call:
@@ -121,13 +140,16 @@ def _answers(home: Path, stage: str) -> Call:
     opened: list[Any] = []
 
     def call(function: Any, data: bytes, _: Path) -> object:
+        copy = home.parents[1] / f"asked-{stage}"
         if not opened:
-            shutil.copytree(home, home.parents[1] / f"asked-{stage}")
-            opened.append(function(home.parents[1] / f"asked-{stage}"))
+            shutil.copytree(home, copy)
+            opened.append(function(copy))
+        if stage == "follow":  # every input as the first sum it is shown: of others it looks at the round only
+            shutil.rmtree(copy / "followed", ignore_errors=True)
         request = function_of("federation.wire:Request")(stage, 0, 0, data, data[:100], data[50:])
         reply = opened[0].answer(request)
         if reply.status == "failed":
-            raise RuntimeError((home.parents[1] / f"asked-{stage}" / "silo.log").read_text()[-2000:])
+            raise RuntimeError((copy / "silo.log").read_text()[-2000:])
         return reply
 
     return call

@@ -31,6 +31,9 @@ PUBLIC = frozenset(
 )
 """Where what is drawn is no secret, by module and function."""
 
+PUBLIC_LABELS = frozenset({b"reference", b"|run key name"})
+"""Of what is derived: keys of public polynomials, and the names by which run keys are compared."""
+
 MOST_OBJECTS = 20_000
 ANSWERS_LOOKED_AT = 12
 """Answers of silos after which all their objects are printed: it takes a tenth of a second each."""
@@ -76,15 +79,17 @@ def watch(capture: Capture) -> None:
     from autoflip_secure.ckks import reference
     from autoflip_secure.ckks.ring import Ring
     from autoflip_secure.federation.silo import Silo
+    from autoflip_secure.parties import run_key
     from autoflip_secure.parties.agreement import Agreement
     from autoflip_secure.parties.identity import Identity
     from autoflip_secure.secagg import dealing, keys
-    from autoflip_secure.sums import noise_chain
+    from autoflip_secure.sums import noise_chain, sum_tag
 
     _watch_entropy(capture)
     _watch_slots(capture, keys)
-    for module, kind in ((keys, "derived key"), (noise_chain, "noise link"), (reference, "derived key")):
-        _watch_derived(capture, module, kind)
+    for module in (keys, reference, run_key, sum_tag):
+        _watch_derived(capture, module, "derived key")
+    _watch_derived(capture, noise_chain, "noise link")
 
     deal = dealing.split  # type: ignore[attr-defined]
 
@@ -157,7 +162,7 @@ def _watch_derived(capture: Capture, module: Any, kind: str) -> None:
 
     def derived(secret: bytes, *rest: Any) -> bytes:
         value: bytes = derive(secret, *rest)
-        if b"reference" not in rest:  # the key of public polynomials
+        if not PUBLIC_LABELS.intersection(rest):
             capture.add(kind, value)
         return value
 

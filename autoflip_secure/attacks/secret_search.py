@@ -36,23 +36,29 @@ from autoflip_secure.data.silo_folder import read_silo
 from autoflip_secure.errors import ProtocolError
 from autoflip_secure.federation.provisioning import RunFolder
 from autoflip_secure.federation.server_view import read_server_view
+from autoflip_secure.federation.sum_proof import SumProof, proof_spec
 from autoflip_secure.parties.signing import Signed
 from autoflip_secure.secagg.round_messages import UnmaskReply
 from autoflip_secure.secagg.shamir import SHARE_BYTES
 from autoflip_secure.storage import OWNER_ONLY, open_silo_database
+from autoflip_secure.sums.noise_chain import LINK_BYTES
+from autoflip_secure.sums.sum_tag import TAG_WORDS
 
-__all__ = ["ATTACK", "Found", "Secret", "captured_run", "leaks", "open_files", "secrets_of"]
+__all__ = ["ATTACK", "RUN_KEY", "Found", "Secret", "captured_run", "leaks", "open_files", "secrets_of"]
 
 SMALL = "--dataset digits --model mlp --silos 5 --rounds 3 --explore-rounds 1 --colluders 0"
-DROPS = "--reserve 0.5 --dropout 0.15"
+DROPS = "--reserve 0.5 --dropout 0.15 --prove-models"
 RUNS = {
     "plain": (SETTINGS["plain"], SMALL),
-    "sum": (SETTINGS["sum"], f"{SMALL} --dropout 0.15"),
+    "sum": (SETTINGS["sum"], f"{SMALL} --dropout 0.15 --prove-models"),
     "sum + DP 8": (SETTINGS["sum + DP 8"], f"{SMALL} {DROPS}"),
     "sum + DP 1": (SETTINGS["sum + DP 1"], f"{SMALL} {DROPS}"),
     "ckks + DP 8": (("--aggregation", "ckks", *SETTINGS["sum + DP 8"]), f"{SMALL} --reserve 1 --dropout 0.1"),
 }
 QUICK = ("plain", "sum + DP 8", "ckks + DP 8")
+
+RUN_KEY = "parties.run_key._seal"
+"""Drawn by one silo, for all of them."""
 
 STATE = ("state.sqlite", "state.sqlite-wal", "state.sqlite-shm")
 KEPT_IN = {
@@ -62,6 +68,7 @@ KEPT_IN = {
     "sums.noise_chain.fresh_root": STATE,
     "parties.agreement.fresh_key": STATE,
     "secagg.keys.<genexpr>": STATE,
+    RUN_KEY: STATE,
     "self-mask seed": STATE,
     "mask key": STATE,
     "share": STATE,
@@ -127,7 +134,7 @@ def secrets_of(out: Path) -> list[Secret]:
     public = RunFolder(run).public_test
     shown = {row.tobytes() for row in Records.load(public).x} if public.exists() else set()
     found: dict[bytes, Secret] = {}
-    newest = _newest_epochs(out)
+    newest, silos = _newest_epochs(out), RunFolder(run).roster().silos
     for number, each in enumerate(msgpack.unpackb((out / SECRETS_FILE).read_bytes())):
         kind, value, owner = each["kind"], each["value"], each["owner"]
         if value in revealed:
@@ -135,13 +142,14 @@ def secrets_of(out: Path) -> list[Secret]:
         files = KEPT_IN.get(kind, ())
         if "slot" in each and (each["slot"] in spent[owner] or number < newest.get(owner, 0)):
             files = ()  # its vector is out, or its epoch is over
-        secret = Secret(kind, value, frozenset({owner, each.get("holder", owner)}), files)
+        owners = frozenset(silos if kind == RUN_KEY else (owner, each.get("holder", owner)))
+        secret = Secret(kind, value, owners, files)
         known = found.get(value)
         found[value] = secret if known is None or not secret.files else known
     for folder in sorted((run / "silos").iterdir()):
-        owners = frozenset({int(folder.name.removeprefix("silo-"))})
+        own = frozenset({int(folder.name.removeprefix("silo-"))})
         rows = [row.tobytes() for row in read_silo(folder / "data").train.x[:RECORDS]]
-        found |= {row: Secret(RECORD, row, owners, KEPT_IN[RECORD]) for row in rows if row not in shown}
+        found |= {row: Secret(RECORD, row, own, KEPT_IN[RECORD]) for row in rows if row not in shown}
     return list(found.values())
 
 
@@ -167,7 +175,7 @@ def open_files(run: Path) -> list[Path]:
 
 
 def _revealed(run: Path) -> set[bytes]:
-    """What silos sent because the protocol says so: shares, and links of noise that a sum can do without."""
+    """What silos sent because the protocol says so: shares, links of unneeded noise, ends of noise chains."""
     found: set[bytes] = set()
     for message in read_server_view(run / "server_view"):
         reply = message["fields"]["reply"]
@@ -178,7 +186,18 @@ def _revealed(run: Path) -> set[bytes]:
             found.add(answer.link)
         elif message["stage"] == "open" and reply:
             found.add(_end_of(reply).link)
-    return found - {b""}
+    return (found | _ends_of_chains(run)) - {b""}
+
+
+def _ends_of_chains(run: Path) -> set[bytes]:
+    """Part of the opened sums that silos are shown: what comes after the last link of a chain that noise comes from."""
+    found: set[bytes] = set()
+    for path in RunFolder(run).proofs.glob("*.msgpack"):
+        proof = SumProof.from_bytes(path.read_bytes())
+        for opened in proof.sums:
+            ends = opened.words[-proof_spec(proof.manifest).length : -TAG_WORDS].astype("<u8").tobytes()
+            found |= {ends[start : start + LINK_BYTES] for start in range(0, len(ends), LINK_BYTES)}
+    return found
 
 
 def _end_of(reply: bytes) -> OpenReply:

@@ -14,6 +14,7 @@ from autoflip_secure.ckks.silo import CkksSilo
 from autoflip_secure.errors import ProtocolError
 from autoflip_secure.federation.join import JOIN_STAGE
 from autoflip_secure.federation.silo import Silo
+from autoflip_secure.federation.sum_proof import FOLLOW_STAGE, KEY_STAGE
 from autoflip_secure.federation.wire import Reply, Request, message_type_of, read_request, reply_message
 from autoflip_secure.parties.identity import remember_verifications
 from autoflip_secure.secagg.silo import SecAggSilo
@@ -24,7 +25,7 @@ __all__ = ["STAGES", "ClientAppFactory", "answered", "close_silos", "make_client
 VERIFICATIONS = 8192
 """Enough for one stage of a sum over as many silos as one process is likely to hold."""
 
-STAGES = (JOIN_STAGE, *PlainSilo.stages, *SecAggSilo.stages, *CkksSilo.stages)
+STAGES = (JOIN_STAGE, KEY_STAGE, FOLLOW_STAGE, *PlainSilo.stages, *SecAggSilo.stages, *CkksSilo.stages)
 
 _open_silos: dict[Path, Silo] = {}
 """Silos this process has opened: a warm start for the next message, never the only place where something is kept."""

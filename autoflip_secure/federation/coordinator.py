@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from flwr.serverapp import Grid
 
 from autoflip_secure.attacks.bad_silos import BadSilos
@@ -17,40 +14,25 @@ from autoflip_secure.ckks.coordinator import CkksCoordinator
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.data.records import Records
 from autoflip_secure.data.task import Task
-from autoflip_secure.federation.adaptive_clip import AdaptiveClip
 from autoflip_secure.federation.audit_log import AuditLog
 from autoflip_secure.federation.audit_trail import CoordinatorTrail
-from autoflip_secure.federation.cohort_watch import CohortWatch
 from autoflip_secure.federation.dropout import likely_dropout
 from autoflip_secure.federation.events import JsonLines, keep_lines
 from autoflip_secure.federation.exchange import StageExchange
 from autoflip_secure.federation.gathering import Gathering
-from autoflip_secure.federation.global_masks import pruning_controller
-from autoflip_secure.federation.initial_model import whole_model
 from autoflip_secure.federation.join import JoinRequest
+from autoflip_secure.federation.model_proofs import ModelProofs
+from autoflip_secure.federation.model_step import ModelStep
 from autoflip_secure.federation.plan import session_plan
 from autoflip_secure.federation.provisioning import RunFolder, load_task
 from autoflip_secure.federation.run_state import RunState, has_checkpoint, load_checkpoint, save_checkpoint
 from autoflip_secure.federation.schedule import RoundPlan, Schedule
 from autoflip_secure.federation.scoring import Scorer
-from autoflip_secure.federation.server_step import ServerMoments, moved
 from autoflip_secure.federation.server_view import ServerView
 from autoflip_secure.federation.spending import spent_after
 from autoflip_secure.federation.sum_watch import SumWatch
-from autoflip_secure.federation.sums import SumRunner, reserve_attempts, scatter
-from autoflip_secure.federation.terms import (
-    count_channel,
-    deviation_channel,
-    energy_channel,
-    gradient_channel,
-    mask_channel,
-    update_channel,
-)
-from autoflip_secure.models.layout import flatten_parameters
-from autoflip_secure.models.spec import build, dense_spec
-from autoflip_secure.privacy.local_sgd import update_noise_variance
+from autoflip_secure.federation.sums import SumRunner, reserve_attempts
 from autoflip_secure.secagg.coordinator import SecAggCoordinator
-from autoflip_secure.seeds import torch_stream
 from autoflip_secure.storage import write_atomically
 from autoflip_secure.sums.channels import Aggregate, ChannelSpec
 from autoflip_secure.sums.manifest import PrivacyTerms
@@ -63,7 +45,6 @@ Watcher = Callable[[dict[str, Any]], None]
 """Called after every round with the line that goes to metrics.jsonl."""
 
 BYTES_FP32 = 4
-TIMES = ("seconds", "seconds_training", "seconds_secure_sum")
 
 
 class Coordinator:
@@ -74,14 +55,9 @@ class Coordinator:
         self._task: Task = load_task(folder)
         self._schedule = Schedule(config)
         self.plan = session_plan(config, self._task, self._schedule, public_test=folder.public_test.exists())
-        dense = dense_spec(config.model, self._task.input_shape, self._task.outputs)
-        self._dense_flops = flops(dense)
-        self._start = flatten_parameters(build(dense, torch_stream(config.seed, "init"))).numpy()
-        self._pruning = pruning_controller(config, self._schedule, dense, self._start)
-        self._dense_size = self._start.size
-        self.state = self._restore() if has_checkpoint(folder.checkpoint) else self._fresh_state(dense)
-        self._clip = AdaptiveClip(config.clip, config.adaptive_clip, self.state.facts.get("clip", config.clip))
-        self._cohorts = CohortWatch(config, self._schedule, self._event, self.state.facts.get("cohorts"))
+        kept = self._restored() if has_checkpoint(folder.checkpoint) else None
+        self._model = ModelStep(config, self._task, self._schedule, self._event, kept)
+        self.state = self._model.state
         # Saved at once: an attempt that is interrupted, however often, is counted when the run goes on.
         self._checkpoint()
         self._events = JsonLines(folder.events, stamp=True)
@@ -128,6 +104,15 @@ class Coordinator:
             event=self._event,
         )
         self._sums.wait_for = self._gathering.wait_for
+        if config.prove_models:
+            self._sums.proofs = ModelProofs(
+                folder.proofs,
+                self._exchange,
+                lambda: self._roster,
+                session,
+                self._model.start,
+                counted=not self._task.nominal_records,
+            )
         test = Records.load(folder.public_test) if folder.public_test.exists() else None
         self._scorer = Scorer(config, self._task, self.plan, self._schedule, self._sums, test)
 
@@ -141,7 +126,7 @@ class Coordinator:
         """
         try:
             self._announce_bad_silos()
-            self._cohorts.begin()
+            self._model.cohorts.begin()
             self._exchange.begin(self.state.round, 0, b"")
             self._gathering.gather(begun=self.state.round > 0)
             self._census()
@@ -161,14 +146,8 @@ class Coordinator:
             silos = sorted(bad.silos(self._config.seed, self._config.silos))
             self._event("bad_silos", kind=bad.kind, fraction=bad.fraction, strength=bad.strength, silos=silos)
 
-    def _fresh_state(self, dense: Any) -> RunState:
-        whole = whole_model(dense, self._start, self._task)
-        model = self._pruning.draw(whole)
-        return RunState(0, model, ServerMoments.zeros(model.weights.size), facts=dict.fromkeys(TIMES, 0.0))
-
-    def _restore(self) -> RunState:
+    def _restored(self) -> RunState:
         state = load_checkpoint(self._folder.checkpoint)
-        self._pruning.restore(state.model.spec, state.pruning, state.facts["pruning"])
         keep_lines(self._folder.metrics, lambda line: line["round"] < state.round)
         if state.round < self._schedule.rounds:
             # The interrupted attempt may be in the silos' ledgers.
@@ -222,14 +201,11 @@ class Coordinator:
 
     def _census(self) -> None:
         """Where the number of records is not public, learn it once through a sum (noised under DP)."""
-        if self.state.model.records:
+        if not self._model.needs_census():
             return
         terms = self.plan.census_terms()
-        aggregate = self._sums.run(
-            self.state, "census", self._schedule.whole(), [count_channel(terms.noise_multiplier)], terms
-        )[0]
-        counted = float(aggregate.sum("count")[0]) * len(self._places) / aggregate.silos
-        self.state.model = replace(self.state.model, records=max(1, round(counted)))
+        channels = self._model.census_channels(terms.noise_multiplier)
+        self._model.count(self._sums.run(self.state, "census", self._schedule.whole(), channels, terms)[0])
         self._event("census", records=self.state.model.records)
         self._checkpoint()  # asked once: what was learnt must not be asked again
 
@@ -241,20 +217,8 @@ class Coordinator:
         state, number = self.state, self.state.round
         plan = self._schedule.plan(number)
         terms = self._terms(number)
-        live = state.model.mask
-        sums = [
-            self._clip.in_first_units(scatter(a, state.model))
-            for a in self._sums.run(state, plan.phase, plan, self._channels(number), terms)
-        ]
-        aggregates = self._cohorts.passed(number, plan, sums, live, self._silo_variance(terms))
-        self._step(number, aggregates)
-        if self._schedule.prunes:
-            self._pruning.observe(number, aggregates, live, self._silo_variance(terms))
-            self._report_exploration(number)
-            if self._pruning.is_decision(number):
-                self._prune(number)
-        self._clip.follow(aggregates, self._expected_batch(sum(a.silos for a in aggregates)))
-        state.round += 1
+        opened = self._sums.run(state, plan.phase, plan, self._channels(number), terms)
+        sums = self._model.advance(terms, opened)
         self._trail.done(number, state.model.to_bytes())
         scores = self._scorer.score(state, number)
         seconds = time.perf_counter() - started
@@ -262,92 +226,10 @@ class Coordinator:
         self._checkpoint()
 
     def _terms(self, number: int) -> PrivacyTerms:
-        terms = self.plan.train_terms(self._schedule.is_exploration(number))
-        return terms if self._config.adaptive_clip is None else replace(terms, clip=self._clip.value)
-
-    def _expected_batch(self, silos: int) -> float:
-        """Patients expected of so many silos. Silos that are away take their share of a round's batch with them."""
-        return self._config.sampling_rate * self.state.model.records * silos / len(self._places)
-
-    def _silo_variance(self, terms: PrivacyTerms) -> float:
-        """What a silo's own noise adds to each live coordinate of its update; 0 where silos do not noise them."""
-        if terms.trust != "local":
-            return 0.0
-        return update_noise_variance(
-            steps=terms.steps,
-            expected_batch=terms.sampling_rate * self.state.model.nominal_records(self._config.silos),
-            clip=terms.clip,
-            noise_multiplier=terms.noise_multiplier,
-            learning_rate=self._config.rate(self.state.round),
-        )
-
-    def _noise_a_silo(self, number: int) -> float:
-        """Standard deviation of the noise of a round's sum as it is drawn, over its silos, in clipping norms."""
-        if self._config.trust != "distributed":
-            return 0.0
-        plan = self._schedule.plan(number)
-        honest = [least - self._config.colluders for least in plan.minimum]
-        sizes = [len(cohort) for cohort in plan.cohorts]
-        return self.plan.privacy.noise_multiplier * max(
-            1.0 / math.sqrt(size * sure) for size, sure in zip(sizes, honest, strict=True)
-        )
+        return self._model.clipped(self.plan.train_terms(self._schedule.is_exploration(number)))
 
     def _channels(self, number: int) -> list[ChannelSpec]:
-        config, model = self._config, self.state.model
-        live = int(model.mask.sum())
-        if model.votes is not None and not self._schedule.is_exploration(number):
-            return [mask_channel(self._pruning.weights)]
-        if config.trust != "distributed" and self._schedule.is_exploration(number):
-            channels = [deviation_channel(live)] if config.prune == "autoflip" else []
-            summed = not channels or self._schedule.sums_explored_updates(number)
-            return [*channels, update_channel(config, live)] if summed else channels
-        channels = [update_channel(config, live, self._clip.value, self._expected_batch(1), self._noise_a_silo(number))]
-        if self._schedule.is_readjustment(number):
-            channels.append(gradient_channel(config, model.mask.size - live))
-        if self._schedule.sends_energy:
-            channels.append(energy_channel(self._pruning.units))
-        cohort = min(len(silos) for silos in self._schedule.plan(number).cohorts)
-        return channels + self._clip.channels(self._expected_batch(cohort), self.plan.privacy.noise_multiplier)
-
-    def _step(self, number: int, aggregates: Sequence[Aggregate]) -> None:
-        """Move the model by the sum: along the noised gradient sum, or the mean of the silos' updates."""
-        state, config = self.state, self._config
-        if self._schedule.leaves_the_model(number) or "update" not in aggregates[0].channels:
-            return
-        total = np.sum([a.sum("update") for a in aggregates], axis=0)
-        present = sum(a.silos for a in aggregates)
-        if config.trust == "distributed":
-            step = config.rate(number) * total / self._expected_batch(present)
-        else:
-            step = total / present
-        state.model, state.server = moved(config, number, state.model, state.server, step)
-
-    def _report_exploration(self, number: int) -> None:
-        """How like the first map this one is: whether exploring once is enough."""
-        likeness = self._pruning.likeness
-        if likeness is not None:
-            self._event(
-                "explored",
-                round=number,
-                cosine_to_first=round(likeness.cosine, 4),
-                cosine_by_chance=round(likeness.chance, 4),
-                rank_to_first=round(likeness.rank, 4),
-                overlap_to_first=round(likeness.overlap, 4),
-            )
-
-    def _prune(self, number: int) -> None:
-        state = self.state
-        before = int(state.model.mask.sum())
-        state.model, kept = self._pruning.decide(number, state.model)
-        state.server = state.server.compact(kept, state.model.mask)
-        self._event(
-            "pruned",
-            round=number,
-            live_before=before,
-            live_after=int(state.model.mask.sum()),
-            widths=list(state.model.spec.widths),
-            flops_ratio=round(flops(state.model.spec) / self._dense_flops, 4),
-        )
+        return self._model.channels(number, self._terms(number).noise_multiplier)
 
     # Records
 
@@ -365,7 +247,7 @@ class Coordinator:
         state.facts["seconds_secure_sum"] += self._sums.seconds - self._exchange.training_seconds
         state.facts["seconds_training"] += self._exchange.training_seconds
         self._sums.seconds = self._exchange.training_seconds = 0.0
-        agreement = self._pruning.agreement
+        agreement = self._model.pruning.agreement
         line = {
             "round": number,
             "phase": plan.phase,
@@ -375,16 +257,16 @@ class Coordinator:
             "epsilon": self._epsilon() if scores else None,
             "clip": terms.clip if terms.trust != "none" else None,
             "agreement": None if agreement is None else round(agreement.overall, 4),
-            "agreement_average": self._pruning.agreement_average,
-            "update_variance": self._pruning.update_variance,
+            "agreement_average": self._model.pruning.agreement_average,
+            "update_variance": self._model.pruning.update_variance,
             "params_live": int(state.model.mask.sum()),
-            "params_dense": self._dense_size,
+            "params_dense": self._model.dense_size,
             "flops": flops(state.model.spec),
-            "flops_dense": self._dense_flops,
-            "layers": self._pruning.layer_report(state.model) if self._schedule.prunes else [],
+            "flops_dense": self._model.dense_flops,
+            "layers": self._model.pruning.layer_report(state.model) if self._schedule.prunes else [],
             "upload_bytes_per_silo": state.traffic.upload_contributions / len(self._places),
             "upload_bytes_total_per_silo": state.traffic.upload_total / len(self._places),
-            "upload_bytes_dense_fp32": BYTES_FP32 * self._dense_size * state.round,
+            "upload_bytes_dense_fp32": BYTES_FP32 * self._model.dense_size * state.round,
             "download_bytes_per_silo": state.traffic.download_total / len(self._places),
             "aborts": state.attempts_aborted,
             "drops": dict(state.traffic.drops),
@@ -402,10 +284,7 @@ class Coordinator:
         return spent_after(self.plan, self._schedule, self.state.round, self.state.spare_steps)
 
     def _checkpoint(self) -> None:
-        self.state.pruning = self._pruning.arrays()
-        self.state.facts["pruning"] = self._pruning.facts()
-        self.state.facts["clip"] = self._clip.value
-        self.state.facts["cohorts"] = self._cohorts.facts()
+        self._model.keep()
         self.state.epoch = self._folder.last_epoch()
         save_checkpoint(self._folder.checkpoint, self.state)
 
@@ -413,7 +292,7 @@ class Coordinator:
         model = self.state.model.to_bytes()
         write_atomically(self._folder.model, model)
         self._trail.finished(self.state.round, model)
-        importance = self._pruning.importance(self.state.model)
+        importance = self._model.pruning.importance(self.state.model)
         if importance is not None:
             write_atomically(self._folder.importance, importance)
         if self._view is not None:

@@ -17,7 +17,7 @@ from autoflip_secure.models.layout import flatten_parameters
 from autoflip_secure.models.spec import ModelSpec, build, dense_spec
 from autoflip_secure.seeds import torch_stream
 
-__all__ = ["initial_model", "is_close", "start_hash", "whole_model"]
+__all__ = ["ROUNDING", "initial_model", "is_close", "start_hash", "whole_model"]
 
 ROUNDING = 1e-5
 """Largest distance of a weight between two machines: their processors may round the last bits of drawn values apart."""

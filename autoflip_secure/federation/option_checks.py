@@ -197,8 +197,15 @@ def check_options(config: RunConfig) -> None:
         raise ConfigError("--prune-threshold 0: --prune feddst trains a sparse network; give the share that is masked")
     if config.prune == "fedmask":
         _check_mask_training(config)
+    _check_proofs(config)
     if config.local_epochs is not None and config.local_steps is not None:
         raise ConfigError(f"--local-epochs {config.local_epochs}: give either it or --local-steps")
+
+
+def _check_proofs(config: RunConfig) -> None:
+    if config.prove_models and config.aggregation != "secagg":
+        # A tag is a word modulo 2^64; CKKS adds up numbers of some thirty bits, which would show the carries between.
+        raise ConfigError(f"--prove-models: sums by {config.aggregation} carry no tags; give --aggregation secagg")
 
 
 def _as_given(name: str, value: object) -> str:

@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING
 
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.federation.schedule import Schedule
+from autoflip_secure.federation.sum_proof import PROVED_PHASES
+from autoflip_secure.sums.chain_ends import END_WORDS
+from autoflip_secure.sums.channels import TAG_CHANNEL
+from autoflip_secure.sums.encoding import WORD_BITS
+from autoflip_secure.sums.sum_tag import TAG_WORDS
 
 if TYPE_CHECKING:
     from autoflip_secure.data.task import Task
@@ -110,8 +115,13 @@ def outflows(config: ResolvedConfig, task: Task, planned: Mapping[str, list[Mech
         rounds[SCORED, ("metric",), *whole] = None
     elif scored := sum(mechanism.count for mechanism in planned.get("holdout", [])):
         rounds[SCORED, ("metric",), *whole] = scored
+    places = max(max(map(len, schedule.plan(kind).cohorts)) for kind in schedule.kinds)
+    ends = places * END_WORDS if config.trust == "distributed" else 0
+    tag = (OutflowChannel(TAG_CHANNEL, ends + TAG_WORDS, WORD_BITS),) if config.prove_models else ()
     return tuple(
-        Outflow(phase, count, tuple(specs[name] for name in names), sizes, minimum)
+        Outflow(
+            phase, count, (*(specs[name] for name in names), *(tag if phase in PROVED_PHASES else ())), sizes, minimum
+        )
         for (phase, names, sizes, minimum), count in rounds.items()
     )
 

@@ -14,7 +14,7 @@ from autoflip_secure.privacy.accounting import Mechanism
 from autoflip_secure.privacy.plan import DATASETS, PrivacyPlan, solve_plan
 from autoflip_secure.sums.manifest import PrivacyTerms
 
-__all__ = ["SessionPlan", "session_plan"]
+__all__ = ["SessionPlan", "round_steps", "session_plan"]
 
 CENSUS_NOISE = 20.0
 """Noise multiplier of the one count of patients: costs a few hundredths of epsilon, and 20 patients of error a silo."""
@@ -50,9 +50,7 @@ class SessionPlan:
         return self._terms("holdout", 1.0, 1, self.privacy.evaluation_noise_multiplier, METRIC_SENSITIVITY)
 
     def _steps(self, exploring: bool) -> int:
-        if self.config.trust == "distributed":
-            return 1
-        return self.config.explore_steps if exploring else self.config.local_steps
+        return round_steps(self.config, exploring)
 
     def _terms(self, dataset: str, rate: float, steps: int, multiplier: float, clip: float) -> PrivacyTerms:
         config = self.config
@@ -66,6 +64,13 @@ class SessionPlan:
             colluders=config.colluders,
             delta=config.dp_delta,
         )
+
+
+def round_steps(config: ResolvedConfig, exploring: bool) -> int:
+    """Steps that silos take in an exploring round, or in one that trains."""
+    if config.trust == "distributed":
+        return 1
+    return config.explore_steps if exploring else config.local_steps
 
 
 def session_plan(config: ResolvedConfig, task: Task, schedule: Schedule, *, public_test: bool) -> SessionPlan:

@@ -23,7 +23,7 @@ from autoflip_secure.federation.policy_rules import Rule, refusal
 from autoflip_secure.federation.rotation import cohorts_change
 from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.parties.rules import HARD_FLOOR, share_threshold
-from autoflip_secure.sums.channels import CHANNEL_NAMES
+from autoflip_secure.sums.channels import CHANNEL_NAMES, TAG_CHANNEL
 from autoflip_secure.sums.manifest import TRUST_MODES, Manifest
 
 __all__ = ["LONGEST_HOLD", "USUAL_CHANNELS", "SiloPolicy"]
@@ -111,6 +111,12 @@ class SiloPolicy(BaseModel):
         "without this silo tell what it holds as a whole (which classes, for instance), also under DP, and without DP "
         "its updates",
     )
+    proved_models: bool = Field(
+        True,
+        description="only runs with --prove-models are accepted: this silo computes each model itself from the sums "
+        "before it, so a coordinator that works with no silo cannot make one up that shows single records or silos. "
+        "false: models are taken as they come",
+    )
     reply_every: float = Field(
         0.0,
         ge=0,
@@ -130,7 +136,11 @@ class SiloPolicy(BaseModel):
     @field_validator("channels", "aggregations", "trusts", "code")
     @classmethod
     def _known(cls, values: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        known = {"channels": sorted(CHANNEL_NAMES), "aggregations": AGGREGATIONS, "trusts": sorted(TRUST_MODES)}
+        known = {
+            "channels": sorted(CHANNEL_NAMES),
+            "aggregations": AGGREGATIONS,
+            "trusts": sorted(TRUST_MODES),
+        }
         for value in values:
             if info.field_name == "code":
                 if len(value) != DIGEST_DIGITS or set(value) - set("0123456789abcdef"):
@@ -153,6 +163,7 @@ class SiloPolicy(BaseModel):
             colluders=config.colluders,
             min_cohort=config.min_cohort,
             rotating_cohorts=cohorts_change(config),
+            proved_models=config.prove_models,
             simulated=True,
         )
 
@@ -234,6 +245,8 @@ class SiloPolicy(BaseModel):
             yield refusal(Rule.EPSILON, f"the run asks for {config.dp_epsilon:g}", f"the cap is {self.epsilon:g}")
         if cohorts_change(config) and not self.rotating_cohorts:
             yield refusal(Rule.ROTATING_COHORTS, "sums with and without this silo tell what it holds as a whole")
+        if self.proved_models and not (config.prove_models and config.aggregation == "secagg"):
+            yield refusal(Rule.PROVED_MODELS, "nothing shows where the models of the run come from, round 0's aside")
         if (self.models or self.approval == "standing") and config.model not in self.models:
             yield refusal(
                 Rule.MODELS, f"the run trains the network {config.model!r}", f"accepted are {_listed(self.models)}"
@@ -259,7 +272,8 @@ class SiloPolicy(BaseModel):
             raise refused
 
     def _manifest_refusals(self, manifest: Manifest) -> Iterator[PolicyRefusal]:
-        terms, names = manifest.privacy, {channel.name for channel in manifest.channels}
+        # A tag tells nothing beside the sum; the session takes none that the joined run does not have.
+        terms, names = manifest.privacy, {channel.name for channel in manifest.channels} - {TAG_CHANNEL}
         yield from self._privacy_refusals(terms.trust, terms.delta, terms.colluders)
         sizes = [(len(c), least) for c, least in zip(manifest.cohorts, manifest.minimum, strict=True)]
         yield from self._size_refusals(sizes, manifest.threshold)

@@ -29,6 +29,7 @@ class Rule(StrEnum):
     CHANNELS = "channels"
     MODELS = "models"
     ROTATING_COHORTS = "rotating_cohorts"
+    PROVED_MODELS = "proved_models"
     SIMULATED = "simulated"
     CODE = "code"
     DATA = "data"
@@ -49,6 +50,7 @@ class Rule(StrEnum):
     MODEL = "model"
     ONE_MODEL = "one_model"
     INITIAL_MODEL = "initial_model"
+    PROOF = "proof"
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,11 @@ RULES: dict[Rule, Explained] = {
         "cohorts and participants are the same in every round, or `rotating_cohorts` allows that they change",
         "join",
         _ASK_LESS.format("rotating_cohorts"),
+    ),
+    Rule.PROVED_MODELS: Explained(
+        "the run proves that each model follows from the sums before it, unless `proved_models` is false",
+        "join",
+        "start the run with --prove-models, or have the silo set proved_models = false in its policy.toml",
     ),
     Rule.SIMULATED: Explained(
         "options that exist for tests run in simulations only", "join", "leave the option out; no institution takes it"
@@ -161,6 +168,15 @@ RULES: dict[Rule, Explained] = {
         "install the same release on both sides and approve again; if it persists the coordinator made up a model",
     ),
 }
+
+
+# This one may be met by an honest coordinator that lost its files, or where one silo's tag is wrong.
+RULES[Rule.PROOF] = Explained(
+    "in a run that proves its models, model, channels and clip of a round are those that this silo computes from the "
+    "opened sums so far, which silos of the run made",
+    "round",
+    "a coordinator that lost its `proofs` begins a new run; if it still has them, find out what it runs",
+)
 
 
 def refusal(rule: Rule, asked: str, said: str = "") -> PolicyRefusal:

@@ -61,6 +61,11 @@ class RunFolder:
         return self.path / "checkpoint"
 
     @property
+    def proofs(self) -> Path:
+        """Opened sums, as silos are shown them."""
+        return self.path / "proofs"
+
+    @property
     def events(self) -> Path:
         return self.path / "events.jsonl"
 

@@ -18,7 +18,7 @@ from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.server_step import ServerMoments
 from autoflip_secure.storage import storing, sync_folder, write_atomically
 
-__all__ = ["RunState", "has_checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["RunState", "checkpoint_stamp", "has_checkpoint", "load_checkpoint", "save_checkpoint"]
 
 MODEL_FILE, ARRAYS_FILE, STATE_FILE = "model.safetensors", "arrays.safetensors", "state.json"
 
@@ -98,6 +98,16 @@ def save_checkpoint(folder: Path, state: RunState) -> None:
 def has_checkpoint(folder: Path) -> bool:
     """Whether there is something to resume from."""
     return _whole(folder) is not None
+
+
+def checkpoint_stamp(folder: Path) -> tuple[int, int]:
+    """Changes whenever another checkpoint is written: inode and time of its state; zeros where there is none."""
+    source = _whole(folder)
+    try:
+        found = None if source is None else (source / STATE_FILE).stat()
+    except FileNotFoundError:  # renamed by another process meanwhile
+        found = None
+    return (0, 0) if found is None else (found.st_ino, found.st_mtime_ns)
 
 
 def load_checkpoint(folder: Path) -> RunState:

@@ -13,15 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoflip_secure.attacks.bad_silos import BadSilos
-from autoflip_secure.errors import AutoflipSecureError, BudgetExhausted
+from autoflip_secure.errors import AutoflipSecureError, BudgetExhausted, ProtocolError
 from autoflip_secure.federation.admission import Admission
 from autoflip_secure.federation.dropout import drops
 from autoflip_secure.federation.join import JoinRequest
 from autoflip_secure.federation.outflow import run_channels
 from autoflip_secure.federation.policy_rules import Rule, refusal
 from autoflip_secure.federation.schedule import Schedule
+from autoflip_secure.federation.sum_proof import KEY_STAGE, is_tagged, position_reply, tagged, untagged
 from autoflip_secure.federation.terms import check_grid, check_terms
 from autoflip_secure.federation.wire import Request
+from autoflip_secure.parties.run_key import RunKeys
 from autoflip_secure.privacy.ledger import Ledger, LedgerLine
 from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.secure_sum import SiloSecureSum
@@ -29,6 +31,7 @@ from autoflip_secure.sums.words import ContributionWords, WordSource
 
 if TYPE_CHECKING:
     from autoflip_secure.federation.contribution import Contributor
+    from autoflip_secure.federation.followed_model import FollowedModel
     from autoflip_secure.federation.model_payload import ModelPayload
 
 __all__ = ["ContributionFailed", "Session"]
@@ -45,6 +48,9 @@ TRAINING = ("explore", "train")
 
 COUNTING = {"census": "count", "evaluate": "metric"}
 """The one channel of each other phase."""
+
+NO_ROUND = -1
+"""Of rows that are about a run as a whole."""
 
 AFTER_RECORDS = "the contribution failed after the records were touched"
 
@@ -82,6 +88,8 @@ class Session:
     ----------
     admission : Admission
         Of the silo whose records lie in `data/` of its folder.
+    run_keys : RunKeys or None
+        Where the run proves its models.
     """
 
     def __init__(
@@ -92,11 +100,13 @@ class Session:
         ledger: Ledger,
         secure_sum: SiloSecureSum,
         database: sqlite3.Connection,
+        run_keys: RunKeys | None = None,
     ) -> None:
         self._silo, self._request, self._admission = silo, request, admission
         self._folder, self._policy = admission.folder, admission.policy
         self._ledger, self.secure_sum, self._database = ledger, secure_sum, database
         self._config, self._digest = request.config, request.digest()
+        self._run_keys = run_keys
         self._contributor: Contributor | None = None
         database.execute(_COHORTS)
 
@@ -114,6 +124,12 @@ class Session:
         """
         for refused in self._admission.decision_refusals(self._digest):
             raise refused
+
+    def forget_other_runs(self) -> None:
+        """Delete the keys of former runs; called when this one is joined."""
+        self.secure_sum.forget_other_runs()
+        if self._run_keys is not None:
+            self._run_keys.forget_other_runs()
 
     def facts(self) -> dict[str, bytes]:
         """What the audit log says of the run that was joined."""
@@ -139,6 +155,9 @@ class Session:
             self._check(manifest)
             model = self._open_model(manifest, attachment)
             self._check_start(manifest, model)
+            if self._run_keys is not None:
+                self.followed.check(manifest, model)
+                model = self.followed.model  # not the one that was sent, which may differ in last bits
             self._check_cohort(manifest)
             self._check_one_model(manifest)
             self._check_least(manifest)
@@ -149,14 +168,49 @@ class Session:
                 raise ContributionFailed("the records cannot be made ready for training") from error
             self._ledger.charge(LedgerLine.of(manifest))
             try:
-                contribution = contributor.contribute(manifest, model)
+                asked = untagged(manifest)
+                contribution = contributor.contribute(asked, model)
                 cohort = manifest.cohorts[manifest.cohort_of(self._silo)]
                 values, root = contribution.values, contribution.removable
-                return _Discreet(ContributionWords(values, manifest.channels, len(cohort), root))
+                words = ContributionWords(values, asked.channels, len(cohort), root)
+                return _Discreet(self._tagged(words, manifest))
             except Exception as error:
                 raise ContributionFailed(AFTER_RECORDS) from error
 
         return contribute
+
+    def follow(self, stage: str, request: bytes) -> bytes:
+        """Answer a stage in which no records are used: the run's key, and the opened sums that the model follows from.
+
+        Raises
+        ------
+        ProtocolError
+            Malformed, or the run proves nothing.
+        Refusal
+            A key or a sum that does not hold.
+        """
+        if self._run_keys is None:
+            raise ProtocolError(f"the run this silo joined does not prove its models, so it has no stage {stage}")
+        if stage == KEY_STAGE:
+            return self._run_keys.answer(request)
+        if request:
+            self.followed.take(request)
+        return position_reply(self.followed.taken)
+
+    @cached_property
+    def followed(self) -> FollowedModel:
+        """This silo's own account of the model."""
+        from autoflip_secure.federation.followed_model import FollowedModel
+
+        assert self._run_keys is not None
+        return FollowedModel(self._folder, self._request, self._run_keys)
+
+    def _tagged(self, words: WordSource, manifest: Manifest) -> WordSource:
+        if not is_tagged(manifest):
+            return words
+        key = None if self._run_keys is None else self._run_keys.use()
+        assert key is not None, "checked before the records were touched"
+        return tagged(words, manifest, key, self._silo)
 
     def _check(self, manifest: Manifest) -> None:
         self._policy.check_manifest(manifest)
@@ -177,7 +231,8 @@ class Session:
         counts_bits = any(channel.name == "clip_bits" for channel in manifest.channels)
         if counts_bits != (config.adaptive_clip is not None and manifest.phase in TRAINING):
             raise refusal(Rule.RUN, "the manifest and the run this silo joined disagree whether the clip is adaptive")
-        leaving = {channel.name for channel in manifest.channels} - self._channels_of(manifest.phase)
+        asked = untagged(manifest) if self._run_keys is not None and is_tagged(manifest) else manifest
+        leaving = {channel.name for channel in asked.channels} - self._channels_of(manifest.phase)
         if leaving:
             raise refusal(
                 Rule.CHANNELS, f"{', '.join(sorted(leaving))} would leave", "the run this silo joined has none"
@@ -239,9 +294,10 @@ class Session:
         Refused too: other channels in a second asking, since what training finds is the same, and each moment of it
         that is released needs a survivor more.
 
-        With the cohort filter the cohorts are those that the joined configuration fixes, DP or not.
+        With the cohort filter, and where models are proved, the cohorts are those that the joined configuration fixes,
+        DP or not.
         """
-        if self._config.cohort_filter:
+        if self._config.cohort_filter or self._run_keys is not None:
             self._check_fixed_cohorts(manifest)
         if manifest.privacy.trust != "none":
             return
@@ -296,14 +352,27 @@ class Session:
     def _check_fixed_cohorts(self, manifest: Manifest) -> None:
         trains = manifest.phase in TRAINING
         plan = self._schedule.plan(manifest.round) if trains else self._schedule.whole()
-        # The schedule counts places; ids have gaps where a silo left before the run began.
-        ids = self._admission.roster.silos
-        places = dict(enumerate(ids, start=1)) if len(ids) == self._config.silos else {}
-        if manifest.cohorts != tuple(tuple(places.get(place, place) for place in cohort) for cohort in plan.cohorts):
+        places, roster = self._places(), self._admission.roster
+        ids = [[places.get(place, place) for place in cohort] for cohort in plan.cohorts]
+        if manifest.cohorts != tuple(tuple(silo for silo in cohort if silo in roster) for cohort in ids):
             raise refusal(
-                Rule.COHORTS,
-                f"round {manifest.round} was asked for with other cohorts than the joined run fixes for its filter",
+                Rule.COHORTS, f"round {manifest.round} was asked for with other cohorts than the joined run fixes"
             )
+
+    def _places(self) -> dict[int, int]:
+        """Ids of the silos that the run began with, by the schedule's 1, 2, ...; empty where they are these numbers.
+
+        Ids have gaps where a silo left before the run began. Who was there then is kept: silos may leave later, too.
+        """
+        ids = self._admission.roster.silos
+        if len(ids) == self._config.silos:
+            self._database.execute(
+                "INSERT OR IGNORE INTO cohorts VALUES (?, ?, ?, ?)",
+                (self._request.session, NO_ROUND, "places", msgpack.packb(list(ids))),
+            )
+        query = "SELECT cohort FROM cohorts WHERE session = ? AND round = ? AND phase = ?"
+        row = self._database.execute(query, (self._request.session, NO_ROUND, "places")).fetchone()
+        return {} if row is None else dict(enumerate(msgpack.unpackb(row[0]), start=1))
 
     def _check_plan(self, manifest: Manifest) -> None:
         """Under DP: only what the joined plan names, no more often than it says, on a fine enough grid."""

@@ -29,10 +29,12 @@ from autoflip_secure.federation.join import JOIN_STAGE, JoinRequest, join_reply
 from autoflip_secure.federation.policy import SiloPolicy
 from autoflip_secure.federation.policy_rules import public_name
 from autoflip_secure.federation.session import ContributionFailed, Session
+from autoflip_secure.federation.sum_proof import FOLLOW_STAGE, KEY_STAGE
 from autoflip_secure.federation.wire import TRAINING_STAGES, Reply, Request
 from autoflip_secure.parties.identity import Identity
 from autoflip_secure.parties.roster import Roster
 from autoflip_secure.parties.rules import SiloRules
+from autoflip_secure.parties.run_key import RunKeys
 from autoflip_secure.privacy.ledger import Ledger
 from autoflip_secure.privacy.plan import DATASETS, accounting_delta
 from autoflip_secure.secagg.silo import SecAggSilo
@@ -105,6 +107,8 @@ class Silo:
             session = self._open_session()
             if session.is_away(request):
                 return Reply("dropped")
+            if request.stage in (KEY_STAGE, FOLLOW_STAGE):
+                return Reply("ok", session.follow(request.stage, request.request))
             contribute = self._witnessing(request.heads, session.contributing(request.attachment), facts)
             return Reply("ok", session.secure_sum.answer(request.stage, request.request, contribute))
         except ContributionFailed:
@@ -161,7 +165,7 @@ class Silo:
         self._database.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?)", (request.session, request.body()))
         self._admission.note_joined(request)
         self._session = session
-        self._session.secure_sum.forget_other_runs()
+        self._session.forget_other_runs()
         return join_reply(self.id)
 
     def _read_policy(self) -> None:
@@ -190,7 +194,10 @@ class Silo:
 
     def _make_session(self, request: JoinRequest, ledger: Ledger) -> Session:
         secure_sum = self._secure_sum(request)
-        return Session(self.id, request, self._admission, ledger, secure_sum, self._database)
+        keys = None
+        if request.config.prove_models:
+            keys = RunKeys(self._database, self._identity, self.id, self._roster, request.session)
+        return Session(self.id, request, self._admission, ledger, secure_sum, self._database, keys)
 
     def _open_ledger(self, request: JoinRequest) -> Ledger:
         from autoflip_secure.data.task import Task

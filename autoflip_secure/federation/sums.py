@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,14 +14,24 @@ from numpy.typing import NDArray
 from autoflip_secure.autoflip.masking import scatter_live
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import Abort, BudgetExhausted, CannotContinue
-from autoflip_secure.federation.audit_trail import CoordinatorTrail
+from autoflip_secure.federation.audit_trail import CoordinatorTrail, manifest_in
 from autoflip_secure.federation.exchange import StageExchange
 from autoflip_secure.federation.model_payload import ModelPayload
+from autoflip_secure.federation.model_proofs import ModelProofs
 from autoflip_secure.federation.run_state import RunState
 from autoflip_secure.federation.schedule import RoundPlan
 from autoflip_secure.federation.server_view import ServerView
+from autoflip_secure.federation.sum_proof import (
+    PROVED_PHASES,
+    SumProof,
+    is_tagged,
+    untagged,
+    untagged_sums,
+    with_tag,
+)
 from autoflip_secure.federation.sum_watch import SumWatch
 from autoflip_secure.federation.terms import check_grid, noise_levels, on_fine_grid
+from autoflip_secure.federation.wire import TRAINING_STAGES
 from autoflip_secure.parties.roster import Roster
 from autoflip_secure.parties.rules import share_threshold
 from autoflip_secure.privacy.plan import PrivacyPlan
@@ -57,6 +67,8 @@ class SumRunner:
         Who is enrolled now.
     watch : SumWatch or None
         Bounds on what is opened; None: sums are taken as they are.
+    proofs : ModelProofs or None
+        Where silos follow the model by opened sums.
     wait_for : callable
         wait_for(cohorts, minimum) returns when it makes sense to ask them.
     """
@@ -75,6 +87,7 @@ class SumRunner:
     trail: CoordinatorTrail | None = None
     places: tuple[int, ...] = ()
     watch: SumWatch | None = None
+    proofs: ModelProofs | None = None
     wait_for: Callable[[Sequence[Sequence[int]], Sequence[int]], None] = lambda cohorts, minimum: None
 
     def run(
@@ -98,17 +111,23 @@ class SumRunner:
             manifest = on_fine_grid(manifest, self.privacy.releases, self.privacy.epsilon)
             gap = check_grid(manifest, self.privacy.releases, self.privacy.epsilon)
             state.facts["grid_delta"] = max(gap, state.facts.get("grid_delta", 0.0))
+        if self.proofs is not None and phase in PROVED_PHASES:
+            manifest = with_tag(manifest)
         last = ""
         for attempt in range(MAX_ATTEMPTS):
             self.wait_for(manifest.cohorts, manifest.minimum)
+            self.exchange.begin(state.round, attempt, model)
+            proved = self._proved(manifest)
+            if proved is not None:
+                return proved
             heads_hash = manifest.heads_hash if self.trail is None else self.trail.freeze()
             manifest = replace(manifest, attempt=attempt, heads_hash=heads_hash)
-            self.exchange.begin(state.round, attempt, model)
             if self.view is not None:
                 self.view.public(round=state.round, attempt=attempt, manifest=manifest.to_bytes(), model=model)
             started = time.perf_counter()
             try:
-                sums = self.secure_sum.sum(manifest, self.exchange)
+                asking = self.exchange if self.proofs is None else _Asking(self.exchange, self.proofs)
+                sums = self.secure_sum.sum(manifest, asking)
             except Abort as abort:
                 self._record_abort(state, manifest, abort)
                 last = self._told(abort)
@@ -118,12 +137,11 @@ class SumRunner:
             if self.trail is not None:
                 self.trail.opened(manifest, sums)
             self.event("sum", phase=phase, round=state.round, attempt=attempt, silos=[list(s.silos) for s in sums])
-            aggregates = [decode(manifest, cohort_sum) for cohort_sum in sums]
-            if self.view is not None:
-                for cohort_sum, aggregate in zip(sums, aggregates, strict=True):
-                    self.view.opened(attempt=attempt, silos=tuple(cohort_sum.silos), aggregate=aggregate)
             try:
-                return aggregates if self.watch is None else self.watch.passed(manifest, sums, aggregates)
+                if not isinstance(asking, _Asking) or not is_tagged(manifest):
+                    return self._learnt(manifest, sums)
+                assert asking.manifest is not None
+                return self._shown(SumProof(asking.manifest, tuple(sums)))
             except Abort as abort:
                 self._record_abort(state, manifest, abort)
                 last = self._told(abort)
@@ -131,6 +149,36 @@ class SumRunner:
             f"round {state.round}: {MAX_ATTEMPTS} attempts in a row gave no sum, the last {last}; the model is "
             "unchanged"
         )
+
+    def _proved(self, manifest: Manifest) -> list[Aggregate] | None:
+        """Bring silos up to the sums so far; the one asked for where silos have gone on from it already, as after a
+        coordinator was stopped between a sum and its checkpoint."""
+        if self.proofs is None:
+            return None
+        number = self.proofs.number(manifest.phase, manifest.round)
+        self.proofs.prepare(number)
+        kept = self.proofs.pending(number) if is_tagged(manifest) else None
+        return None if kept is None else self._learnt(kept.manifest, kept.sums)
+
+    def _shown(self, opened: SumProof) -> list[Aggregate]:
+        """What sums hold that silos take as theirs."""
+        assert self.proofs is not None
+        proof, liars = opened.with_true_links()
+        for silo in liars:
+            self.event("silo_misbehaved", silo=silo, stage="unmask", reason="its link is not one of its noise chain")
+        aggregates = self._learnt(proof.manifest, proof.sums)
+        self.proofs.show(self.proofs.number(proof.manifest.phase, proof.manifest.round), proof)
+        return aggregates
+
+    def _learnt(self, manifest: Manifest, sums: Sequence[CohortSum]) -> list[Aggregate]:
+        """What opened sums hold, without tags, those outside their bounds marked."""
+        if is_tagged(manifest):
+            manifest, sums = untagged(manifest), untagged_sums(manifest, sums)
+        aggregates = [decode(manifest, cohort_sum) for cohort_sum in sums]
+        if self.view is not None:
+            for cohort_sum, aggregate in zip(sums, aggregates, strict=True):
+                self.view.opened(attempt=manifest.attempt, silos=tuple(cohort_sum.silos), aggregate=aggregate)
+        return aggregates if self.watch is None else self.watch.passed(manifest, sums, aggregates)
 
     def _told(self, abort: Abort) -> str:
         """An abort and what silos said to it; why, only each silo's own log tells."""
@@ -179,6 +227,8 @@ class SumRunner:
 
     def _record_abort(self, state: RunState, manifest: Manifest, abort: Abort) -> None:
         state.attempts_aborted += 1
+        if self.proofs is not None:
+            self.proofs.ask_anew()
         if self.trail is not None:
             self.trail.aborted(manifest, abort)
         self.event(
@@ -205,6 +255,22 @@ class SumRunner:
                 f"round {state.round}: more attempts aborted than the {self.reserve} that the plan pays for; the model "
                 "of the last round is kept, a new run with a larger --reserve can start from its budget"
             ) from abort
+
+
+class _Asking:
+    """The exchange of one attempt; remembers the manifest as silos see it, with its slot.
+
+    Silos that do not have the run's key are not asked for numbers: a tag without it would spoil the sum."""
+
+    def __init__(self, exchange: StageExchange, proofs: ModelProofs) -> None:
+        self._exchange, self._proofs = exchange, proofs
+        self.manifest: Manifest | None = None
+
+    def __call__(self, stage: str, requests: Mapping[int, bytes]) -> Iterator[tuple[int, bytes]]:
+        if stage in TRAINING_STAGES and requests:
+            self.manifest = manifest_in(stage, next(iter(requests.values())))
+            requests = {silo: request for silo, request in requests.items() if silo in self._proofs.keyed}
+        return self._exchange(stage, requests)
 
 
 def decode(manifest: Manifest, cohort_sum: CohortSum) -> Aggregate:

@@ -10,7 +10,7 @@ from autoflip_secure.federation.policy_rules import Rule, refusal
 from autoflip_secure.privacy.discrete_noise import MAX_STD, discretisation_delta, per_silo_std
 from autoflip_secure.privacy.plan import GRID_SHARE
 from autoflip_secure.privacy.removable_noise import NoiseLevels
-from autoflip_secure.sums.channels import ChannelSpec
+from autoflip_secure.sums.channels import TAG_CHANNEL, ChannelSpec
 from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.training.metric_form import METRIC_SENSITIVITY
 
@@ -231,11 +231,11 @@ def check_terms(manifest: Manifest) -> None:
     counted = [channel for channel in manifest.channels if channel.name in COUNTED_CHANNELS]
     if terms.trust != "none" and any(not (1 / channel.step).is_integer() for channel in counted):
         raise refusal(Rule.TERMS, "the grid of a count does not hold whole numbers, for which its noise is accounted")
-    rounded = [channel for channel in manifest.channels if channel.name not in COUNTED_CHANNELS]
+    rounded = [channel for channel in manifest.channels if channel.name not in {*COUNTED_CHANNELS, TAG_CHANNEL}]
     if terms.trust != "none" and any(channel.bits > NOISED_BITS for channel in rounded):
         raise refusal(Rule.TERMS, f"noised channels have at most {NOISED_BITS} bits, for which rounding is accounted")
     if any(channel.name == "clip_bits" for channel in manifest.channels):
-        apart = {channel.name for channel in manifest.channels} != {"update", "clip_bits"}
+        apart = {channel.name for channel in manifest.channels} - {TAG_CHANNEL} != {"update", "clip_bits"}
         if apart or counting or terms.trust != "distributed":
             raise refusal(Rule.TERMS, "clip bits go with a gradient sum under distributed noise, and with nothing else")
     unnoised = sorted({channel.name for channel in manifest.channels} & UNNOISED_CHANNELS)
@@ -258,6 +258,8 @@ def noise_levels(manifest: Manifest, channel: ChannelSpec, cohort: int) -> Noise
     """The parts of that noise, of which some are removed once the survivors are known; all of it with local trust,
     where each silo's noise has to do alone."""
     terms = manifest.privacy
+    if channel.name == TAG_CHANNEL:
+        return None  # it follows from the noised words before it, and from keys
     if terms.trust == "none" or (terms.trust == "local" and channel.name not in COUNTED_CHANNELS):
         return None
     least, failure = honest_silos(manifest, cohort), ROUNDING_SHARE * terms.delta

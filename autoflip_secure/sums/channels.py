@@ -18,9 +18,12 @@ from autoflip_secure.errors import EncodingError
 if TYPE_CHECKING:
     from autoflip_secure.sums.words import FloatChannel
 
-__all__ = ["CHANNEL_NAMES", "Aggregate", "ChannelSpec", "Contribution"]
+__all__ = ["CHANNEL_NAMES", "TAG_CHANNEL", "Aggregate", "ChannelSpec", "Contribution"]
 
 CHANNEL_NAMES = frozenset({"update", "gradient", "mask", "deviation", "unit_energy", "count", "metric", "clip_bits"})
+TAG_CHANNEL = "tag"
+"""What proves a sum (see `sum_tag`). It says nothing of records, so it is not among the channels that carry numbers."""
+
 MAX_BITS = 32
 
 
@@ -31,7 +34,7 @@ class ChannelSpec:
     Attributes
     ----------
     name : str
-        One of `CHANNEL_NAMES`.
+        One of `CHANNEL_NAMES`, or `TAG_CHANNEL`.
     length : int
         Number of coordinates.
     bits : int
@@ -46,7 +49,7 @@ class ChannelSpec:
     limit: float
 
     def __post_init__(self) -> None:
-        if self.name not in CHANNEL_NAMES:
+        if self.name not in CHANNEL_NAMES and self.name != TAG_CHANNEL:
             raise EncodingError(f"unknown channel {self.name!r}; channels are {', '.join(sorted(CHANNEL_NAMES))}")
         if type(self.length) is not int or type(self.bits) is not int or isinstance(self.limit, bool):
             raise EncodingError(f"channel {self.name}: length and bits are whole numbers, limit a number")

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import autoflip_secure
 from autoflip_secure.attacks.byte_search import Finder
 from autoflip_secure.attacks.secret_capture import PUBLIC, Capture
-from autoflip_secure.attacks.secret_search import RUNS, Secret, captured_run, leaks, open_files, secrets_of
+from autoflip_secure.attacks.secret_search import RUN_KEY, RUNS, Secret, captured_run, leaks, open_files, secrets_of
 
 PACKAGE = Path(autoflip_secure.__file__).parent
 SECRET = bytes(range(100, 132))
@@ -85,7 +85,7 @@ def secrets(captured: Path) -> list[Secret]:
 def test_no_secret_of_a_run_is_where_it_should_not_be(captured: Path, secrets: list[Secret]) -> None:
     kinds = {secret.kind for secret in secrets}
     assert kinds >= {"self-mask seed", "mask key", "share", "derived key", "agreed secret", "noise link", "record"}
-    assert kinds >= {"parties.identity.generate", "parties.agreement.fresh_key", "sums.randomness.__init__"}
+    assert kinds >= {"parties.identity.generate", "parties.agreement.fresh_key", "sums.randomness.__init__", RUN_KEY}
     assert len(secrets) > 500
     assert leaks(secrets, captured) == []
 
@@ -115,6 +115,18 @@ def test_a_secret_that_gets_somewhere_else_is_found(captured: Path, secrets: lis
         assert [(found.kind, found.file) for found in leaks([secret], captured)] == [(secret.kind, path)]
     finally:
         path.unlink() if before is None else path.write_bytes(before)
+
+
+def test_the_run_key_may_lie_with_every_silo_and_with_nobody_else(captured: Path, secrets: list[Secret]) -> None:
+    (key,) = [secret for secret in secrets if secret.kind == RUN_KEY]
+    assert key.owners == {1, 2, 3, 4, 5}
+    path = captured / "run/proofs/000000.msgpack"
+    before = path.read_bytes()
+    try:
+        path.write_bytes(before + key.value)
+        assert [found.file for found in leaks([key], captured)] == [path]
+    finally:
+        path.write_bytes(before)
 
 
 def test_a_spent_secret_that_stays_on_its_own_disk_is_found(captured: Path, secrets: list[Secret]) -> None:
@@ -155,7 +167,7 @@ def test_what_is_drawn_is_a_secret_unless_a_place_is_known_to_be_public() -> Non
     places = {place for place in places if not place.startswith("attacks/")}
     watched = {
         "sums/randomness.py", "sums/noise_chain.py", "parties/agreement.py", "parties/identity.py", "secagg/keys.py",
-        "secagg/dealing.py", "federation/provisioning.py", "federation/audit_log.py",
+        "secagg/dealing.py", "federation/provisioning.py", "federation/audit_log.py", "parties/run_key.py",
     }  # fmt: skip
     deployed = {"deployment/silo_runtime.py", "deployment/deployed_run.py", "deployment/keys.py"}
     assert places == watched | deployed

@@ -103,6 +103,11 @@ def test_four_hospitals_train_a_model_with_dp_through_secure_sums(deployment: De
     for name in HOSPITALS:
         (lines,) = state_rows(deployment.silo(name), "SELECT count(*) FROM privacy_ledger")[0]
         assert lines == len(opened), "nobody dropped: one line a sum, in every ledger"
+    shown = list((deployment.run_path("first") / "proofs").glob("*.msgpack"))
+    assert len(shown) >= summary["rounds"]
+    for name in HOSPITALS:
+        followed = json.loads((deployment.silo(name) / "followed" / "state.json").read_text())
+        assert followed["facts"]["taken"] == len(shown), "every hospital has computed every model itself"
 
 
 def test_the_audit_logs_of_all_parties_verify_together(deployment: Deployment) -> None:

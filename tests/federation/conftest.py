@@ -181,6 +181,7 @@ OPEN: dict[str, Any] = {
     "aggregations": ("secagg", "ckks", "none"),
     "trusts": ("none", "local", "distributed"),
     "min_cohort": 0.5,
+    "proved_models": False,
 }
 """A policy that the toy runs are within."""
 

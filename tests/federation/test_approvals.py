@@ -258,7 +258,9 @@ def test_a_run_of_institutions_goes_from_approval_to_its_end(make_config, make_f
     homes = [silo_folder(folder.path, number) for number in folder.roster().silos]
     for home in homes:
         channels = ("update", "deviation", "unit_energy")
-        (home / "policy.toml").write_text(SiloPolicy(trusts=("none",), channels=channels).to_toml())
+        (home / "policy.toml").write_text(
+            SiloPolicy(trusts=("none",), channels=channels, proved_models=False).to_toml()
+        )
     with LocalGrid(ClientAppFactory(folder.path), len(homes), 0) as grid:
         try:
             with pytest.raises(CannotContinue, match=r"did not join .*ApprovalPending"):

@@ -17,9 +17,9 @@ from autoflip_secure.errors import ConfigError, PolicyRefusal, StorageError
 from autoflip_secure.federation import client_app
 from autoflip_secure.federation.adaptive_clip import RANGE, AdaptiveClip
 from autoflip_secure.federation.contribution import Contributor
-from autoflip_secure.federation.coordinator import Coordinator
 from autoflip_secure.federation.engines import run_federation
 from autoflip_secure.federation.events import read_json_lines
+from autoflip_secure.federation.model_step import ModelStep
 from autoflip_secure.federation.plan import session_plan
 from autoflip_secure.federation.policy import SiloPolicy
 from autoflip_secure.federation.provisioning import load_task
@@ -220,14 +220,14 @@ def test_a_resumed_run_goes_on_with_its_clip(make_config, make_federation) -> No
     )
     whole, stopped = make_federation(config, name="whole"), make_federation(config, name="stopped")
     noise: list[float] = []
-    step = Coordinator._step
+    step = ModelStep.step
 
-    def listening(self: Coordinator, number: int, aggregates: list[Aggregate]) -> None:
+    def listening(self: ModelStep, number: int, aggregates: list[Aggregate]) -> None:
         noise.append(aggregates[0].noise_std["update"])
         step(self, number, aggregates)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Coordinator, "_step", listening)
+        patch.setattr(ModelStep, "step", listening)
         run_federation(whole, config, lambda line: None)
     client_app.close_silos()
     assert noise == pytest.approx([noise[0]] * 3), "steps carry the same noise, whatever the clip"

@@ -86,6 +86,7 @@ OTHER: dict[str, Any] = {
     "allow_cohort_rotation": True,
     "bad_silos": "noise:0.2",
     "update_norm": 2.0,
+    "prove_models": True,
 }
 """A valid value of every field that is not its default."""
 

@@ -145,7 +145,7 @@ def test_the_distributed_step_is_momentum_sgd_on_the_expected_batch(make: Build)
         batch = 0.2 * 80 * sum(silos) / 8
         velocity = 0.75 * velocity + 0.5 * total / batch
         expected = expected + velocity
-        coordinator._step(3, sums)
+        coordinator._model.step(3, sums)
     np.testing.assert_allclose(state.model.weights, expected, atol=1e-5)
     assert not state.model.weights[~mask].any()
     assert not state.server.velocity[~mask].any()
@@ -163,7 +163,7 @@ def test_other_steps_are_the_mean_update_and_server_momentum_under_dp(
         mean = np.sum([a.sum("update") for a in sums], axis=0) / sum(silos)
         velocity = momentum * velocity + mean
         expected = expected + velocity
-        coordinator._step(3, sums)
+        coordinator._model.step(3, sums)
     np.testing.assert_allclose(state.model.weights, expected, atol=1e-5)
 
 
@@ -178,7 +178,7 @@ def test_fedadam_is_adam_on_the_mean_update(make: Build) -> None:
         m, v = 0.9 * m + 0.1 * mean, 0.99 * v + 0.01 * mean**2
         rate = 0.3 * 0.5 ** (step + 1)
         expected = expected + rate * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.99**step)) + 1e-3)
-        coordinator._step(step + 1, sums)
+        coordinator._model.step(step + 1, sums)
     np.testing.assert_allclose(state.model.weights, expected, atol=1e-5)
     assert state.server.steps == 2
 
@@ -189,7 +189,7 @@ def test_fedadam_does_not_move_masked_parameters(make: Build) -> None:
     mask = stream(0, "m").random(state.model.mask.size) < 0.8
     state.model = replace(state.model, mask=mask, weights=np.where(mask, state.model.weights, 0).astype(np.float32))
     sums = [Aggregate(0, 0, 8, {"update": np.where(mask, stream(2, "u").normal(size=mask.size), 0.0)})]
-    coordinator._step(0, sums)
+    coordinator._model.step(0, sums)
     assert not state.model.weights[~mask].any()
     assert state.model.weights[mask].all()
 
@@ -199,7 +199,7 @@ def test_the_learning_rate_decays_round_by_round(make: Build) -> None:
     moved = []
     for round in (0, 2):
         before = coordinator.state.model.weights.astype(np.float64)
-        coordinator._step(round, aggregates_of(before.size, 8))
+        coordinator._model.step(round, aggregates_of(before.size, 8))
         moved.append(coordinator.state.model.weights - before)
     np.testing.assert_allclose(moved[1], moved[0] / 4, atol=1e-6)
 
@@ -212,8 +212,8 @@ def test_pruning_takes_the_momentum_along(make: Build, monkeypatch: pytest.Monke
     kept = np.arange(0, state.model.mask.size, 3)
     mask = stream(0, "p").random(kept.size) < 0.5
     smaller = replace(state.model, weights=np.zeros(kept.size, np.float32), mask=mask)
-    monkeypatch.setattr(coordinator._pruning, "decide", lambda number, model: (smaller, kept))
-    coordinator._prune(3)
+    monkeypatch.setattr(coordinator._model.pruning, "decide", lambda number, model: (smaller, kept))
+    coordinator._model.prune(3)
     np.testing.assert_array_equal(state.server.velocity, np.where(mask, kept + 1.0, 0.0))
     np.testing.assert_array_equal(state.server.square, np.where(mask, 2 * (kept + 1.0), 0.0))
     assert state.server.steps == 7
@@ -262,7 +262,7 @@ def test_an_adaptive_round_asks_for_clip_bits_at_the_scale_of_a_cohort(
     private = {"dp_epsilon": 8.0, "adaptive_clip": 0.5, "sampling_rate": 0.2, "colluders": 0, "cohorts": 1}
     coordinator = make(**{"prune": "autoflip", "silos": 8, **private, **options})
     coordinator.state.model = replace(coordinator.state.model, records=80_000)
-    coordinator._clip.value = 0.4
+    coordinator._model.clip.value = 0.4
     update, bits = coordinator._channels(0)
     assert update == update_channel(coordinator._config, update.length, 0.4, expected_batch=0.2 * 80_000 / 8)
     assert (bits.name, bits.length, bits.limit) == ("clip_bits", 1, 0.2 * 80_000 * silos / 8)

@@ -18,6 +18,19 @@ from autoflip_secure.sums.channels import CHANNEL_NAMES
 SECAGG = {"aggregation": "secagg", "dp_epsilon": 8.0}
 
 
+def unproved(**limits: Any) -> SiloPolicy:
+    """A policy that takes models as they come, so that nothing but its limits refuses."""
+    return SiloPolicy(**{"proved_models": False, **limits})
+
+
+def test_the_default_policy_asks_for_proofs_of_models(make_config) -> None:
+    with pytest.raises(PolicyRefusal, match=r"rule proved_models: .*--prove-models"):
+        SiloPolicy().check_run(make_config(**SECAGG))
+    SiloPolicy().check_run(make_config(**SECAGG, prove_models=True))
+    assert not SiloPolicy.accepting(make_config(**SECAGG)).proved_models
+    assert SiloPolicy.accepting(make_config(**SECAGG, prove_models=True)).proved_models
+
+
 @pytest.mark.parametrize(
     ("options", "rule"),
     [
@@ -29,9 +42,9 @@ SECAGG = {"aggregation": "secagg", "dp_epsilon": 8.0}
     ],
 )
 def test_the_default_policy_denies(options: dict[str, Any], rule: str, make_config) -> None:
-    SiloPolicy().check_run(make_config(**SECAGG))
+    unproved().check_run(make_config(**SECAGG))
     with pytest.raises(PolicyRefusal, match=rule):
-        SiloPolicy().check_run(make_config(**{**SECAGG, **options}))
+        unproved().check_run(make_config(**{**SECAGG, **options}))
 
 
 @pytest.mark.parametrize(
@@ -46,21 +59,21 @@ def test_what_exists_for_tests_is_denied_outside_of_simulations(
     options: dict[str, Any], words: str, make_config
 ) -> None:
     config = make_config(**{**SECAGG, **options})
-    policy = SiloPolicy(aggregations=("secagg", "none"))
+    policy = unproved(aggregations=("secagg", "none"))
     with pytest.raises(PolicyRefusal, match=f"rule simulated: .*{words}"):
         policy.check_run(config)
     policy.model_copy(update={"simulated": True}).check_run(config)
-    assert SiloPolicy().simulated is False
+    assert unproved().simulated is False
 
 
 def test_sums_in_clear_are_no_matter_for_locally_noised_updates(make_config) -> None:
     config = make_config(**{**SECAGG, "aggregation": "none"}, dp_trust="local")
-    SiloPolicy(aggregations=("none",)).check_run(config)
+    unproved(aggregations=("none",)).check_run(config)
 
 
 @pytest.mark.parametrize("trust", ["distributed", "local"])
 def test_both_trust_modes_pass_by_default(trust: str, make_config) -> None:
-    SiloPolicy().check_run(make_config(**SECAGG, dp_trust=trust))
+    unproved().check_run(make_config(**SECAGG, dp_trust=trust))
 
 
 @pytest.mark.parametrize(
@@ -76,18 +89,18 @@ def test_both_trust_modes_pass_by_default(trust: str, make_config) -> None:
 )
 def test_each_limit_refuses_a_run_by_its_name(limits: dict[str, Any], options: dict[str, Any], rule: str, make_config):
     with pytest.raises(PolicyRefusal, match=rule):
-        SiloPolicy(**limits).check_run(make_config(**SECAGG, **options))
+        unproved(**limits).check_run(make_config(**SECAGG, **options))
 
 
 @pytest.mark.parametrize("aggregation", ["secagg", "ckks"])
 def test_either_protected_sum_passes_where_it_is_listed(aggregation: str, make_config) -> None:
     config = make_config(**{**SECAGG, "aggregation": aggregation})
-    SiloPolicy(aggregations=("secagg", "ckks")).check_run(config)
-    SiloPolicy(aggregations=(aggregation,)).check_run(config)
+    unproved(aggregations=("secagg", "ckks")).check_run(config)
+    unproved(aggregations=(aggregation,)).check_run(config)
 
 
 def test_a_run_at_the_limit_passes(make_config) -> None:
-    policy = SiloPolicy(epsilon=3.0, delta=1e-6, colluders=1, trusts=("local",))
+    policy = unproved(epsilon=3.0, delta=1e-6, colluders=1, trusts=("local",))
     policy.check_run(make_config(**{**SECAGG, "dp_epsilon": 3.0}, dp_delta=1e-6, colluders=1, dp_trust="local"))
 
 
@@ -106,9 +119,9 @@ def test_accepting_accepts_exactly_its_run(make_config) -> None:
 
 
 def test_only_an_accepted_run_without_dp_has_no_budget() -> None:
-    both = SiloPolicy(epsilon=2.0, trusts=("none", "local"))
+    both = unproved(epsilon=2.0, trusts=("none", "local"))
     assert (both.budget("none"), both.budget("local")) == (math.inf, 2.0)
-    assert SiloPolicy(epsilon=2.0).budget("none") == 2.0
+    assert unproved(epsilon=2.0).budget("none") == 2.0
 
 
 @pytest.mark.parametrize(
@@ -124,18 +137,18 @@ def test_only_an_accepted_run_without_dp_has_no_budget() -> None:
     ],
 )
 def test_the_least_cap_binds(caps: dict[str, float], promised: float | None, run: float, year: float) -> None:
-    policy = SiloPolicy(trusts=("none", "local"), **caps)
+    policy = unproved(trusts=("none", "local"), **caps)
     assert (policy.budget_per_run("local", promised), policy.budget_per_year("local")) == (run, year)
     assert policy.budget_per_run("none") == policy.budget_per_year("none") == math.inf
-    strict = SiloPolicy(**caps)
+    strict = unproved(**caps)
     assert (strict.budget_per_run("none", promised), strict.budget_per_year("none")) == (run, year)
 
 
 def test_caps_round_trip_and_absent_ones_are_not_written(tmp_path: Path) -> None:
-    for policy in (SiloPolicy(), SiloPolicy(epsilon_per_run=2.0, epsilon_per_year=4.0)):
+    for policy in (unproved(), unproved(epsilon_per_run=2.0, epsilon_per_year=4.0)):
         (tmp_path / "policy.toml").write_text(policy.to_toml())
         assert SiloPolicy.read(tmp_path / "policy.toml") == policy
-    assert "per_year" not in SiloPolicy().to_toml()
+    assert "per_year" not in unproved().to_toml()
 
 
 @pytest.mark.parametrize(
@@ -153,17 +166,17 @@ def test_caps_round_trip_and_absent_ones_are_not_written(tmp_path: Path) -> None
 def test_each_limit_refuses_a_round_by_its_name(changes, limits, rule, make_config, make_manifest, model) -> None:
     manifest = make_manifest(make_config(**SECAGG), model, **changes)
     if rule is None:
-        SiloPolicy(**limits).check_manifest(manifest)
+        unproved(**limits).check_manifest(manifest)
     else:
         with pytest.raises(PolicyRefusal, match=rule):
-            SiloPolicy(**limits).check_manifest(manifest)
+            unproved(**limits).check_manifest(manifest)
 
 
 def test_squares_are_refused_under_distributed_noise_only(make_config, make_manifest, model) -> None:
     for trust in ("distributed", "local"):
         config = make_config(**SECAGG, dp_trust=trust)
         plain = update_channel(config, 5)
-        policy = SiloPolicy(channels=("update", "count", "unit_energy", "deviation"))
+        policy = unproved(channels=("update", "count", "unit_energy", "deviation"))
         policy.check_manifest(make_manifest(config, model, channels=(plain, count_channel(20.0))))
         for square in (energy_channel(4), deviation_channel(5)):
             manifest = make_manifest(config, model, channels=(plain, square))
@@ -217,7 +230,7 @@ def test_a_policy_that_is_not_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_default_policy_lets_an_approved_run_send_what_learning_takes() -> None:
-    policy = SiloPolicy()
+    policy = unproved()
     assert policy.approval == "each"
     assert set(policy.channels) == {"update", "count", "metric"}
     assert (policy.models, policy.code, policy.min_silos, policy.min_threshold) == ((), (), 3, 3)
@@ -234,7 +247,7 @@ def test_the_default_policy_lets_an_approved_run_send_what_learning_takes() -> N
 )
 def test_each_further_channel_has_to_be_named(options: dict[str, Any], channels: set[str], make_config) -> None:
     config = make_config(**{**SECAGG, "rounds": 8, **options})
-    needed = SiloPolicy(trusts=("none", "local", "distributed"), channels=("update", *channels))
+    needed = unproved(trusts=("none", "local", "distributed"), channels=("update", *channels))
     needed.check_run(config)
     for missing in channels:
         allowed = tuple(set(needed.channels) - {missing})
@@ -244,7 +257,7 @@ def test_each_further_channel_has_to_be_named(options: dict[str, Any], channels:
 
 
 def test_counts_and_scores_are_channels_of_a_run_that_has_them(make_config) -> None:
-    policy, config = SiloPolicy(channels=("update",)), make_config(**SECAGG)
+    policy, config = unproved(channels=("update",)), make_config(**SECAGG)
     assert list(policy.run_refusals(config)) == []
     for asked, name in (({"counted": True}, "count"), ({"scored": True}, "metric")):
         (refused,) = policy.run_refusals(config, **asked)
@@ -254,7 +267,7 @@ def test_counts_and_scores_are_channels_of_a_run_that_has_them(make_config) -> N
 def test_listed_networks_bind_also_what_is_approved(make_config) -> None:
     config = make_config(**SECAGG)
     for models, refused in (((), False), ((config.model,), False), (("lenet",), True)):
-        rules = [each.rule for each in SiloPolicy(models=models).run_refusals(config)]
+        rules = [each.rule for each in unproved(models=models).run_refusals(config)]
         assert rules == (["models"] if refused else [])
 
 
@@ -264,13 +277,13 @@ def test_listed_networks_bind_also_what_is_approved(make_config) -> None:
 def test_each_cohort_is_held_against_its_own_size(sizes: Any, least: Any, make_config, make_manifest, model) -> None:
     manifest = make_manifest(make_config(**SECAGG), model, cohorts=sizes, minimum=least)
     with pytest.raises(PolicyRefusal, match=f"rule min_cohort: {least[1]} of {len(sizes[1])} silos would do"):
-        SiloPolicy().check_manifest(manifest)
+        unproved().check_manifest(manifest)
 
 
 @pytest.mark.parametrize("least", [3, 4, 5])
 def test_fewest_silos_and_shares_are_limits_of_runs_and_rounds(least: int, make_config, make_manifest, model) -> None:
     config = make_config(**SECAGG)
-    for policy in (SiloPolicy(min_silos=least), SiloPolicy(min_threshold=least)):
+    for policy in (unproved(min_silos=least), unproved(min_threshold=least)):
         has = 4 if policy.min_silos > 3 else 3
         manifest = make_manifest(config, model, minimum=(4,), threshold=3)
         rules = [each.rule for each in policy.run_refusals(config)]
@@ -303,6 +316,7 @@ LOOSE: dict[str, Any] = {
     "min_silos": 3,
     "min_threshold": 3,
     "rotating_cohorts": True,
+    "proved_models": False,
     "models": ("mlp",),
 }
 TIGHTER = st.fixed_dictionaries(
@@ -318,6 +332,7 @@ TIGHTER = st.fixed_dictionaries(
         "min_silos": st.integers(3, 20),
         "min_threshold": st.integers(3, 20),
         "rotating_cohorts": st.booleans(),
+        "proved_models": st.booleans(),
         "models": st.sampled_from([("mlp",), ("lenet",)]),
     },
 )
@@ -334,16 +349,16 @@ RUNS: tuple[dict[str, Any], ...] = (
 @given(tighter=TIGHTER, options=st.sampled_from(RUNS))
 def test_a_tighter_policy_lets_nothing_more_in(tighter: dict[str, Any], options: dict[str, Any], make_config) -> None:
     config = make_config(**options)
-    loose = SiloPolicy(approval="standing", **LOOSE)
+    loose = unproved(approval="standing", **LOOSE)
     assert [each.rule for each in loose.run_refusals(config)] == []
-    refused = [each.rule for each in SiloPolicy(approval="standing", **{**LOOSE, **tighter}).run_refusals(config)]
+    refused = [each.rule for each in unproved(approval="standing", **{**LOOSE, **tighter}).run_refusals(config)]
     assert set(refused) <= set(tighter), "a setting refuses by its own name"
     assert len(refused) == len(set(refused))
 
 
 def test_all_rules_that_fail_are_told_each_once(make_config) -> None:
     config = make_config(aggregation="ckks", dropout=0.5, seed=3)
-    strict = SiloPolicy(colluders=1, min_silos=5, min_threshold=4, channels=("count",), models=("lenet",), delta=1e-6)
+    strict = unproved(colluders=1, min_silos=5, min_threshold=4, channels=("count",), models=("lenet",), delta=1e-6)
     assert [refused.rule for refused in strict.run_refusals(config)] == [
         "aggregations", "trusts", "delta", "colluders", "models", "min_silos", "min_threshold", "channels", "simulated",
     ]  # fmt: skip

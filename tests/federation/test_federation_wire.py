@@ -52,7 +52,9 @@ def test_stages_that_train_are_filed_under_train() -> None:
     train = [stage for stage in STAGES if message_type_of(stage) == f"train.{stage}"]
     query = [stage for stage in STAGES if message_type_of(stage) == f"query.{stage}"]
     assert sorted(train) == ["clear", "encrypt", "masked"]
-    assert sorted(query) == sorted({"join", "reveal", "advertise", "share", "confirm", "unmask", "keys", "open"})
+    assert sorted(query) == sorted(
+        {"join", "reveal", "advertise", "share", "confirm", "unmask", "keys", "open", "key", "follow"}
+    )
     assert sorted([*train, *query]) == sorted(STAGES)
 
 

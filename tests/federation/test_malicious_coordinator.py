@@ -67,6 +67,7 @@ class Attacker:
             "models": ("mlp",),
             "code": (code_digest().hex(),),
             "channels": tuple(CHANNEL_NAMES),
+            "proved_models": False,
             **policy,
         }
         (self.home / "policy.toml").write_text(SiloPolicy(**limits).to_toml())

@@ -109,6 +109,13 @@ def a_second_model(institution: Make) -> tuple[Any, Reply]:
     return silo, silo.contribute(silo.wrong_model(), attempt=1)
 
 
+def a_model_without_its_sums(institution: Make) -> tuple[Any, Reply]:
+    silo = institution()
+    silo.config = silo.config.model_copy(update={"prove_models": True})
+    assert silo.join(silo.asked()).status == "ok", silo.refusal
+    return silo, silo.contribute(round=1)
+
+
 VIOLATIONS: dict[Rule, Violation] = {
     Rule.AGGREGATIONS: joining({"aggregations": ("secagg",)}),
     Rule.TRUSTS: joining({"trusts": ("local",)}),
@@ -121,6 +128,7 @@ VIOLATIONS: dict[Rule, Violation] = {
     Rule.CHANNELS: joining({"channels": ("update",)}, prune="autoflip", cohorts=1, warm_start=False),
     Rule.MODELS: joining({"models": ("lenet",)}),
     Rule.ROTATING_COHORTS: joining({}, silos=16, cohort_filter=True, allow_cohort_rotation=True),
+    Rule.PROVED_MODELS: joining({"proved_models": True}),
     Rule.SIMULATED: joining({}, dropout=0.1),
     Rule.CODE: joining({"code": ("ab" * 32,)}),
     Rule.DATA: records_elsewhere,
@@ -139,6 +147,7 @@ VIOLATIONS: dict[Rule, Violation] = {
     Rule.MODEL: a_round(model_hash=b"x" * 32),
     Rule.ONE_MODEL: a_second_model,
     Rule.INITIAL_MODEL: a_model_made_up,
+    Rule.PROOF: a_model_without_its_sums,
 }
 """One for each rule; nothing else is wrong in it."""
 
@@ -275,7 +284,9 @@ def test_with_standing_approval_networks_and_code_have_to_be_listed(institution)
 def test_a_policy_that_changed_counts_at_the_next_join(institution) -> None:
     silo = institution(policy={"models": ("lenet",)})
     assert silo.join().status == "refused"
-    silo.policy(**{**vars(SiloPolicy()), "approval": "each", "aggregations": ("none",), "trusts": ("none",)})
+    silo.policy(
+        **{**vars(SiloPolicy(proved_models=False)), "approval": "each", "aggregations": ("none",), "trusts": ("none",)}
+    )
     assert silo.join().error == "ApprovalPending"
 
 

@@ -44,6 +44,7 @@ from autoflip_secure.federation.coordinator import Coordinator
 from autoflip_secure.federation.defaults import resolve
 from autoflip_secure.federation.local_grid import LocalGrid
 from autoflip_secure.federation.model_payload import ModelPayload
+from autoflip_secure.federation.model_step import ModelStep
 from autoflip_secure.federation.provisioning import RunFolder, provision
 from autoflip_secure.federation.terms import update_channel
 from autoflip_secure.models.layout import load_flat_parameters
@@ -101,22 +102,22 @@ class Distributed:
         self.records = total
 
     def _record(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        sample, step = contribution_module.poisson_rows, Coordinator._step
+        sample, step = contribution_module.poisson_rows, ModelStep.step
 
         def sampled(*arguments: Any) -> np.ndarray:
             chosen = sample(*arguments)
             self.batches[-1].append(chosen)
             return chosen
 
-        def stepped(coordinator: Coordinator, number: int, aggregates: Any) -> None:
+        def stepped(steps: ModelStep, number: int, aggregates: Any) -> None:
             self.sums.append(sum(aggregate.sum("update") for aggregate in aggregates))
-            step(coordinator, number, aggregates)
-            self.weights.append(coordinator.state.model.weights.astype(np.float64))
+            step(steps, number, aggregates)
+            self.weights.append(steps.state.model.weights.astype(np.float64))
             self.batches.append([])
 
         self.batches.append([])
         monkeypatch.setattr(contribution_module, "poisson_rows", sampled)
-        monkeypatch.setattr(Coordinator, "_step", stepped)
+        monkeypatch.setattr(ModelStep, "step", stepped)
 
     def batch(self, round: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The union of what the silos sampled; they are asked, and so answer, in their order."""
