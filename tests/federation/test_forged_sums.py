@@ -461,6 +461,17 @@ def test_links_of_noise_are_those_that_silos_revealed(noised: Attack) -> None:
     assert noised.follow(fewer.to_bytes()).status == "ok", noised.log
 
 
+def test_a_silo_that_reveals_a_false_link_costs_its_noise_and_nothing_else(noised: Attack) -> None:
+    """Without the key the coordinator leaves the link out, and can name the silo; all others go on."""
+    (opened,) = noised.proof.sums
+    lied = replace(noised.proof, sums=(replace(opened, links={**opened.links, 3: bytes(32)}),))
+    mended, liars = lied.with_true_links()
+    assert liars == [3]
+    assert mended.sums[0].links == {silo: link for silo, link in opened.links.items() if silo != 3}
+    assert noised.follow(mended.to_bytes()).status == "ok", noised.log
+    assert noised.proof.with_true_links()[1] == []
+
+
 # The start
 
 
