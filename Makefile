@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DP ?= --dp-epsilon 8
 ARGS ?=
 
-.PHONY: sim test lint bench-sim bench-secagg bench-privacy bench-pruning bench-robustness bench-ablations bench-agreement bench-landscape bench-compaction bench-ckks bench-stages bench-threats clean
+.PHONY: sim test lint bench-sim bench-secagg bench-proofs bench-privacy bench-pruning bench-robustness bench-ablations bench-agreement bench-landscape bench-compaction bench-ckks bench-stages bench-threats clean
 
 sim: $(VENV)/.installed
 	$(BIN)/python -m autoflip_secure.sim $(DP) $(ARGS)
@@ -21,6 +21,9 @@ lint: $(VENV)/.installed-test
 
 bench-sim: $(VENV)/.installed
 	$(BIN)/python benchmarks/sim.py $(ARGS)
+
+bench-proofs: $(VENV)/.installed
+	$(BIN)/python benchmarks/model_proofs.py $(ARGS)
 
 bench-secagg: $(VENV)/.installed
 	$(BIN)/python benchmarks/secagg.py $(ARGS)

@@ -226,7 +226,7 @@ def _run(scale: Scale) -> Iterator[Outcome]:
         )  # fmt: skip
         yield Outcome(
             "record count from reply times", setting, "rank correlation", *rank_correlation(guesses, true),
-            len(true), 0.0, note="" if every else "nothing is promised without reply_every in policy.toml",
+            len(true), 0.0, note="" if every else "nothing is promised with reply_every = 0",
         )  # fmt: skip
 
 

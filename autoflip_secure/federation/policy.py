@@ -31,6 +31,9 @@ __all__ = ["LONGEST_HOLD", "USUAL_CHANNELS", "SiloPolicy"]
 LONGEST_HOLD = 60.0
 """Largest `reply_every`: a coordinator waits a minute and two for the answer to a join."""
 
+USUAL_HOLD = 2.0
+"""Seconds that hide the work of a small hospital's round, and cost a run of a hundred rounds some three minutes."""
+
 LINEAR_CHANNELS = frozenset({"update", "count", "metric", "clip_bits"})
 """What distributed noise covers: squares of under-noised vectors are outside the promise of the sum."""
 
@@ -118,7 +121,7 @@ class SiloPolicy(BaseModel):
         "false: models are taken as they come",
     )
     reply_every: float = Field(
-        0.0,
+        USUAL_HOLD,
         ge=0,
         le=LONGEST_HOLD,
         description="seconds, at most a minute: answers to a join and to stages that use records leave at whole "
@@ -164,6 +167,7 @@ class SiloPolicy(BaseModel):
             min_cohort=config.min_cohort,
             rotating_cohorts=cohorts_change(config),
             proved_models=config.prove_models,
+            reply_every=0.0,
             simulated=True,
         )
 

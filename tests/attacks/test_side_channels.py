@@ -222,7 +222,7 @@ def test_the_line_of_the_audit_log_is_written_after_the_wait(timed, tmp_path: Pa
 
 
 def test_the_wait_is_not_negative_and_not_for_ever() -> None:
-    assert SiloPolicy().reply_every == 0.0
+    assert SiloPolicy().reply_every == 2.0
     for value in (-1.0, 4000.0):
         with pytest.raises(ValidationError):
             SiloPolicy(reply_every=value)

@@ -86,6 +86,7 @@ class ProvedRun:
             models=("mlp",),
             channels=tuple(sorted(CHANNEL_NAMES)),
             trusts=("none", "local", "distributed"),
+            reply_every=0.0,
         )
         for silo in self.silos():
             (self.home(silo) / "policy.toml").write_text(policy.to_toml())

@@ -68,6 +68,7 @@ class Attacker:
             "code": (code_digest().hex(),),
             "channels": tuple(CHANNEL_NAMES),
             "proved_models": False,
+            "reply_every": 0.0,
             **policy,
         }
         (self.home / "policy.toml").write_text(SiloPolicy(**limits).to_toml())

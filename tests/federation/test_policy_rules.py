@@ -285,7 +285,12 @@ def test_a_policy_that_changed_counts_at_the_next_join(institution) -> None:
     silo = institution(policy={"models": ("lenet",)})
     assert silo.join().status == "refused"
     silo.policy(
-        **{**vars(SiloPolicy(proved_models=False)), "approval": "each", "aggregations": ("none",), "trusts": ("none",)}
+        **{
+            **vars(SiloPolicy(proved_models=False, reply_every=0.0)),
+            "approval": "each",
+            "aggregations": ("none",),
+            "trusts": ("none",),
+        }
     )
     assert silo.join().error == "ApprovalPending"
 
