@@ -136,8 +136,8 @@ def markdown(rows: list[Row]) -> str:
         "# What proved models cost",
         "",
         f"One silo, one round, a cohort of {SILOS}, {BITS} bits a value. Encoding and masking goes with the silos of "
-        "the cohort; a tag, its check, and what is shown do not. All grow with the values that live. The model travels to "
-        "a silo in any case.",
+        "the cohort; a tag, its check, and what is shown do not. All grow with the values that live. The model "
+        "travels to a silo in any case.",
         "",
         "| values | encode and mask, s | with a tag, s | tag over masks | check a sum, s | decode it, s | sent, MB "
         "| tag adds, B | model, MB | shown, MB | shown over model |",
