@@ -5,7 +5,7 @@
 A contribution of 16-bit values for a cohort of ten silos is encoded and masked as a silo does it, without a tag and
 with one; its sum's tag is checked and the sum decoded, as each silo does before it moves the model. Times are processor
 seconds of one thread, the best of three; bytes are what one silo sends, and is shown, for a round. Beside it, in the
-same run: the masks of ten silos, and the model as it travels to a silo anyway.
+same run: the masks of ten silos, and the model, in whose place the sum travels to a silo.
 
 Writes results/model_proofs.json and model_proofs.md: under a minute; `--quick` leaves out the largest.
 """
@@ -136,8 +136,8 @@ def markdown(rows: list[Row]) -> str:
         "# What proved models cost",
         "",
         f"One silo, one round, a cohort of {SILOS}, {BITS} bits a value. Encoding and masking goes with the silos of "
-        "the cohort; a tag, its check, and what is shown do not. All grow with the values that live. The model "
-        "travels to a silo in any case.",
+        "the cohort; a tag, its check, and what is shown do not. All grow with the values that live. A silo "
+        "that has the model by the sum is not sent it.",
         "",
         "| values | encode and mask, s | with a tag, s | tag over masks | check a sum, s | decode it, s | sent, MB "
         "| tag adds, B | model, MB | shown, MB | shown over model |",

@@ -103,7 +103,7 @@ def _proof_parsers(s: Samples) -> Iterator[Parser]:
         lambda f, data, _: f(data, s.roster, s.join_request.session),
     )
     yield Parser("federation.sum_proof:SumProof.from_bytes", s.proofs, as_bytes)
-    yield Parser("federation.sum_proof:read_position", s.replies["follow"], as_bytes)
+    yield Parser("federation.sum_proof:Position.read", s.replies["follow"], as_bytes)
 
 
 def _key_request(s: Samples) -> bytes:

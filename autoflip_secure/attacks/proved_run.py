@@ -13,8 +13,8 @@ from autoflip_secure.federation.model_step import ModelStep
 from autoflip_secure.federation.sum_proof import (
     FOLLOW_STAGE,
     KEY_STAGE,
+    Position,
     SumProof,
-    read_position,
     untagged,
     untagged_sums,
     with_tag,
@@ -96,7 +96,7 @@ class ProvedRun:
     def believes(self, silo: int, proof: bytes) -> bool:
         """Whether a silo goes on by what it is shown as the sum of the round to come."""
         reply = self.lying.ask(silo, FOLLOW_STAGE, proof, round=self.round)
-        return reply.status == "ok" and read_position(reply.reply) > self.round
+        return reply.status == "ok" and Position.read(reply.reply).taken > self.round
 
     def go_on(self, proof: SumProof) -> None:
         """Show an honest sum to all silos, and move the model by it.

@@ -7,7 +7,7 @@ reach the disk with the next request at the latest.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from autoflip_secure.ckks.messages import EncryptRequest
@@ -111,8 +111,22 @@ class CoordinatorTrail:
         """The part of that list that travels to a silo; nothing to one that has not joined."""
         return self._shown.get(silo, b"")
 
-    def asking(self, stage: str, round: int, attempt: int, requests: Mapping[int, bytes], attachment: bytes) -> None:
-        """Before a stage's requests leave; for the one that carries the manifest first, what it says."""
+    def asking(
+        self,
+        stage: str,
+        round: int,
+        attempt: int,
+        requests: Mapping[int, bytes],
+        attachment: bytes,
+        spared: Collection[int] = (),
+    ) -> None:
+        """Before a stage's requests leave; for the one that carries the manifest first, what it says.
+
+        Parameters
+        ----------
+        spared : collection of int
+            Silos that the attachment is not sent to.
+        """
         digests = {request: hashlib.sha256(request).digest() for request in set(requests.values())}
         silos = sorted(requests)
         facts: dict[str, Any] = {"model": hashlib.sha256(attachment).digest()} if attachment else {}
@@ -124,7 +138,7 @@ class CoordinatorTrail:
             round=round,
             attempt=attempt,
             silos=silos,
-            bytes=sum(len(requests[silo]) + len(attachment) for silo in silos),
+            bytes=sum(len(requests[silo]) + (0 if silo in spared else len(attachment)) for silo in silos),
             sha256=hashlib.sha256(b"".join(digests[requests[silo]] for silo in silos)).digest(),
             **facts,
         )

@@ -71,6 +71,8 @@ class StageExchange:
         self._trail = trail
         self.nodes: dict[int, int] = {}
         self.round, self.attempt, self.attachment = 0, 0, b""
+        self.spared: frozenset[int] = frozenset()
+        """Silos that have the model of this attempt already: they are not sent it."""
         self.refusals: Counter[str] = Counter()
         self._away: set[int] = set()
         self.training_seconds = 0.0
@@ -78,6 +80,7 @@ class StageExchange:
     def begin(self, round: int, attempt: int, attachment: bytes) -> None:
         """Start an attempt; `attachment` is the model that travels with the stage that trains."""
         self.round, self.attempt, self.attachment = round, attempt, attachment
+        self.spared = frozenset()
         self.refusals.clear()
         self._away.clear()
 
@@ -90,7 +93,7 @@ class StageExchange:
         if self._trail is not None:
             attachment = self.attachment if stage in TRAINING_STAGES else b""
             sent = {silo_of[node]: request for node, request in by_node.items()}
-            self._trail.asking(stage, self.round, self.attempt, sent, attachment)
+            self._trail.asking(stage, self.round, self.attempt, sent, attachment, self.spared)
         where, started = {"stage": stage, "round": self.round, "attempt": self.attempt}, time.perf_counter()
         self._event("asking", **where, silos=sorted(silo_of[node] for node in by_node))
         try:
@@ -123,22 +126,31 @@ class StageExchange:
         within : float, optional
             Seconds to wait, where that is less than for other stages.
         """
-        attachment = self.attachment if stage in TRAINING_STAGES else shown
+        attached = self._attached(stage, requests, shown)
         heads = self._heads_for(requests) if stage in TRAINING_STAGES else {}
         within = self._timeout if within is None else min(within, self._timeout)
         messages = [
             request_message(
-                node, Request(stage, self.round, self.attempt, request, attachment, heads.get(node, b"")), within + LATE
+                node,
+                Request(stage, self.round, self.attempt, request, attached[node], heads.get(node, b"")),
+                within + LATE,
             )
             for node, request in requests.items()
         ]
-        self._traffic.download_total += sum(len(r) + len(attachment) for r in requests.values())
+        self._traffic.download_total += sum(map(len, requests.values())) + sum(map(len, attached.values()))
         self._traffic.download_total += sum(map(len, heads.values()))
         started = time.perf_counter()
         for node, answer in self._arriving(messages, within):
             yield node, self._read(stage, node, answer)
         if stage in TRAINING_STAGES:
             self.training_seconds += time.perf_counter() - started
+
+    def _attached(self, stage: str, nodes: Iterable[int], shown: bytes) -> dict[int, bytes]:
+        """What travels along to each node: where silos train the model, but to those that have it."""
+        if stage not in TRAINING_STAGES:
+            return dict.fromkeys(nodes, shown)
+        having = {self.nodes.get(silo) for silo in self.spared}
+        return {node: b"" if node in having else self.attachment for node in nodes}
 
     def _heads_for(self, nodes: Iterable[int]) -> dict[int, bytes]:
         """What each node is shown of the audit heads that the manifest names."""

@@ -38,6 +38,7 @@ from autoflip_secure.federation.run_state import (
 from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.federation.sum_proof import (
     PROVED_PHASES,
+    Position,
     SumProof,
     is_tagged,
     proof_spec,
@@ -96,6 +97,10 @@ class FollowedModel:
         """Opened sums taken so far, a census included."""
         self._refresh()
         return self._taken
+
+    def position(self) -> Position:
+        """How many that is, and the hash of the model they lead to."""
+        return Position(self.taken, hashlib.sha256(self.model.to_bytes()).digest())
 
     def _kept(self) -> RunState | None:
         """What is kept of this run; None: nothing, or it is damaged, and then all sums have to be shown again."""

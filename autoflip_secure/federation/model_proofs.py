@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from autoflip_secure.errors import Abort, CannotContinue, ProtocolError
 from autoflip_secure.federation.exchange import StageExchange
-from autoflip_secure.federation.sum_proof import FOLLOW_STAGE, KEY_STAGE, SumProof, read_position
+from autoflip_secure.federation.sum_proof import FOLLOW_STAGE, KEY_STAGE, Position, SumProof
 from autoflip_secure.parties.roster import Roster
 from autoflip_secure.parties.run_key import distribute
 from autoflip_secure.storage import write_atomically
@@ -60,12 +60,17 @@ class ModelProofs:
         self._folder, self._exchange, self._roster, self._session = folder, exchange, roster, session
         self._start, self._counted = start.astype("<f4").tobytes(), counted
         self._taken: dict[int, int] = {}
+        self._models: dict[int, bytes] = {}
         self._keyed: frozenset[int] = frozenset()
 
     @property
     def keyed(self) -> frozenset[int]:
         """Silos known to have the run's key."""
         return self._keyed
+
+    def have(self, model_hash: bytes) -> frozenset[int]:
+        """Silos that have this very model themselves: it need not be sent to them."""
+        return frozenset(silo for silo in self._taken if self._models.get(silo) == model_hash)
 
     def number(self, phase: str, round: int) -> int:
         """Opened sums that the model of a round follows from; the round's own sum is the one of this number."""
@@ -152,7 +157,8 @@ class ModelProofs:
             return {}
         positions = dict.fromkeys(requests, -1)
         for silo, reply in self._exchange(FOLLOW_STAGE, requests):
-            positions[silo] = read_position(reply)
+            position = Position.read(reply)
+            positions[silo], self._models[silo] = position.taken, position.model_hash
         return positions
 
     def _note(self, positions: Mapping[int, int]) -> None:

@@ -20,7 +20,7 @@ from autoflip_secure.federation.join import JoinRequest
 from autoflip_secure.federation.outflow import run_channels
 from autoflip_secure.federation.policy_rules import Rule, refusal
 from autoflip_secure.federation.schedule import Schedule
-from autoflip_secure.federation.sum_proof import KEY_STAGE, is_tagged, position_reply, tagged, untagged
+from autoflip_secure.federation.sum_proof import KEY_STAGE, is_tagged, tagged, untagged
 from autoflip_secure.federation.terms import check_grid, check_terms
 from autoflip_secure.federation.wire import Request
 from autoflip_secure.parties.run_key import RunKeys
@@ -195,7 +195,7 @@ class Session:
             return self._run_keys.answer(request)
         if request:
             self.followed.take(request)
-        return position_reply(self.followed.taken)
+        return self.followed.position().to_bytes()
 
     @cached_property
     def followed(self) -> FollowedModel:
@@ -272,12 +272,17 @@ class Session:
             )
 
     def _open_model(self, manifest: Manifest, attachment: bytes) -> ModelPayload:
-        """The model sent along: the one the manifest names, and of the shape of this silo's task."""
+        """The model sent along: the one the manifest names, and of the shape of this silo's task.
+
+        Where models are proved a silo has it already, and is not sent it if its own is the same to the bit.
+        """
         from autoflip_secure.data.task import Task
         from autoflip_secure.federation.model_payload import ModelPayload
 
+        if not attachment and self._run_keys is not None:
+            attachment = self.followed.model.to_bytes()
         if manifest.model_hash != hashlib.sha256(attachment).digest():
-            raise refusal(Rule.MODEL, "the model sent is not the one the manifest names")
+            raise refusal(Rule.MODEL, "the model sent, or this silo's own, is not the one the manifest names")
         model, task = ModelPayload.from_bytes(attachment), Task.from_json(self._request.task)
         spec = model.spec
         if (spec.name, spec.input_shape, spec.outputs) != (self._config.model, task.input_shape, task.outputs):

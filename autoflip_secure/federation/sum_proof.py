@@ -24,11 +24,10 @@ __all__ = [
     "FOLLOW_STAGE",
     "KEY_STAGE",
     "PROVED_PHASES",
+    "Position",
     "SumProof",
     "is_tagged",
-    "position_reply",
     "proof_spec",
-    "read_position",
     "tagged",
     "untagged",
     "untagged_sums",
@@ -41,7 +40,7 @@ KEY_STAGE, FOLLOW_STAGE = "key", "follow"
 PROVED_PHASES = frozenset({"census", "explore", "train"})
 """Phases whose sums the model follows from."""
 
-LINK_BYTES = 32
+HASH_BYTES = LINK_BYTES = 32
 MAX_POSITION = 1 << 32
 MAX_PROOF_BYTES = 1 << 30
 
@@ -95,18 +94,37 @@ def untagged_sums(manifest: Manifest, sums: Sequence[CohortSum]) -> list[CohortS
     return [replace(each, words=each.words[:-length]) for each in sums]
 
 
-def position_reply(taken: int) -> bytes:
-    """A silo's answer: how many opened sums it has taken."""
-    return bytes(msgpack.packb(taken))
+@dataclass(frozen=True)
+class Position:
+    """Where a silo is.
 
+    Attributes
+    ----------
+    taken : int
+        Opened sums it has taken; -1 where it wrote something else.
+    model_hash : bytes
+        SHA-256 of the model that they lead to, 32 bytes.
+    """
 
-def read_position(reply: bytes) -> int:
-    """What a silo answered; -1 where that is something else."""
-    try:
-        taken = msgpack.unpackb(reply)
-    except (ValueError, msgpack.exceptions.UnpackException):
-        return -1
-    return taken if type(taken) is int and 0 <= taken <= MAX_POSITION else -1
+    taken: int
+    model_hash: bytes = b""
+
+    def to_bytes(self) -> bytes:
+        """A silo's answer: one msgpack array."""
+        return bytes(msgpack.packb([self.taken, self.model_hash]))
+
+    @classmethod
+    def read(cls, reply: bytes) -> Position:
+        """What a silo answered."""
+        try:
+            taken, model_hash = msgpack.unpackb(reply)
+        except (ValueError, TypeError, msgpack.exceptions.UnpackException):
+            return cls(-1)
+        if type(taken) is not int or not 0 <= taken <= MAX_POSITION:
+            return cls(-1)
+        if type(model_hash) is not bytes or len(model_hash) != HASH_BYTES:
+            return cls(-1)
+        return cls(taken, model_hash)
 
 
 @dataclass(frozen=True, eq=False)

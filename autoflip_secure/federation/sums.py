@@ -120,6 +120,8 @@ class SumRunner:
             proved = self._proved(manifest)
             if proved is not None:
                 return proved
+            if self.proofs is not None:
+                self.exchange.spared = self.proofs.have(manifest.model_hash)
             heads_hash = manifest.heads_hash if self.trail is None else self.trail.freeze()
             manifest = replace(manifest, attempt=attempt, heads_hash=heads_hash)
             if self.view is not None:

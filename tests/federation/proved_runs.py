@@ -26,7 +26,7 @@ from autoflip_secure.federation.policy import SiloPolicy
 from autoflip_secure.federation.provisioning import RunFolder, provision
 from autoflip_secure.federation.run_state import RunState
 from autoflip_secure.federation.silo import Silo
-from autoflip_secure.federation.sum_proof import FOLLOW_STAGE, read_position
+from autoflip_secure.federation.sum_proof import FOLLOW_STAGE, Position
 from autoflip_secure.federation.wire import Reply, Request
 from autoflip_secure.privacy.ledger_reading import read_ledger
 from autoflip_secure.sums.channels import CHANNEL_NAMES
@@ -166,7 +166,7 @@ class AskedSilo:
 
     @property
     def position(self) -> int:
-        return read_position(self.follow(b"").reply)
+        return Position.read(self.follow(b"").reply).taken
 
     def contribute(self, manifest: Manifest, model: ModelPayload) -> Reply:
         """Ask for a contribution; of audit logs the silo is shown its own and the coordinator's."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from autoflip_secure.federation.client_app import close_silos
 from autoflip_secure.federation.coordinator import Coordinator
 from autoflip_secure.federation.exchange import StageExchange
 from autoflip_secure.federation.followed_model import FollowedModel
+from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.model_proofs import ModelProofs
-from autoflip_secure.federation.sum_proof import FOLLOW_STAGE, SumProof, position_reply
+from autoflip_secure.federation.silo import Silo
+from autoflip_secure.federation.sum_proof import FOLLOW_STAGE, Position, SumProof
+from autoflip_secure.federation.wire import Reply, Request
 from autoflip_secure.parties.identity import Identity
 from autoflip_secure.parties.roster import Roster, RosterEntry
 from autoflip_secure.sums.secure_sum import CohortSum
@@ -267,6 +271,64 @@ def test_a_sum_that_is_no_longer_kept_is_named(proved: MakeRun) -> None:
         run.go_on(lose)
 
 
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bytes]]:
+    """(silo, model that was sent along) of each time that one is asked for numbers."""
+    found: list[tuple[int, bytes]] = []
+    answer = Silo.answer
+
+    def listening(self: Silo, request: Request) -> Reply:
+        if request.stage == "masked":
+            found.append((self.id, request.attachment))
+        return answer(self, request)
+
+    monkeypatch.setattr(Silo, "answer", listening)
+    return found
+
+
+def test_a_model_is_not_sent_to_who_has_it(proved: MakeRun, sent: list[tuple[int, bytes]]) -> None:
+    run = proved()
+    state = run.go_on()
+    assert len(sent) == 4 * state.round
+    assert {model for _, model in sent} == {b""}
+
+
+def test_a_silo_whose_own_model_differs_in_last_bits_is_sent_the_model(
+    proved: MakeRun, sent: list[tuple[int, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, position = proved(), FollowedModel.position
+
+    def elsewhere(self: FollowedModel) -> Position:
+        found = position(self)
+        return Position(found.taken, bytes(32)) if self._folder.parent == run.home(4) else found
+
+    monkeypatch.setattr(FollowedModel, "position", elsewhere)
+    state = run.go_on()
+    assert (state.round, state.attempts_aborted) == (3, 0)
+    assert {silo for silo, model in sent if model} == {4}
+    assert all(model for silo, model in sent if silo == 4)
+
+
+def test_a_silo_that_is_not_sent_the_model_trains_none_but_its_own(
+    proved: MakeRun, sent: list[tuple[int, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator takes its word for the model that it names."""
+    run = proved(silos=5, min_cohort=0.8, colluders=0)
+    model = FollowedModel.model
+
+    def other(self: FollowedModel) -> ModelPayload:
+        found = model.fget(self)
+        bit = np.float32(1e-7) if self._folder.parent == run.home(4) and len(sent) > 0 else np.float32(0)
+        return replace(found, weights=np.where(found.mask, found.weights + bit, found.weights))
+
+    monkeypatch.setattr(FollowedModel, "model", property(other))
+    monkeypatch.setattr(ModelProofs, "have", lambda self, model_hash: frozenset(run.silos()))
+    state = run.go_on()
+    assert state.round == 3
+    assert "or this silo's own, is not the one the manifest names" in run.log(4)
+    assert run.lines()[3] < run.lines()[0]
+
+
 # The coordinator's half alone
 
 
@@ -291,7 +353,7 @@ class Silos:
             if request and silo not in self.stuck and request != self.last.get(silo):
                 self.positions[silo] += 1
                 self.last[silo] = request
-            yield silo, position_reply(self.positions[silo])
+            yield silo, Position(self.positions[silo], bytes(32)).to_bytes()
 
 
 @pytest.fixture

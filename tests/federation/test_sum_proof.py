@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from autoflip_secure.errors import ProtocolError
 from autoflip_secure.federation import sum_proof
 from autoflip_secure.federation.sum_proof import (
+    Position,
     SumProof,
     is_tagged,
-    position_reply,
-    read_position,
     untagged,
     untagged_sums,
     with_tag,
@@ -241,17 +240,23 @@ def test_sums_lose_their_tags_and_nothing_else() -> None:
 # Where silos are
 
 
-@given(st.integers(0, 1 << 32))
-def test_a_position_is_read_as_it_was_written(taken: int) -> None:
-    assert read_position(position_reply(taken)) == taken
+NOWHERE = Position(-1)
+
+
+@given(st.builds(Position, st.integers(0, 1 << 32), st.binary(min_size=32, max_size=32)))
+def test_a_position_is_read_as_it_was_written(position: Position) -> None:
+    assert Position.read(position.to_bytes()) == position
 
 
 @pytest.mark.parametrize("value", [True, -1, (1 << 32) + 1, 1.0, "1", None, [1], {1: 1}])
 def test_what_is_no_position_is_read_as_none(value: Any) -> None:
-    assert read_position(msgpack.packb(value)) == -1
+    assert Position.read(msgpack.packb(value)) == NOWHERE
+    assert Position.read(msgpack.packb([value, bytes(32)])) == NOWHERE
+    assert Position.read(msgpack.packb([1, value])) == NOWHERE
+    assert Position.read(msgpack.packb([1, bytes(31)])) == NOWHERE
 
 
-@given(st.binary(max_size=40))
+@given(st.binary(max_size=60))
 def test_any_bytes_are_a_position_or_none(reply: bytes) -> None:
-    found = read_position(reply)
-    assert found == -1 or position_reply(found) == reply or msgpack.unpackb(reply) == found
+    found = Position.read(reply)
+    assert found == NOWHERE or msgpack.unpackb(reply) == [found.taken, found.model_hash]
