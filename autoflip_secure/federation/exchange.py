@@ -75,6 +75,7 @@ class StageExchange:
         """Silos that have the model of this attempt already: they are not sent it."""
         self.refusals: Counter[str] = Counter()
         self._away: set[int] = set()
+        self._told: set[tuple[int, str]] = set()
         self.training_seconds = 0.0
 
     def begin(self, round: int, attempt: int, attachment: bytes) -> None:
@@ -82,6 +83,7 @@ class StageExchange:
         self.round, self.attempt, self.attachment = round, attempt, attachment
         self.spared = frozenset()
         self.refusals.clear()
+        self._told.clear()
         self._away.clear()
 
     def __call__(self, stage: str, requests: Mapping[int, bytes]) -> Iterator[tuple[int, bytes]]:
@@ -221,7 +223,10 @@ class StageExchange:
     def _count_absence(self, stage: str, silo: int, reply: Reply) -> None:
         if reply.error:
             # A silo may write anything here; only the names of this project's errors mean something.
-            self.refusals[reply.error if reply.error in KNOWN_ERRORS else "other"] += 1
+            told = (silo, reply.error if reply.error in KNOWN_ERRORS else "other")
+            if told not in self._told:  # a silo counts once, however many stages it refuses
+                self._told.add(told)
+                self.refusals[told[1]] += 1
         if silo in self._away:
             return  # a drop is counted at the stage where the silo was first missed
         self._away.add(silo)

@@ -15,6 +15,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +39,7 @@ from autoflip_secure.federation.run_state import (
 )
 from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.federation.sum_proof import (
+    HASH_BYTES,
     PROVED_PHASES,
     Position,
     SumProof,
@@ -47,7 +50,7 @@ from autoflip_secure.federation.sum_proof import (
 )
 from autoflip_secure.federation.sum_watch import SumWatch
 from autoflip_secure.federation.sums import decode
-from autoflip_secure.federation.terms import on_fine_grid
+from autoflip_secure.federation.terms import COUNT_SENSITIVITY, on_fine_grid
 from autoflip_secure.parties.run_key import RunKeys
 from autoflip_secure.sums.channels import ChannelSpec
 from autoflip_secure.sums.manifest import Manifest, PrivacyTerms
@@ -55,6 +58,9 @@ from autoflip_secure.sums.manifest import Manifest, PrivacyTerms
 __all__ = ["FollowedModel"]
 
 FOLDER = "followed"
+KEPT_RUNS = 8
+"""Runs whose models are kept: a run may rest while others go on."""
+
 CLOSE = 1e-6
 """Relative distance of public numbers that two machines may compute apart: their libraries round last bits."""
 
@@ -75,7 +81,10 @@ class FollowedModel:
     """
 
     def __init__(self, folder: Path, request: JoinRequest, keys: RunKeys) -> None:
-        self._folder, self._request, self._keys = folder / FOLDER, request, keys
+        self._request, self._keys = request, keys
+        # A run may rest while others go on, and its session may not be given to a run that computes anything else.
+        self._folder = folder / FOLDER / request.run_digest().hex()
+        _forget_oldest(folder / FOLDER)
         self._task = Task.from_json(request.task)
         self._schedule, self._counted = Schedule(request.config), not self._task.nominal_records
         self._watch = SumWatch(request.config, self._task.nominal_records or 0, _silent)
@@ -100,7 +109,8 @@ class FollowedModel:
 
     def position(self) -> Position:
         """How many that is, and the hash of the model they lead to."""
-        return Position(self.taken, hashlib.sha256(self.model.to_bytes()).digest())
+        last = bytes.fromhex(self._last) if self.taken else bytes(HASH_BYTES)
+        return Position(self._taken, hashlib.sha256(self.model.to_bytes()).digest(), last)
 
     def _kept(self) -> RunState | None:
         """What is kept of this run; None: nothing, or it is damaged, and then all sums have to be shown again."""
@@ -111,7 +121,7 @@ class FollowedModel:
         except StorageError as error:
             _log.warning("%s; this silo asks for all sums of the run anew", error)
             return None
-        return state if state.facts.get("session") == self._request.session.hex() else None
+        return state
 
     @property
     def model(self) -> ModelPayload:
@@ -152,7 +162,7 @@ class FollowedModel:
                 self._step.advance(manifest.privacy, aggregates)
             self._taken, self._last = self._taken + 1, name
             state = self._step.keep()
-            state.facts |= {"session": self._request.session.hex(), "taken": self._taken, "last": name}
+            state.facts |= {"taken": self._taken, "last": name}
             save_checkpoint(self._folder, state)
         except Exception:
             self._load()  # what is on disk is what counts
@@ -172,7 +182,8 @@ class FollowedModel:
 
     def _check_next(self, manifest: Manifest) -> None:
         phase, round = self._next()
-        if manifest.session != self._request.session or manifest.config_hash != self._request.digest():
+        # That it is of this very run the key of its tags tells: the code that asked may have been another since.
+        if manifest.session != self._request.session:
             raise refusal(Rule.PROOF, "sums of another run were shown")
         if (manifest.phase, manifest.round) != (phase, round):
             raise refusal(
@@ -192,7 +203,7 @@ class FollowedModel:
         return self._schedule.plan(round).phase, round
 
     def _check_tags(self, shown: SumProof) -> None:
-        key = self._keys.key
+        key = self._keys.tag_key
         if key is None:
             raise refusal(Rule.PROOF, "this silo does not have the run's key yet")
         if not shown.holds(key):
@@ -201,7 +212,8 @@ class FollowedModel:
                 Rule.PROOF,
                 f"round {shown.manifest.round}: what was shown as sums of silos {silos} is not what they contributed",
             )
-        self._keys.use()
+        if self._keys.use() != key:
+            raise refusal(Rule.PROOF, "another process of this silo took another run key meanwhile")
 
     def check(self, manifest: Manifest, model: ModelPayload) -> None:
         """Whether a round asks for what follows from the sums taken: this model, these channels, this clip.
@@ -226,12 +238,31 @@ class FollowedModel:
             raise refusal(
                 Rule.PROOF, f"the model of round {manifest.round} does not follow from the sums that were shown"
             )
-        if counting and not self._counted:
-            raise refusal(Rule.PROOF, "the joined run has no census")
-        if manifest.phase in ("explore", "train"):
+        if manifest.phase in PROVED_PHASES:
+            self._check_promise(manifest)
+        if counting:
+            self._check_census(manifest)
+        elif manifest.phase in PROVED_PHASES:
             self._check_terms(manifest)
 
+    def _check_promise(self, manifest: Manifest) -> None:
+        terms, config = manifest.privacy, self._request.config
+        plan = self._schedule.whole() if manifest.phase == "census" else self._schedule.plan(manifest.round)
+        if (terms.colluders, terms.delta, manifest.minimum) != (config.colluders, config.dp_delta, plan.minimum):
+            raise refusal(Rule.PROOF, "a round of the joined run has other colluders, delta or fewest survivors")
+
+    def _check_census(self, manifest: Manifest) -> None:
+        if not self._counted:
+            raise refusal(Rule.PROOF, "the joined run has no census")
+        terms = manifest.privacy
+        noise = 0.0 if terms.trust == "none" else self._request.planned["train"][-1].noise_multiplier
+        if (terms.clip, terms.noise_multiplier) != (COUNT_SENSITIVITY, noise):
+            raise refusal(Rule.PROOF, "the census of the joined run has another noise")
+        self._check_channels(manifest, ModelStep.census_channels(noise))
+
     def _check_terms(self, manifest: Manifest) -> None:
+        if manifest.round >= self._schedule.rounds:
+            raise refusal(Rule.PROOF, f"the joined run ends before round {manifest.round}")
         phase = self._schedule.plan(manifest.round).phase
         if manifest.phase != phase:
             raise refusal(Rule.PROOF, f"round {manifest.round} of the joined run is one of phase {phase}")
@@ -243,7 +274,10 @@ class FollowedModel:
         if terms.trust != "none":
             releases = sum(m.count for mechanisms in self._request.planned.values() for m in mechanisms)
             wanted = on_fine_grid(wanted, releases, float(config.dp_epsilon or 0.0))
-        asked, expected = manifest.channels, (*wanted.channels, proof_spec(manifest))
+        self._check_channels(manifest, wanted.channels)
+
+    def _check_channels(self, manifest: Manifest, channels: Sequence[ChannelSpec]) -> None:
+        asked, expected = manifest.channels, (*channels, proof_spec(manifest))
         if len(asked) != len(expected) or not all(map(_same_channel, asked, expected)):
             raise refusal(Rule.PROOF, f"the channels of round {manifest.round} are not those that follow from the sums")
 
@@ -255,6 +289,13 @@ class FollowedModel:
             wanted = (config.sampling_rate, self._request.planned["train"][0].noise_multiplier)
         if terms.steps != round_steps(config, exploring) or (terms.sampling_rate, terms.noise_multiplier) != wanted:
             raise refusal(Rule.PROOF, "a round of the joined run takes other steps, sampling rate or noise")
+
+
+def _forget_oldest(folder: Path) -> None:
+    """Delete what is kept of runs long ago."""
+    kept = sorted((each for each in folder.glob("*") if each.is_dir()), key=lambda each: each.stat().st_mtime)
+    for each in kept[:-KEPT_RUNS]:
+        shutil.rmtree(each, ignore_errors=True)
 
 
 def _same_channel(asked: ChannelSpec, expected: ChannelSpec) -> bool:

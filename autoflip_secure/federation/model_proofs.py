@@ -1,13 +1,14 @@
 """The coordinator's half of a run that proves its models: keeps opened sums, and shows each silo what it has not seen.
 
-A sum counts once most silos that were asked took it. Where one silo's tag is wrong they all refuse, and the attempt is
-made anew as if its sum had not been opened. What was shown is on disk before, and shown again before another sum is
-made: a coordinator that was stopped in between, or that replies did not reach, goes on with the very sum that silos
-have taken.
+A sum counts once more silos took it than refused it, and as many as it needs survivors. Where one silo's tag is wrong
+they all refuse, and the attempt is made anew as if its sum had not been opened. What was shown is on disk before, and
+shown again before another sum is made: a coordinator that was stopped in between, or that replies did not reach, goes
+on with the very sum that silos have taken.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -61,12 +62,17 @@ class ModelProofs:
         self._start, self._counted = start.astype("<f4").tobytes(), counted
         self._taken: dict[int, int] = {}
         self._models: dict[int, bytes] = {}
+        self._last: dict[int, bytes] = {}
         self._keyed: frozenset[int] = frozenset()
 
     @property
     def keyed(self) -> frozenset[int]:
         """Silos known to have the run's key."""
         return self._keyed
+
+    def ready(self, number: int) -> frozenset[int]:
+        """Silos that have the run's key and the first `number` sums: others would refuse, and cost everybody a try."""
+        return frozenset(silo for silo, taken in self._taken.items() if taken == number and silo in self._keyed)
 
     def have(self, model_hash: bytes) -> frozenset[int]:
         """Silos that have this very model themselves: it need not be sent to them."""
@@ -85,7 +91,8 @@ class ModelProofs:
         behind = {silo for silo in joined if 0 <= self._taken.get(silo, -1) < number}
         while behind:
             before = {silo: self._taken[silo] for silo in sorted(behind)}
-            found = self._ask({silo: self._kept(taken) for silo, taken in before.items()})
+            sums = {taken: self._kept(taken) for taken in set(before.values())}
+            found = self._ask({silo: sums[taken] for silo, taken in before.items()})
             # One that says it took nothing would be shown the same sum for ever.
             self._note({silo: taken if taken > before[silo] else -1 for silo, taken in found.items()})
             behind = {silo for silo in behind if 0 <= self._taken.get(silo, -1) < number}
@@ -100,9 +107,10 @@ class ModelProofs:
         path = self._path(number)
         if not path.exists():
             return None
-        proof = path.read_bytes()
-        if self._is_taken(number, proof):
-            return SumProof.from_bytes(proof)
+        data = path.read_bytes()
+        proof = SumProof.from_bytes(data)
+        if self._is_taken(number, data, sum(proof.manifest.minimum)):
+            return proof
         self._find(self._joined())
         return None
 
@@ -112,21 +120,22 @@ class ModelProofs:
         Raises
         ------
         Abort
-            Not most of those that answered took it: it is not to be used.
+            More silos refused it than took it: it is not to be used.
         CannotContinue
-            Nobody answered.
+            Too few answered.
         """
         data = (proof if number else replace(proof, start=self._start)).to_bytes()
         self._folder.mkdir(exist_ok=True)
         write_atomically(self._path(number), data)
-        if not self._is_taken(number, data):
+        if not self._is_taken(number, data, sum(proof.manifest.minimum)):
             raise Abort("silos do not find their contributions in the opened sum: a tag is wrong", stage=FOLLOW_STAGE)
 
-    def _is_taken(self, number: int, proof: bytes) -> bool:
-        """Whether more silos took a sum than refused it; one that says nothing is asked again.
+    def _is_taken(self, number: int, proof: bytes, least: int) -> bool:
+        """Whether more silos took a sum than refused it, and at least so many; those that say nothing are asked again.
 
         Another sum in its place would leave behind for good those that took this one.
         """
+        name = hashlib.sha256(proof).digest()
         for tries in range(SHOWINGS):
             time.sleep(PAUSE * tries)
             joined = self._joined()
@@ -134,11 +143,14 @@ class ModelProofs:
             at_hand = sorted(silo for silo in joined if self._taken.get(silo, -1) in (number, number + 1))
             self._note(self._ask(dict.fromkeys(at_hand, proof)))
             self._find(joined)  # who refused says that it is where it was
-            took, refused = (sum(self._taken.get(silo) == at for silo in joined) for at in (number + 1, number))
-            if took or refused:
-                return took > refused
+            took = sum(self._taken.get(silo) == number + 1 and self._last.get(silo) == name for silo in joined)
+            refused = sum(self._taken.get(silo) == number for silo in joined)
+            if refused and refused >= took:
+                return False
+            if took >= least:
+                return True
         raise CannotContinue(
-            f"no silo answered whether it takes the opened sum {number}, which is kept: go on when they are back"
+            f"{took} silos took the opened sum {number}, which needs {least}; it is kept: go on when they are back"
         )
 
     def _find(self, silos: Iterable[int]) -> None:
@@ -159,6 +171,9 @@ class ModelProofs:
         for silo, reply in self._exchange(FOLLOW_STAGE, requests):
             position = Position.read(reply)
             positions[silo], self._models[silo] = position.taken, position.model_hash
+            self._last[silo] = position.last
+        # Who refuses may have lost the key, too; it is asked before the next sum.
+        self._keyed -= {silo for silo, taken in positions.items() if taken < 0}
         return positions
 
     def _note(self, positions: Mapping[int, int]) -> None:

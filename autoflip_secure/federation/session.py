@@ -109,6 +109,7 @@ class Session:
         self._run_keys = run_keys
         self._contributor: Contributor | None = None
         database.execute(_COHORTS)
+        self._places()  # noted before anybody can leave
 
     @cached_property
     def _schedule(self) -> Schedule:
@@ -125,11 +126,10 @@ class Session:
         for refused in self._admission.decision_refusals(self._digest):
             raise refused
 
-    def forget_other_runs(self) -> None:
-        """Delete the keys of former runs; called when this one is joined."""
-        self.secure_sum.forget_other_runs()
+    def forget_oldest_runs(self) -> None:
+        """Delete the run keys of runs long ago; called when this one is joined."""
         if self._run_keys is not None:
-            self._run_keys.forget_other_runs()
+            self._run_keys.forget_oldest_runs()
 
     def facts(self) -> dict[str, bytes]:
         """What the audit log says of the run that was joined."""
@@ -162,6 +162,7 @@ class Session:
             self._check_one_model(manifest)
             self._check_least(manifest)
             self._check_plan(manifest)
+            key = self._run_keys.use() if self._run_keys is not None and is_tagged(manifest) else None
             try:
                 contributor = self._open_contributor()
             except Exception as error:
@@ -173,7 +174,7 @@ class Session:
                 cohort = manifest.cohorts[manifest.cohort_of(self._silo)]
                 values, root = contribution.values, contribution.removable
                 words = ContributionWords(values, asked.channels, len(cohort), root)
-                return _Discreet(self._tagged(words, manifest))
+                return _Discreet(words if key is None else tagged(words, manifest, key, self._silo))
             except Exception as error:
                 raise ContributionFailed(AFTER_RECORDS) from error
 
@@ -204,13 +205,6 @@ class Session:
 
         assert self._run_keys is not None
         return FollowedModel(self._folder, self._request, self._run_keys)
-
-    def _tagged(self, words: WordSource, manifest: Manifest) -> WordSource:
-        if not is_tagged(manifest):
-            return words
-        key = None if self._run_keys is None else self._run_keys.use()
-        assert key is not None, "checked before the records were touched"
-        return tagged(words, manifest, key, self._silo)
 
     def _check(self, manifest: Manifest) -> None:
         self._policy.check_manifest(manifest)
@@ -250,7 +244,7 @@ class Session:
         """In round 0: is the model the one that configuration and task give, or did the coordinator make one up?
 
         Weights can be made so that the update of few records shows them. What a later round's model should be follows
-        from sums that this silo does not know; sums and noise protect it there.
+        from sums, which this silo knows where models are proved; else only sums and noise protect it there.
         """
         if manifest.round > 0 or self._policy.simulated:
             return
@@ -279,10 +273,11 @@ class Session:
         from autoflip_secure.data.task import Task
         from autoflip_secure.federation.model_payload import ModelPayload
 
+        whose = "the model sent"
         if not attachment and self._run_keys is not None:
-            attachment = self.followed.model.to_bytes()
+            whose, attachment = "this silo's own model, as none was sent,", self.followed.model.to_bytes()
         if manifest.model_hash != hashlib.sha256(attachment).digest():
-            raise refusal(Rule.MODEL, "the model sent, or this silo's own, is not the one the manifest names")
+            raise refusal(Rule.MODEL, f"{whose} is not the one the manifest names")
         model, task = ModelPayload.from_bytes(attachment), Task.from_json(self._request.task)
         spec = model.spec
         if (spec.name, spec.input_shape, spec.outputs) != (self._config.model, task.input_shape, task.outputs):
@@ -336,8 +331,8 @@ class Session:
     def _check_one_model(self, manifest: Manifest) -> None:
         """Without DP a round trains one model, however often it is tried again: refuse another.
 
-        A model made for it shows some records of a sum, and nothing else limits how many sums a round may have. Under
-        DP the plan counts them. Round 0's model is the configuration's (`_check_start`).
+        A model made for it shows some records of a sum, and where models are not proved nothing else limits how many
+        sums a round may have. Under DP the plan counts them. Round 0's model is the configuration's (`_check_start`).
         """
         if manifest.privacy.trust != "none" or manifest.phase not in TRAINING or manifest.round == 0:
             return

@@ -165,7 +165,8 @@ class Silo:
         self._database.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?)", (request.session, request.body()))
         self._admission.note_joined(request)
         self._session = session
-        self._session.forget_other_runs()
+        self._session.secure_sum.forget_other_runs()
+        self._session.forget_oldest_runs()
         return join_reply(self.id)
 
     def _read_policy(self) -> None:
@@ -196,7 +197,8 @@ class Silo:
         secure_sum = self._secure_sum(request)
         keys = None
         if request.config.prove_models:
-            keys = RunKeys(self._database, self._identity, self.id, self._roster, request.session)
+            who = (self._identity, self.id, self._roster)
+            keys = RunKeys(self._database, *who, request.session, request.run_digest())
         return Session(self.id, request, self._admission, ledger, secure_sum, self._database, keys)
 
     def _open_ledger(self, request: JoinRequest) -> Ledger:

@@ -22,6 +22,7 @@ from autoflip_secure.sums.words import WordSource
 
 __all__ = [
     "FOLLOW_STAGE",
+    "HASH_BYTES",
     "KEY_STAGE",
     "PROVED_PHASES",
     "Position",
@@ -104,27 +105,30 @@ class Position:
         Opened sums it has taken; -1 where it wrote something else.
     model_hash : bytes
         SHA-256 of the model that they lead to, 32 bytes.
+    last : bytes
+        SHA-256 of the last of them, as it was shown, 32 bytes; zeros where there is none.
     """
 
     taken: int
     model_hash: bytes = b""
+    last: bytes = b""
 
     def to_bytes(self) -> bytes:
         """A silo's answer: one msgpack array."""
-        return bytes(msgpack.packb([self.taken, self.model_hash]))
+        return bytes(msgpack.packb([self.taken, self.model_hash, self.last]))
 
     @classmethod
     def read(cls, reply: bytes) -> Position:
         """What a silo answered."""
         try:
-            taken, model_hash = msgpack.unpackb(reply)
+            taken, *hashes = msgpack.unpackb(reply)
         except (ValueError, TypeError, msgpack.exceptions.UnpackException):
             return cls(-1)
         if type(taken) is not int or not 0 <= taken <= MAX_POSITION:
             return cls(-1)
-        if type(model_hash) is not bytes or len(model_hash) != HASH_BYTES:
+        if len(hashes) != 2 or any(type(each) is not bytes or len(each) != HASH_BYTES for each in hashes):
             return cls(-1)
-        return cls(taken, model_hash)
+        return cls(taken, *hashes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,6 +43,9 @@ from autoflip_secure.sums.secure_sum import CohortSum, CoordinatorSecureSum
 __all__ = ["SumRunner", "decode", "reserve_attempts", "scatter"]
 
 MAX_ATTEMPTS = 10
+READY_TRIES, READY_PAUSE = 5, 2.0
+"""Times that silos which are not ready are asked again, and seconds by which each pause is longer than the last."""
+
 LEAST_RESERVE = 2
 
 
@@ -121,6 +124,7 @@ class SumRunner:
             if proved is not None:
                 return proved
             if self.proofs is not None:
+                self._wait_until_ready(self.proofs, manifest)
                 self.exchange.spared = self.proofs.have(manifest.model_hash)
             heads_hash = manifest.heads_hash if self.trail is None else self.trail.freeze()
             manifest = replace(manifest, attempt=attempt, heads_hash=heads_hash)
@@ -161,6 +165,30 @@ class SumRunner:
         self.proofs.prepare(number)
         kept = self.proofs.pending(number) if is_tagged(manifest) else None
         return None if kept is None else self._learnt(kept.manifest, kept.sums)
+
+    def _wait_until_ready(self, proofs: ModelProofs, manifest: Manifest) -> None:
+        """Until enough silos of each cohort know what the round goes on from: an attempt with fewer cannot succeed, and
+        is paid for by those that can answer.
+
+        Raises
+        ------
+        CannotContinue
+            They are still too few after some tries.
+        """
+        number = proofs.number(manifest.phase, manifest.round)
+        for tries in range(READY_TRIES):
+            ready = proofs.ready(number)
+            sizes = [len(ready & set(cohort)) for cohort in manifest.cohorts]
+            if all(size >= least for size, least in zip(sizes, manifest.minimum, strict=True)):
+                return
+            time.sleep(READY_PAUSE * tries)
+            proofs.ask_anew()
+            proofs.prepare(number)
+        raise CannotContinue(
+            f"round {manifest.round}: {min(sizes)} silos of a cohort have the run's key and all sums so far, its sum "
+            f"needs {max(manifest.minimum)}; nothing was spent, go on when the others are back (their silo.log says "
+            "what they refused)"
+        )
 
     def _shown(self, opened: SumProof) -> list[Aggregate]:
         """What sums hold that silos take as theirs."""
@@ -262,7 +290,7 @@ class SumRunner:
 class _Asking:
     """The exchange of one attempt; remembers the manifest as silos see it, with its slot.
 
-    Silos that do not have the run's key are not asked for numbers: a tag without it would spoil the sum."""
+    Silos that do not have the run's key are not asked for numbers: they could add no tag that holds."""
 
     def __init__(self, exchange: StageExchange, proofs: ModelProofs) -> None:
         self._exchange, self._proofs = exchange, proofs

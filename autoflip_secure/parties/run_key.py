@@ -37,9 +37,8 @@ from autoflip_secure.parties.run_key_store import RunKeyStore
 from autoflip_secure.parties.signing import sign_message
 from autoflip_secure.parties.wire import KEY_BYTES, PROTOCOL, SESSION_BYTES, is_ascending, want_bytes
 
-__all__ = ["RUN_KEY_STAGE", "Ask", "RunKeys", "distribute"]
+__all__ = ["Ask", "RunKeys", "distribute", "tag_key"]
 
-RUN_KEY_STAGE = "key"
 MOST_SHARERS = 3
 """Silos asked in turn to seal the key, where those before do not answer."""
 
@@ -62,6 +61,8 @@ class RunKeys:
     roster : Roster
     session : bytes, 16
         The run this silo joined; requests of other runs are not answered.
+    run : bytes
+        Digest of what the run computes: tags of a run that does anything else under the same session hold for nobody.
 
     Raises
     ------
@@ -74,12 +75,19 @@ class RunKeys:
     """
 
     def __init__(
-        self, database: sqlite3.Connection, identity: Identity, silo: int, roster: Roster, session: bytes
+        self,
+        database: sqlite3.Connection,
+        identity: Identity,
+        silo: int,
+        roster: Roster,
+        session: bytes,
+        run: bytes = b"",
     ) -> None:
         want_bytes("a session", session, SESSION_BYTES)
         # Every roster keeps these rules: only who the silo is gets checked.
         check_enrolled_silo(identity, silo, roster, SiloRules(colluders=0))
-        self._identity, self._silo, self._roster, self._session = identity, silo, roster, session
+        self._identity, self._silo, self._roster = identity, silo, roster
+        self._session, self._run = session, run
         self._store = RunKeyStore(database)
 
     @property
@@ -87,9 +95,15 @@ class RunKeys:
         """The run key, 32 bytes; None where this silo has none yet."""
         return self._store.key(self._session)
 
+    @property
+    def tag_key(self) -> bytes | None:
+        """Key of the run's tags, 32 bytes, by the run key there is now; None where there is none."""
+        return None if self.key is None else tag_key(self.key, self._run)
+
     def use(self) -> bytes | None:
-        """The run key, to tag by or to check tags with: from now on no other takes its place."""
-        return self._store.use(self._session)
+        """Key of the run's tags: from now on no other run key takes the place of this one."""
+        key = self._store.use(self._session)
+        return None if key is None else tag_key(key, self._run)
 
     def answer(self, request: bytes) -> bytes:
         """Answer one request; what the reply tells is on disk before it is returned.
@@ -125,9 +139,9 @@ class RunKeys:
         key = self.key
         return RunKeyReply(statement, b"" if key is None else _key_name(key, self._session), boxes).to_bytes()
 
-    def forget_other_runs(self) -> None:
-        """Delete private keys and run keys of all other sessions."""
-        self._store.forget_others(self._session)
+    def forget_oldest_runs(self) -> None:
+        """Delete private keys and run keys of all but the last sessions: one that rests may be gone on with."""
+        self._store.forget_oldest()
 
     def __repr__(self) -> str:
         return f"RunKeys(silo {self._silo})"
@@ -235,6 +249,11 @@ def _box_key(agreement: Agreement, peer: RunKeyStatement, sender: int, receiver:
     """HKDF(X25519, salt = session | roster hash, info = protocol | "run key box" | sender | receiver), 32 bytes."""
     info = b"|run key box|" + struct.pack(">II", sender, receiver)
     return _derive(agreement.with_peer(peer.public), peer.session + peer.roster_hash, info)
+
+
+def tag_key(key: bytes, run: bytes) -> bytes:
+    """HKDF(run key, salt = digest of what the run computes, info = protocol | "tag key"), 32 bytes."""
+    return _derive(key, run, b"|tag key")
 
 
 def _key_name(key: bytes, session: bytes) -> bytes:

@@ -8,7 +8,10 @@ from autoflip_secure.errors import ProtocolError
 from autoflip_secure.parties.agreement import fresh_key
 from autoflip_secure.parties.store import Store
 
-__all__ = ["RunKeyStore"]
+__all__ = ["KEPT_RUNS", "RunKeyStore"]
+
+KEPT_RUNS = 8
+"""Sessions whose keys are kept: a run may rest while others go on. The key of a run is of use in that run alone."""
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS run_key (
@@ -72,7 +75,8 @@ class RunKeyStore:
             raise ProtocolError("this silo's keys of the run were deleted meanwhile; nothing was changed")
         return bytes(row[0])
 
-    def forget_others(self, session: bytes) -> None:
-        """Delete private keys and run keys of all other sessions."""
+    def forget_oldest(self) -> None:
+        """Delete private keys and run keys of all but the `KEPT_RUNS` sessions that came last."""
         with self._store.forgetting() as db:
-            db.execute("DELETE FROM run_key WHERE session <> ?", (session,))
+            newest = "SELECT session FROM run_key ORDER BY rowid DESC LIMIT ?"
+            db.execute(f"DELETE FROM run_key WHERE session NOT IN ({newest})", (KEPT_RUNS,))

@@ -14,6 +14,8 @@ OVERSPENT = 1.001
 
 STAGE_MEANING: Mapping[str, str] = {
     "join": "did not answer the invitation to the run",
+    "key": "the silos' common key: asked for no numbers until it has it",
+    "follow": "opened sums: asked for no numbers until it has gone on by them",
     "advertise": "keys: not part of the sums until the next key set-up",
     "share": "key shares: not part of the sums until the next key set-up",
     "masked": "model vector: not in this round's sum; nothing else is lost",

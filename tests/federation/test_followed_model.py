@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +13,19 @@ from typing import Any
 
 import pytest
 
-from autoflip_secure.federation import run_state
+from autoflip_secure.errors import CannotContinue
+from autoflip_secure.federation import model_proofs, run_state, sums
 from autoflip_secure.federation.client_app import close_silos
 from autoflip_secure.federation.coordinator import Coordinator
-from autoflip_secure.federation.followed_model import FollowedModel
+from autoflip_secure.federation.followed_model import KEPT_RUNS, FollowedModel
+from autoflip_secure.federation.join import JOIN_STAGE, JoinRequest
 from autoflip_secure.federation.model_step import ModelStep
-from autoflip_secure.federation.sum_proof import FOLLOW_STAGE, KEY_STAGE
+from autoflip_secure.federation.sum_proof import FOLLOW_STAGE, KEY_STAGE, SumProof
 from autoflip_secure.federation.wire import Reply, Request
 from autoflip_secure.parties.roster import Roster
+from autoflip_secure.parties.run_key_messages import RunKeyRequest
 from autoflip_secure.sums.sum_tag import tag_spec
-from tests.federation.proved_runs import PROVED, AskedSilo, ProvedRun, secret_total
+from tests.federation.proved_runs import PROVED, AskedSilo, ProvedRun, Stopped, secret_total
 
 MakeRun = Callable[..., ProvedRun]
 
@@ -180,19 +185,18 @@ def delete(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
+def account(home: Path) -> Path:
+    """The one run that a silo has followed."""
+    (folder,) = (home / "followed").iterdir()
+    return folder
+
+
 def damage(folder: Path) -> None:
-    (folder / run_state.ARRAYS_FILE).write_bytes(b"")
+    (run,) = folder.iterdir()
+    (run / run_state.ARRAYS_FILE).write_bytes(b"")
 
 
-def of_another_run(folder: Path) -> None:
-    state = run_state.load_checkpoint(folder)
-    state.facts["session"] = bytes(16).hex()
-    run_state.save_checkpoint(folder, state)
-
-
-@pytest.mark.parametrize(
-    "lose", [delete, *(pytest.param(each, marks=pytest.mark.slow) for each in (damage, of_another_run))]
-)
+@pytest.mark.parametrize("lose", [delete, pytest.param(damage, marks=pytest.mark.slow)])
 def test_a_silo_that_lost_its_account_is_shown_all_sums_again(lose: Callable[[Path], None], proved: MakeRun) -> None:
     run = proved(silos=5, rounds=5)
 
@@ -218,6 +222,93 @@ def test_where_all_silos_lost_their_accounts_one_attempt_is_lost(proved: MakeRun
 
     assert run.go_on(loses).attempts_aborted == 1
     assert run.positions() == [3] * 4
+
+
+def test_a_run_that_rests_while_its_silos_join_another_goes_on(proved: MakeRun) -> None:
+    run = proved(rounds=4)
+
+    def rests(coordinator: Coordinator) -> None:
+        if coordinator.state.round == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run.go_on(rests)
+    task = (run.home(1) / "task.json").read_text()
+    other = JoinRequest(b"another session!", run.config, task, {}).sign(run.folder.coordinator_identity())
+    for silo in run.silos():
+        assert run.silo(silo).answer(Request(JOIN_STAGE, 0, 0, other)).status == "ok", run.log(silo)
+        state = RunKeyRequest(b"another session!", run.folder.roster().hash(), "state").to_bytes()
+        assert run.silo(silo).answer(Request(KEY_STAGE, 0, 0, state)).status == "ok", run.log(silo)
+    close_silos()
+    state = run.go_on()
+    assert (state.round, state.attempts_aborted) == (4, 0), run.log(1)
+    assert run.positions() == [4] * 4
+
+
+def test_a_silo_that_lost_its_key_is_given_it_again(proved: MakeRun) -> None:
+    run = proved(silos=5, rounds=5)
+
+    def loses(coordinator: Coordinator) -> None:
+        if coordinator.state.round == 2:
+            close_silos()
+            with sqlite3.connect(run.home(5) / "state.sqlite") as database:
+                database.execute("UPDATE run_key SET key = NULL, used = 0")
+
+    state = run.go_on(loses)
+    assert state.attempts_aborted == 0
+    assert run.events("sum")[2]["silos"] == [[1, 2, 3, 4]], "the coordinator does not know yet"
+    assert run.events("sum")[4]["silos"] == [[1, 2, 3, 4, 5]]
+    assert run.positions() == [5] * 5
+
+
+def test_nobody_is_charged_while_too_few_silos_could_answer(proved: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, spent = proved(silos=5, rounds=2), []
+    give = model_proofs.distribute
+
+    def late(*arguments: Any) -> frozenset[int]:
+        spent.append(run.lines())
+        found = give(*arguments)
+        return found if len(spent) > 3 else found - {4, 5}
+
+    monkeypatch.setattr(model_proofs, "distribute", late)
+    monkeypatch.setattr(sums, "READY_PAUSE", 0.0)
+    state = run.go_on()
+    assert (state.round, state.attempts_aborted) == (2, 0)
+    assert spent[:4] == [[0] * 5] * 4
+    assert run.lines() == [2] * 5
+
+
+def test_a_run_stops_where_too_few_silos_can_go_on(proved: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, give = proved(silos=5, rounds=2), model_proofs.distribute
+    monkeypatch.setattr(model_proofs, "distribute", lambda *arguments: give(*arguments) - {4, 5})
+    monkeypatch.setattr(sums, "READY_PAUSE", 0.0)
+    with pytest.raises(CannotContinue, match="3 silos of a cohort have the run's key and all sums so far"):
+        run.go_on()
+    assert run.lines() == [0] * 5
+
+
+FORGED_CENSUS: dict[str, dict[str, Any]] = {
+    "range": {"limit": 1e-3},
+    "grid": {"bits": 8},
+}
+
+
+@pytest.mark.parametrize("change", FORGED_CENSUS.values(), ids=FORGED_CENSUS)
+def test_how_records_are_counted_is_not_the_coordinator_s_to_choose(
+    change: dict[str, Any], make_config, tmp_path: Path, task, records
+) -> None:
+    run = ProvedRun(tmp_path / "run", make_config(**{**PROVED, "rounds": 2}), secret_total(task), records)
+    run.go_on()
+    close_silos()
+    shutil.rmtree(run.home(1) / "followed")
+    silo, shown = AskedSilo(run, run.home(1)), SumProof.from_bytes(run.proof(0)).manifest
+    count, tag = shown.channels
+    forged = replace(shown, channels=(replace(count, **change), tag))
+    before, start = silo.lines, silo.session.followed.model
+    assert silo.contribute(forged, start).status == "refused"
+    assert "the channels of round 0 are not those that follow" in silo.log
+    assert silo.lines == before
+    assert silo.contribute(shown, start).status == "ok", silo.log
 
 
 # One silo, asked as the coordinator asks it
@@ -286,9 +377,9 @@ def test_what_fails_half_way_leaves_the_model_as_it_was(silo: AskedSilo, monkeyp
 
 def test_the_last_sum_once_more_changes_nothing(silo: AskedSilo) -> None:
     before = silo.session.followed.model.to_bytes()
-    stamp = run_state.checkpoint_stamp(silo.home / "followed")
+    stamp = run_state.checkpoint_stamp(account(silo.home))
     assert silo.follow(silo.run.proof(1)).status == "ok"
-    assert (silo.position, run_state.checkpoint_stamp(silo.home / "followed")) == (2, stamp)
+    assert (silo.position, run_state.checkpoint_stamp(account(silo.home))) == (2, stamp)
     assert silo.session.followed.model.to_bytes() == before
 
 
@@ -307,6 +398,34 @@ def test_another_run_is_followed_from_its_beginning(silo: AskedSilo) -> None:
     other = replace(silo.session._request, session=b"another session!")
     assert FollowedModel(silo.home, silo.session._request, followed._keys).taken == 2
     assert FollowedModel(silo.home, other, followed._keys).taken == 0
+
+
+def test_a_run_of_another_configuration_under_its_session_is_another_run(silo: AskedSilo) -> None:
+    request, keys = silo.session._request, silo.session.followed._keys
+    steeper = replace(request, config=request.config.model_copy(update={"learning_rate": 50.0}))
+    assert FollowedModel(silo.home, steeper, keys).taken == 0
+
+
+def test_a_coordinator_that_was_upgraded_goes_on_with_the_run(silo: AskedSilo) -> None:
+    """Also for a silo that has not seen the sums made before."""
+    request, keys = silo.session._request, silo.session.followed._keys
+    upgraded = FollowedModel(silo.home, replace(request, code=b"c" * 32), keys)
+    assert upgraded.taken == 2
+    upgraded.take(silo.run.proof(2))
+    assert upgraded.taken == 3
+
+
+def test_only_runs_of_late_are_kept(silo: AskedSilo) -> None:
+    request, keys = silo.session._request, silo.session.followed._keys
+    for number in range(12):
+        (silo.home / "followed" / f"{number:02d}").mkdir()
+        os.utime(silo.home / "followed" / f"{number:02d}", (number, number))
+    FollowedModel(silo.home, request, keys)
+    left = sorted(each.name for each in (silo.home / "followed").iterdir())
+    assert len(left) == KEPT_RUNS
+    assert request.run_digest().hex() in left
+    assert {"11", "10"} <= set(left)
+    assert "00" not in left
 
 
 def test_no_sum_comes_after_the_last(silo: AskedSilo) -> None:

@@ -243,7 +243,10 @@ def test_sums_lose_their_tags_and_nothing_else() -> None:
 NOWHERE = Position(-1)
 
 
-@given(st.builds(Position, st.integers(0, 1 << 32), st.binary(min_size=32, max_size=32)))
+HASHES = st.binary(min_size=32, max_size=32)
+
+
+@given(st.builds(Position, st.integers(0, 1 << 32), HASHES, HASHES))
 def test_a_position_is_read_as_it_was_written(position: Position) -> None:
     assert Position.read(position.to_bytes()) == position
 
@@ -251,12 +254,13 @@ def test_a_position_is_read_as_it_was_written(position: Position) -> None:
 @pytest.mark.parametrize("value", [True, -1, (1 << 32) + 1, 1.0, "1", None, [1], {1: 1}])
 def test_what_is_no_position_is_read_as_none(value: Any) -> None:
     assert Position.read(msgpack.packb(value)) == NOWHERE
-    assert Position.read(msgpack.packb([value, bytes(32)])) == NOWHERE
-    assert Position.read(msgpack.packb([1, value])) == NOWHERE
-    assert Position.read(msgpack.packb([1, bytes(31)])) == NOWHERE
+    assert Position.read(msgpack.packb([value, bytes(32), bytes(32)])) == NOWHERE
+    assert Position.read(msgpack.packb([1, value, bytes(32)])) == NOWHERE
+    assert Position.read(msgpack.packb([1, bytes(32), bytes(31)])) == NOWHERE
+    assert Position.read(msgpack.packb([1, bytes(32)])) == NOWHERE
 
 
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_position_or_none(reply: bytes) -> None:
     found = Position.read(reply)
-    assert found == NOWHERE or msgpack.unpackb(reply) == [found.taken, found.model_hash]
+    assert found == NOWHERE or msgpack.unpackb(reply) == [found.taken, found.model_hash, found.last]

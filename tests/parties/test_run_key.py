@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import re
 import sqlite3
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -23,7 +25,7 @@ from autoflip_secure.parties.run_key_messages import (
     RunKeyStatement,
     read_statement,
 )
-from autoflip_secure.parties.run_key_store import RunKeyStore
+from autoflip_secure.parties.run_key_store import KEPT_RUNS, RunKeyStore
 from autoflip_secure.parties.signing import Signed, sign_message
 from autoflip_secure.secagg import round_messages, setup_messages
 from autoflip_secure.storage import open_silo_database
@@ -215,7 +217,8 @@ def test_sharer_whose_reply_is_lost_takes_the_key_of_the_next(fed):
 
 def test_silo_that_uses_a_key_of_its_own_is_left_out(fed):
     fed.share(1, 2)
-    own = fed.silos[1].use()
+    own = fed.silos[1].key
+    assert fed.silos[1].use() == fed.silos[1].tag_key != own
     fed.absent = lambda asked, silo: (asked, silo) == ("share", 1)
     assert fed.distribute() == EVERYBODY - {1}
     fed.absent = lambda asked, silo: False
@@ -442,7 +445,7 @@ def test_silo_uses_one_key_a_run(fed):
     fed.take(3, second, boxes[1])
     fed.take(3, first, box_of_first)
     assert fed.silos[3].key == fed.silos[1].key, "not used yet, so the later one counts"
-    assert fed.silos[1].use() == fed.silos[3].use() == fed.silos[1].key
+    assert fed.silos[1].use() == fed.silos[3].use() == fed.silos[1].tag_key
     refuses(fed, 3, "run-key-once", fed.request("take", [second], boxes[1]))
     refuses(fed, 1, "run-key-once", fed.request("take", [second], boxes[0]))
     assert fed.silos[1].key == fed.silos[3].key != fed.silos[2].key
@@ -572,18 +575,25 @@ def rows(database):
     return database.execute("SELECT session, private, key FROM run_key ORDER BY session").fetchall()
 
 
-def test_other_runs_are_forgotten_and_this_one_is_kept(tmp_path):
+def test_runs_long_ago_are_forgotten_and_those_that_may_rest_are_kept(tmp_path):
     fed = Federation(folder=tmp_path)
     old = fed.start(1, OTHER_SESSION)
     receiver = fed.start(2, OTHER_SESSION).answer(RunKeyRequest(OTHER_SESSION, fed.roster.hash(), "state").to_bytes())
     statement = RunKeyReply.from_bytes(receiver).statement
     old.answer(RunKeyRequest(OTHER_SESSION, fed.roster.hash(), "share", (statement,)).to_bytes())
     ((_, private, key),) = rows(fed.databases[1])
+    for number in range(KEPT_RUNS - 2):
+        session = bytes([100 + number]) * 16
+        fed.start(1, session).answer(RunKeyRequest(session, fed.roster.hash(), "state").to_bytes())
     fed.distribute()
-    fed.silos[1].forget_other_runs()
-    assert rows(fed.databases[1])[0][2] == fed.keys[1] != key
-    assert len(rows(fed.databases[1])) == 1
+    fed.silos[1].forget_oldest_runs()
+    assert len(rows(fed.databases[1])) == KEPT_RUNS
+    assert old.key == key, "one of the last"
+    RunKeyStore(fed.databases[1]).private(b"one more session")
+    fed.silos[1].forget_oldest_runs()
+    assert len(rows(fed.databases[1])) == KEPT_RUNS
     assert old.key is None
+    assert fed.silos[1].key == fed.keys[1] != key
     on_disk = b"".join(path.read_bytes() for path in tmp_path.glob("1.db*"))
     assert private not in on_disk
     assert key not in on_disk
@@ -592,7 +602,7 @@ def test_other_runs_are_forgotten_and_this_one_is_kept(tmp_path):
 def test_key_is_not_kept_for_a_run_that_another_process_forgot(fed):
     store = RunKeyStore(fed.databases[1])
     store.private(SESSION)
-    RunKeyStore(fed.databases[1]).forget_others(OTHER_SESSION)
+    fed.databases[1].execute("DELETE FROM run_key")
     with pytest.raises(ProtocolError, match="deleted meanwhile"):
         store.keep(SESSION, bytes(32), drawn=True)
     assert rows(fed.databases[1]) == []
@@ -760,3 +770,12 @@ def test_damaged_message_is_answered_or_a_protocol_error_and_changes_no_key(sett
     replies = {silo: bytes(damaged) for silo in settled.silos}
     distribute(lambda requests: replies.items(), settled.silos, settled.roster, SESSION)
     assert settled.keys == keys
+
+
+def test_rules_of_the_code_and_of_the_specification_are_the_same():
+    root = Path(__file__).parents[2]
+    code = "".join(path.read_text() for path in (root / "autoflip_secure" / "parties").glob("run_key*.py"))
+    text = (root / "protocols" / "models" / "README.md").read_text()
+    stated = set(re.findall(r"\[([a-z-]+)\](?!\()", text.split("## Run key")[1].split("\n## ")[0]))
+    assert set(re.findall(r'refusal\(\s*"([a-z-]+)"', code)) == stated
+    assert len(stated) > 5
