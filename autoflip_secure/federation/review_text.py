@@ -19,6 +19,10 @@ __all__ = ["policy_parts", "review_parts", "runs_table"]
 
 SECONDS = len("2026-01-31T12:00:00")
 
+PROVED_WORDS = {
+    True: "proved: this silo computes each one itself from the sums before it; every sum is shown to all silos",
+    False: "NOT PROVED: the coordinator may send any, also one that makes a sum show single records or silos",
+}
 CHANNEL_WORDS = {
     "update": "how the model should change, a number for each parameter",
     "deviation": "squared distance of each parameter from the common start",
@@ -28,6 +32,7 @@ CHANNEL_WORDS = {
     "count": "how many records there are",
     "metric": "how many held-out records are scored how",
     "clip_bits": "how many gradients are within the clip",
+    "tag": "proof that the sum is of what silos sent; it follows from the sum and from keys",
 }
 TRUST_WORDS = {
     "distributed": "every silo adds its part of the noise; the promise holds against the coordinator and {colluders} "
@@ -80,6 +85,7 @@ def review_parts(review: RunReview) -> Iterator[Any]:
         "privacy": TRUST_WORDS[config.trust].format(colluders=config.colluders),
         "promise": _promise(review),
         "initial model": review.initial_model.hex(),
+        "later models": PROVED_WORDS[config.prove_models],
         "code here": review.code.hex(),
         "code of the coordinator": "the same" if request.code == review.code else f"another: {request.code.hex()}",
     }

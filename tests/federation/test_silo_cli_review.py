@@ -18,8 +18,10 @@ from autoflip_secure.federation.code_digest import code_digest
 from autoflip_secure.federation.initial_model import start_hash
 from autoflip_secure.federation.policy import SiloPolicy
 from autoflip_secure.federation.policy_rules import RULES
+from autoflip_secure.federation.review_text import CHANNEL_WORDS
 from autoflip_secure.privacy.accounting import Mechanism, epsilon
 from autoflip_secure.privacy.plan import accounting_delta
+from autoflip_secure.sums.channels import CHANNEL_NAMES, TAG_CHANNEL
 
 LOCAL = {"dp_epsilon": 8.0, "dp_trust": "local"}
 
@@ -152,6 +154,23 @@ def test_a_review_shows_what_runs_and_what_leaves(institution, at, task) -> None
     ):  # fmt: skip
         assert words in command.out, words
     assert "FAIL" not in command.out
+
+
+@pytest.mark.parametrize("trust", ["local", "distributed"])
+def test_a_review_of_a_run_with_proved_models_says_so(trust: str, institution, at) -> None:
+    silo = institution(each=True, dp_epsilon=8.0, dp_trust=trust, aggregation="secagg", prove_models=True)
+    silo.join(silo.asked())
+    command = at(silo)
+    made = command.values("review", silo.request.digest().hex())
+    tags = [channel for each in made["leaves"] for channel in each["channels"] if channel["name"] == "tag"]
+    assert {(channel["numbers"], channel["bits"]) for channel in tags} == {(80 if trust == "distributed" else 64, 64)}
+    assert command("review", silo.request.digest().hex()) == 0
+    for words in ("proved: this silo computes each one itself", "proof that the sum is of what silos sent"):
+        assert words in command.out
+
+
+def test_every_channel_has_words_for_an_officer() -> None:
+    assert set(CHANNEL_WORDS) == CHANNEL_NAMES | {TAG_CHANNEL}
 
 
 def test_a_review_says_what_the_ledger_would_be(institution, at) -> None:
