@@ -175,7 +175,8 @@ RULES[Rule.PROOF] = Explained(
     "in a run that proves its models, model, channels and clip of a round are those that this silo computes from the "
     "opened sums so far, which silos of the run made",
     "round",
-    "a coordinator that lost its `proofs` begins a new run; if it still has them, find out what it runs",
+    "once, after a silo lost files or sent a wrong tag, it mends itself; if it persists install the same release "
+    "everywhere; a coordinator that lost its `proofs` begins a new run; else find out what it runs",
 )
 
 

@@ -177,16 +177,18 @@ class SumRunner:
         """
         number = proofs.number(manifest.phase, manifest.round)
         for tries in range(READY_TRIES):
+            if tries:
+                time.sleep(READY_PAUSE * tries)
+                proofs.ask_anew()
+                proofs.prepare(number)
             ready = proofs.ready(number)
             sizes = [len(ready & set(cohort)) for cohort in manifest.cohorts]
-            if all(size >= least for size, least in zip(sizes, manifest.minimum, strict=True)):
+            short = [pair for pair in zip(sizes, manifest.minimum, strict=True) if pair[0] < pair[1]]
+            if not short:
                 return
-            time.sleep(READY_PAUSE * tries)
-            proofs.ask_anew()
-            proofs.prepare(number)
         raise CannotContinue(
-            f"round {manifest.round}: {min(sizes)} silos of a cohort have the run's key and all sums so far, its sum "
-            f"needs {max(manifest.minimum)}; nothing was spent, go on when the others are back (their silo.log says "
+            f"round {manifest.round}: {short[0][0]} silos of a cohort have the run's key and all sums so far, its sum "
+            f"needs {short[0][1]}; nothing was spent by asking, go on when the others are back (their silo.log says "
             "what they refused)"
         )
 

@@ -141,7 +141,7 @@ class RunKeys:
 
     def forget_oldest_runs(self) -> None:
         """Delete private keys and run keys of all but the last sessions: one that rests may be gone on with."""
-        self._store.forget_oldest()
+        self._store.forget_oldest(self._session)
 
     def __repr__(self) -> str:
         return f"RunKeys(silo {self._silo})"

@@ -75,8 +75,10 @@ class RunKeyStore:
             raise ProtocolError("this silo's keys of the run were deleted meanwhile; nothing was changed")
         return bytes(row[0])
 
-    def forget_oldest(self) -> None:
-        """Delete private keys and run keys of all but the `KEPT_RUNS` sessions that came last."""
+    def forget_oldest(self, session: bytes) -> None:
+        """Delete private keys and run keys of all but the `KEPT_RUNS` sessions that were last joined, now this one."""
         with self._store.forgetting() as db:
+            last = "(SELECT MAX(rowid) + 1 FROM run_key)"
+            db.execute(f"UPDATE run_key SET rowid = {last} WHERE session = ?", (session,))
             newest = "SELECT session FROM run_key ORDER BY rowid DESC LIMIT ?"
             db.execute(f"DELETE FROM run_key WHERE session NOT IN ({newest})", (KEPT_RUNS,))
