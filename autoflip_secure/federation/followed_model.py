@@ -39,7 +39,6 @@ from autoflip_secure.federation.run_state import (
 )
 from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.federation.sum_proof import (
-    HASH_BYTES,
     PROVED_PHASES,
     Position,
     SumProof,
@@ -52,15 +51,13 @@ from autoflip_secure.federation.sum_watch import SumWatch
 from autoflip_secure.federation.sums import decode
 from autoflip_secure.federation.terms import COUNT_SENSITIVITY, on_fine_grid
 from autoflip_secure.parties.run_key import RunKeys
+from autoflip_secure.parties.run_key_store import KEPT_RUNS
 from autoflip_secure.sums.channels import ChannelSpec
-from autoflip_secure.sums.manifest import Manifest, PrivacyTerms
+from autoflip_secure.sums.manifest import HASH_BYTES, Manifest, PrivacyTerms
 
 __all__ = ["FollowedModel"]
 
 FOLDER = "followed"
-KEPT_RUNS = 8
-"""Runs whose models are kept: a run may rest while others go on."""
-
 CLOSE = 1e-6
 """Relative distance of public numbers that two machines may compute apart: their libraries round last bits."""
 
@@ -117,11 +114,10 @@ class FollowedModel:
         if not has_checkpoint(self._folder):
             return None
         try:
-            state = load_checkpoint(self._folder)
+            return load_checkpoint(self._folder)
         except StorageError as error:
             _log.warning("%s; this silo asks for all sums of the run anew", error)
             return None
-        return state
 
     @property
     def model(self) -> ModelPayload:
@@ -240,10 +236,7 @@ class FollowedModel:
             )
         if manifest.phase in PROVED_PHASES:
             self._check_promise(manifest)
-        if counting:
-            self._check_census(manifest)
-        elif manifest.phase in PROVED_PHASES:
-            self._check_terms(manifest)
+            (self._check_census if counting else self._check_terms)(manifest)
 
     def _check_promise(self, manifest: Manifest) -> None:
         terms, config = manifest.privacy, self._request.config

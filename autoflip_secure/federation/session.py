@@ -109,7 +109,7 @@ class Session:
         self._run_keys = run_keys
         self._contributor: Contributor | None = None
         database.execute(_COHORTS)
-        self._places()  # noted before anybody can leave
+        self._places = self._first_places()
 
     @cached_property
     def _schedule(self) -> Schedule:
@@ -314,11 +314,18 @@ class Session:
 
     def _asked_first(self, manifest: Manifest, kind: str, asked: bytes) -> bytes:
         """What a round was asked for with the first time, kept before the answer leaves: `asked`, if that is now."""
-        key = (manifest.session, manifest.round, kind)
-        self._database.execute("INSERT OR IGNORE INTO cohorts VALUES (?, ?, ?, ?)", (*key, asked))
+        first = self._first(manifest.round, kind, asked)
+        assert first is not None
+        return first
+
+    def _first(self, round: int, kind: str, value: bytes | None) -> bytes | None:
+        """What this session kept of a kind first: `value`, if nothing was kept before; None where there is neither."""
+        key = (self._request.session, round, kind)
+        if value is not None:
+            self._database.execute("INSERT OR IGNORE INTO cohorts VALUES (?, ?, ?, ?)", (*key, value))
         query = "SELECT cohort FROM cohorts WHERE session = ? AND round = ? AND phase = ?"
-        (first,) = self._database.execute(query, key).fetchone()
-        return bytes(first)
+        row = self._database.execute(query, key).fetchone()
+        return None if row is None else bytes(row[0])
 
     def _less_departed(self, asked: bytes) -> bytes:
         """A cohort asked for before, without silos that were removed since: what is left of it may be asked for.
@@ -352,27 +359,22 @@ class Session:
     def _check_fixed_cohorts(self, manifest: Manifest) -> None:
         trains = manifest.phase in TRAINING
         plan = self._schedule.plan(manifest.round) if trains else self._schedule.whole()
-        places, roster = self._places(), self._admission.roster
-        ids = [[places.get(place, place) for place in cohort] for cohort in plan.cohorts]
+        roster = self._admission.roster
+        ids = [[self._places.get(place, place) for place in cohort] for cohort in plan.cohorts]
         if manifest.cohorts != tuple(tuple(silo for silo in cohort if silo in roster) for cohort in ids):
             raise refusal(
                 Rule.COHORTS, f"round {manifest.round} was asked for with other cohorts than the joined run fixes"
             )
 
-    def _places(self) -> dict[int, int]:
+    def _first_places(self) -> dict[int, int]:
         """Ids of the silos that the run began with, by the schedule's 1, 2, ...; empty where they are these numbers.
 
         Ids have gaps where a silo left before the run began. Who was there then is kept: silos may leave later, too.
         """
         ids = self._admission.roster.silos
-        if len(ids) == self._config.silos:
-            self._database.execute(
-                "INSERT OR IGNORE INTO cohorts VALUES (?, ?, ?, ?)",
-                (self._request.session, NO_ROUND, "places", msgpack.packb(list(ids))),
-            )
-        query = "SELECT cohort FROM cohorts WHERE session = ? AND round = ? AND phase = ?"
-        row = self._database.execute(query, (self._request.session, NO_ROUND, "places")).fetchone()
-        return {} if row is None else dict(enumerate(msgpack.unpackb(row[0]), start=1))
+        whole = msgpack.packb(list(ids)) if len(ids) == self._config.silos else None
+        first = self._first(NO_ROUND, "places", whole)
+        return {} if first is None else dict(enumerate(msgpack.unpackb(first), start=1))
 
     def _check_plan(self, manifest: Manifest) -> None:
         """Under DP: only what the joined plan names, no more often than it says, on a fine enough grid."""

@@ -15,14 +15,14 @@ from autoflip_secure.errors import AutoflipSecureError, EncodingError, ProtocolE
 from autoflip_secure.sums.chain_ends import END_WORDS, WithChainEnd, link_holds
 from autoflip_secure.sums.channels import TAG_CHANNEL, ChannelSpec
 from autoflip_secure.sums.encoding import word_count
-from autoflip_secure.sums.manifest import Manifest
+from autoflip_secure.sums.manifest import HASH_BYTES, Manifest
+from autoflip_secure.sums.noise_chain import LINK_BYTES
 from autoflip_secure.sums.secure_sum import CohortSum
 from autoflip_secure.sums.sum_tag import TAG_WORDS, TaggedWords, tag_holds, tag_spec
 from autoflip_secure.sums.words import WordSource
 
 __all__ = [
     "FOLLOW_STAGE",
-    "HASH_BYTES",
     "KEY_STAGE",
     "PROVED_PHASES",
     "Position",
@@ -41,7 +41,6 @@ KEY_STAGE, FOLLOW_STAGE = "key", "follow"
 PROVED_PHASES = frozenset({"census", "explore", "train"})
 """Phases whose sums the model follows from."""
 
-HASH_BYTES = LINK_BYTES = 32
 MAX_POSITION = 1 << 32
 MAX_PROOF_BYTES = 1 << 30
 

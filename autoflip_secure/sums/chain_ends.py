@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoflip_secure.sums.noise_chain import LINK_BYTES, later_link
-from autoflip_secure.sums.words import WordSource
+from autoflip_secure.sums.words import WordSource, WordsWithTail
 
 __all__ = ["END_WORDS", "WithChainEnd", "link_holds"]
 
 END_WORDS = LINK_BYTES // 8
 
 
-class WithChainEnd:
+class WithChainEnd(WordsWithTail):
     """The words of a source, and then a place for each silo of the cohort, of which one is filled.
 
     Parameters
@@ -34,33 +34,14 @@ class WithChainEnd:
     """
 
     def __init__(self, source: WordSource, place: int, places: int, most: int) -> None:
-        self._source, self._next = source, 0
+        super().__init__(source, places * END_WORDS)
         self._ends = np.zeros(places * END_WORDS, np.uint64)
         if source.removable is not None:
             end = np.frombuffer(later_link(source.removable, most), "<u8")
             self._ends[place * END_WORDS : (place + 1) * END_WORDS] = end
 
-    @property
-    def size(self) -> int:
-        return self._source.size + self._ends.size
-
-    @property
-    def removable(self) -> bytes | None:
-        return self._source.removable
-
-    def fill(self, start: int, out: NDArray[np.uint64]) -> None:
-        if start != self._next or start + out.size > self.size:
-            raise ValueError(f"words {start}..{start + out.size} of {self.size} were asked for, {self._next} is next")
-        self._next += out.size
-        own = out[: max(self._source.size - start, 0)]
-        if own.size:
-            self._source.fill(start, own)
-        if own.size < out.size:
-            first = start + own.size - self._source.size
-            out[own.size :] = self._ends[first : first + out.size - own.size]
-
-    def __repr__(self) -> str:
-        return f"WithChainEnd({self.size})"
+    def _tail(self) -> NDArray[np.uint64]:
+        return self._ends
 
 
 def link_holds(link: bytes, ends: NDArray[np.uint64], place: int, missing: int, most: int) -> bool:

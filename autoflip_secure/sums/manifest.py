@@ -16,7 +16,7 @@ import msgpack
 from autoflip_secure.errors import EncodingError, ProtocolError
 from autoflip_secure.sums.channels import ChannelSpec
 
-__all__ = ["Manifest", "PrivacyTerms"]
+__all__ = ["HASH_BYTES", "Manifest", "PrivacyTerms"]
 
 VERSION = 2
 HASH_BYTES = 32

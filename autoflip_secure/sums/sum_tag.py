@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from autoflip_secure.sums.channels import TAG_CHANNEL, ChannelSpec
 from autoflip_secure.sums.randomness import SecretRandomness
-from autoflip_secure.sums.words import RANGE_WORDS, WordSource
+from autoflip_secure.sums.words import RANGE_WORDS, WordSource, WordsWithTail
 
 __all__ = ["TAG_WORDS", "TaggedWords", "tag_holds", "tag_spec"]
 
@@ -54,7 +54,7 @@ def tag_spec(more: int = 0) -> ChannelSpec:
     return ChannelSpec(TAG_CHANNEL, more + TAG_WORDS, 32, 1.0)
 
 
-class TaggedWords:
+class TaggedWords(WordsWithTail):
     """The words of a source, and then their tag (see the module), as one source.
 
     Each range is hashed as it is handed out, so memory does not grow with the vector.
@@ -78,35 +78,15 @@ class TaggedWords:
     """
 
     def __init__(self, source: WordSource, key: bytes, digest: bytes, cohort: int, silo: int) -> None:
-        self._source, self._next = source, 0
+        super().__init__(source, TAG_WORDS)
         self._hash = _RunningHash(key, digest, source.size)
         self._pad = _pad(key, digest, cohort, silo)
 
-    @property
-    def size(self) -> int:
-        return self._source.size + TAG_WORDS
+    def _pass(self, words: NDArray[np.uint64]) -> None:
+        self._hash.add(words)
 
-    @property
-    def removable(self) -> bytes | None:
-        return self._source.removable
-
-    def fill(self, start: int, out: NDArray[np.uint64]) -> None:
-        # A word the hash has not seen would make the tag false, so the order is not left to the source alone.
-        if start != self._next or start + out.size > self.size:
-            raise ValueError(f"words {start}..{start + out.size} of {self.size} were asked for, {self._next} is next")
-        self._next += out.size
-        tag_start = self._source.size
-        words = out[: max(tag_start - start, 0)]
-        if words.size:
-            self._source.fill(start, words)
-            self._hash.add(words)
-        if words.size < out.size:
-            first = start + words.size - tag_start
-            tag = self._hash.value + self._pad
-            out[words.size :] = tag[first : first + out.size - words.size]
-
-    def __repr__(self) -> str:
-        return f"TaggedWords({self.size})"
+    def _tail(self) -> NDArray[np.uint64]:
+        return self._hash.value + self._pad
 
 
 def tag_holds(words: NDArray[np.uint64], key: bytes, digest: bytes, cohort: int, silos: Sequence[int]) -> bool:

@@ -18,7 +18,15 @@ from autoflip_secure.sums.channels import ChannelSpec
 from autoflip_secure.sums.encoding import BLOCK, MOST_COARSE_BITS, Rounding, field_width, fields_per_word
 from autoflip_secure.sums.randomness import Randomness
 
-__all__ = ["RANGE_WORDS", "ContributionWords", "FloatChannel", "PackedWords", "WordSource", "all_words"]
+__all__ = [
+    "RANGE_WORDS",
+    "ContributionWords",
+    "FloatChannel",
+    "PackedWords",
+    "WordSource",
+    "WordsWithTail",
+    "all_words",
+]
 
 RANGE_WORDS = BLOCK
 """Range to ask for at a time: a few buffers of this size fit the L2 cache, and calls into numpy are no burden."""
@@ -152,6 +160,51 @@ def all_words(source: WordSource) -> NDArray[np.uint64]:
     words = np.empty(source.size, np.uint64)
     source.fill(0, words)
     return words
+
+
+class WordsWithTail:
+    """The words of a source, and then more words that may depend on them, as one source.
+
+    Parameters
+    ----------
+    source : WordSource
+        Its errors pass through.
+    length : int
+        Words of the tail.
+    """
+
+    def __init__(self, source: WordSource, length: int) -> None:
+        self._source = source
+        self._order = _Order(source.size + length)
+
+    @property
+    def size(self) -> int:
+        return self._order.size
+
+    @property
+    def removable(self) -> bytes | None:
+        return self._source.removable
+
+    def fill(self, start: int, out: NDArray[np.uint64]) -> None:
+        # The tail depends on every word before it, so the order is not left to the source alone.
+        self._order.take(start, out.size)
+        words = out[: max(self._source.size - start, 0)]
+        if words.size:
+            self._source.fill(start, words)
+            self._pass(words)
+        if words.size < out.size:
+            first = start + words.size - self._source.size
+            out[words.size :] = self._tail()[first : first + out.size - words.size]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.size})"
+
+    def _pass(self, words: NDArray[np.uint64]) -> None:
+        """Told of the source's words, range by range."""
+
+    def _tail(self) -> NDArray[np.uint64]:
+        """All words of the tail, asked for after all words of the source."""
+        raise NotImplementedError
 
 
 class _Order:

@@ -17,13 +17,14 @@ from autoflip_secure.errors import CannotContinue
 from autoflip_secure.federation import model_proofs, run_state, sums
 from autoflip_secure.federation.client_app import close_silos
 from autoflip_secure.federation.coordinator import Coordinator
-from autoflip_secure.federation.followed_model import KEPT_RUNS, FollowedModel
+from autoflip_secure.federation.followed_model import FollowedModel
 from autoflip_secure.federation.join import JOIN_STAGE, JoinRequest
 from autoflip_secure.federation.model_step import ModelStep
 from autoflip_secure.federation.sum_proof import FOLLOW_STAGE, KEY_STAGE, SumProof
 from autoflip_secure.federation.wire import Reply, Request
 from autoflip_secure.parties.roster import Roster
 from autoflip_secure.parties.run_key_messages import RunKeyRequest
+from autoflip_secure.parties.run_key_store import KEPT_RUNS
 from autoflip_secure.sums.sum_tag import tag_spec
 from tests.federation.proved_runs import PROVED, AskedSilo, ProvedRun, Stopped, secret_total
 
