@@ -1,31 +1,19 @@
 """Take each rule of CKKS sums out of a copy of the package and see a named test fail.
 
-`python tests/ckks/ckks_rule_mutants.py` tries them all with the engine of `tests/secagg/rule_mutants.py`. Rules that
+`python -m tests.ckks.ckks_rule_mutants` tries them all with the engine of `tests/secagg/rule_mutants.py`. Rules that
 both protocols share, in `autoflip_secure/parties`, have their mutants there.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from functools import partial
-from pathlib import Path
+
+from tests.secagg import rule_mutants as engine
 
 __all__ = ["MUTANTS", "engine"]
 
-
-def _engine():
-    path = Path(__file__).resolve().parents[1] / "secagg" / "rule_mutants.py"
-    spec = importlib.util.spec_from_file_location("rule_mutants", path)
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up by name.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-engine = _engine()
 never, gone = engine.never, engine.gone
 Mutant = partial(engine.Mutant, package="ckks")
 

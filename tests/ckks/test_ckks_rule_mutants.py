@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("ckks_rule_mutants.py")
-REPOSITORY = SCRIPT.parents[2]
+from tests.ckks import ckks_rule_mutants
+from tests.mutated_copy import REPOSITORY
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("ckks_rule_mutants", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_every_rule_has_a_mutant(script):
+def test_every_rule_has_a_mutant():
     """As the protocol lists them, and as the code refuses by them; those in parties/ may have theirs with secagg's."""
     text = (REPOSITORY / "protocols" / "ckks" / "README.md").read_text()
     listed = set(re.findall(r"\[([a-z]+(?:-[a-z]+)*)\](?!\()", text.split("## Rules of a silo")[1].split("\n## ")[0]))
@@ -30,15 +20,15 @@ def test_every_rule_has_a_mutant(script):
     refused = set(re.findall(r'refusal\(\s*"([a-z-]+)"', "".join(path.read_text() for path in package.glob("*.py"))))
     assert len(listed) > 15
     assert len(refused) > 9
-    own = {mutant.rule for mutant in script.MUTANTS}
-    shared = {mutant.rule for mutant in script.engine.MUTANTS if mutant.file.startswith("../parties/")}
+    own = {mutant.rule for mutant in ckks_rule_mutants.MUTANTS}
+    shared = {mutant.rule for mutant in ckks_rule_mutants.engine.MUTANTS if mutant.file.startswith("../parties/")}
     assert listed | refused <= own | shared
     assert refused <= own
 
 
-def test_mutants_are_of_the_code_as_it_is(script):
+def test_mutants_are_of_the_code_as_it_is():
     """A text that is no longer there would test nothing."""
-    for mutant in script.MUTANTS:
+    for mutant in ckks_rule_mutants.MUTANTS:
         source = (REPOSITORY / mutant.source).read_text()
         assert [source.count(old) for old, _ in mutant.changes] == [1] * len(mutant.changes), mutant
         assert mutant.source.parts[1] == mutant.package == "ckks"
@@ -49,7 +39,13 @@ def test_mutants_are_of_the_code_as_it_is(script):
 
 @pytest.mark.slow
 def test_no_mutant_survives():
-    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ckks.ckks_rule_mutants"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| NO" not in done.stdout

@@ -1,30 +1,19 @@
 """Take each check of enrolment and bundles out of a copy of the package and see a named test fail:
 
-    python tests/deployment/enrolment_mutants.py
+    python -m tests.deployment.enrolment_mutants
 
 A mutant is an exact text replacement. Exits with 1 where one survives or its text is no longer there.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["MUTANTS", "Mutant", "judge"]
+from tests.mutated_copy import TESTS_FAILED, TextNotThere, mutated, repository_copy, run_pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-NOT_COPIED = shutil.ignore_patterns("__pycache__", ".*", "*_mutants.py")
-RUN = """
-import sys, autoflip_secure, pytest
-assert autoflip_secure.__file__.startswith(sys.argv[1]), autoflip_secure.__file__
-sys.exit(pytest.main(sys.argv[2:]))
-"""
-TESTS_FAILED = 1
+__all__ = ["MUTANTS", "Mutant", "judge"]
 
 
 @dataclass(frozen=True)
@@ -252,39 +241,20 @@ def judge() -> list[tuple[Mutant, str]]:
     RuntimeError
         The named tests do not pass without any mutant.
     """
-    with tempfile.TemporaryDirectory(prefix="enrolment-mutants-") as name:
-        copy = Path(name).resolve()
-        shutil.copytree(REPOSITORY / "autoflip_secure", copy / "autoflip_secure", ignore=NOT_COPIED)
-        shutil.copytree(REPOSITORY / "tests" / "deployment", copy / "tests" / "deployment", ignore=NOT_COPIED)
-        shutil.copy(REPOSITORY / "pyproject.toml", copy)
-        named = tuple(sorted({test for mutant in MUTANTS for test in mutant.test_ids}))
-        code, output = _run(copy, named)
+    with repository_copy(["deployment"]) as copy:
+        code, output = run_pytest(copy, sorted({test for mutant in MUTANTS for test in mutant.test_ids}))
         if code != 0:
             raise RuntimeError(f"the named tests do not pass as it is:\n{output}")
         return [(mutant, _survives(copy, mutant)) for mutant in MUTANTS]
 
 
 def _survives(copy: Path, mutant: Mutant) -> str:
-    source = copy / mutant.source
-    original = source.read_text()
-    if original.count(mutant.old) != 1:
-        return f"{original.count(mutant.old)} times in {mutant.source}: {mutant.old}"
     try:
-        source.write_text(original.replace(mutant.old, mutant.new))
-        code, output = _run(copy, mutant.test_ids)
-    finally:
-        source.write_text(original)
+        with mutated(copy, [(mutant.source, mutant.old, mutant.new)]):
+            code, output = run_pytest(copy, mutant.test_ids, "-x")
+    except TextNotThere as error:
+        return str(error)
     return "" if code == TESTS_FAILED else f"pytest ended with {code}: {output[-300:]}"
-
-
-def _run(copy: Path, ids: tuple[str, ...]) -> tuple[int, str]:
-    # Two mutants of one file within a second look the same to the cache of compiled modules: do without it.
-    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, str(copy), "-q", "--tb=no", "-x", "-p", "no:cacheprovider", *ids],
-        cwd=copy, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout + done.stderr
 
 
 def main() -> int:

@@ -1,34 +1,19 @@
 """Take each check of a silo's policy out of a copy of the package and see a named test fail:
 
-    python tests/federation/policy_mutants.py
+    python -m tests.federation.policy_mutants
 
 The mechanism is that of tests/secagg/rule_mutants.py. Exits with 1 where one survives or its text is no longer there.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+from tests.secagg import rule_mutants
 
 __all__ = ["MUTANTS", "rule_mutants"]
 
-
-def _load() -> ModuleType:
-    path = Path(__file__).resolve().parents[1] / "secagg" / "rule_mutants.py"
-    spec = importlib.util.spec_from_file_location("rule_mutants", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up by name.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-rule_mutants = _load()
 never, gone = rule_mutants.never, rule_mutants.gone
 
 

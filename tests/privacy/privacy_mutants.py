@@ -1,6 +1,6 @@
 """Break each part of the privacy promise in a copy of the package and see it caught:
 
-    python tests/privacy/privacy_mutants.py
+    python -m tests.privacy.privacy_mutants
 
 A mutant is an exact text replacement. It is caught by the audit where that is said (exit code 3: more was learnt than
 the promise allows), and by a named test. Exits with 1 where one survives or its text is no longer there.
@@ -9,29 +9,20 @@ the promise allows), and by a named test. Exits with 1 where one survives or its
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.mutated_copy import START, TESTS_FAILED, TextNotThere, mutated, repository_copy, run_pytest, run_python
+
 __all__ = ["MUTANTS", "Mutant", "Verdict", "judge", "table"]
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-NOT_COPIED = shutil.ignore_patterns("__pycache__", ".*", "*_mutants.py")
 TEST_FOLDERS = ("privacy", "federation")
-# Runs pytest or the audit on the copy, after making sure that it is the copy that is tried.
-START = (
-    "import sys, autoflip_secure; assert autoflip_secure.__file__.startswith(sys.argv[1]), autoflip_secure.__file__; "
-)
-PYTEST = START + "import pytest; sys.exit(pytest.main(sys.argv[2:]))"
 AUDIT = START + "from autoflip_secure.privacy.audit import main; sys.exit(main(sys.argv[2:]))"
-TESTS_FAILED, PROMISE_BROKEN = 1, 3
+PROMISE_BROKEN = 3
 
 Change = tuple[str, str, str]
 """File in autoflip_secure, old text (exactly once in it), new text."""
@@ -157,14 +148,9 @@ def judge(mutants: Iterable[Mutant]) -> list[Verdict]:
         The named tests or audits do not pass without any mutant.
     """
     mutants = tuple(mutants)
-    with tempfile.TemporaryDirectory(prefix="privacy-mutants-") as name:
-        copy = Path(name).resolve()
-        shutil.copytree(REPOSITORY / "autoflip_secure", copy / "autoflip_secure", ignore=NOT_COPIED)
-        for folder in TEST_FOLDERS:
-            shutil.copytree(REPOSITORY / "tests" / folder, copy / "tests" / folder, ignore=NOT_COPIED)
-        shutil.copy(REPOSITORY / "pyproject.toml", copy)
+    with repository_copy(TEST_FOLDERS) as copy:
         named = sorted({test for mutant in mutants for test in mutant.test_ids})
-        code, output = _pytest(copy, named) if named else (0, "")
+        code, output = run_pytest(copy, named) if named else (0, "")
         if code != 0:
             raise RuntimeError(f"the named tests do not pass as it is:\n{output}")
         for arguments in sorted({mutant.audit for mutant in mutants if mutant.audit}):
@@ -175,19 +161,11 @@ def judge(mutants: Iterable[Mutant]) -> list[Verdict]:
 
 
 def _judge_one(copy: Path, mutant: Mutant) -> Verdict:
-    originals = {file: (copy / "autoflip_secure" / file).read_text() for file, _, _ in mutant.changes}
-    mutated = dict(originals)
-    for file, old, new in mutant.changes:
-        if mutated[file].count(old) != 1:
-            return Verdict(mutant, problem=f"{mutated[file].count(old)} times in {file}: {old}")
-        mutated[file] = mutated[file].replace(old, new)
     try:
-        for file, text in mutated.items():
-            (copy / "autoflip_secure" / file).write_text(text)
-        return _try(copy, mutant)
-    finally:
-        for file, text in originals.items():
-            (copy / "autoflip_secure" / file).write_text(text)
+        with mutated(copy, ((Path("autoflip_secure", file), old, new) for file, old, new in mutant.changes)):
+            return _try(copy, mutant)
+    except TextNotThere as error:
+        return Verdict(mutant, problem=str(error))
 
 
 def _try(copy: Path, mutant: Mutant) -> Verdict:
@@ -197,7 +175,7 @@ def _try(copy: Path, mutant: Mutant) -> Verdict:
         if code not in (0, PROMISE_BROKEN) or audited is None:
             return Verdict(mutant, problem=f"the audit ended with {code}: {output[-500:]}")
     if mutant.tests:
-        code, output = _pytest(copy, mutant.test_ids, "-x")
+        code, output = run_pytest(copy, mutant.test_ids, "-x")
         if code not in (0, TESTS_FAILED):
             return Verdict(mutant, audited, problem=f"pytest ended with {code}: {output[-500:]}")
         names = re.findall(r"^FAILED tests/\w+/test_(.+?)(?: - .*)?$", output, re.MULTILINE)
@@ -206,21 +184,9 @@ def _try(copy: Path, mutant: Mutant) -> Verdict:
 
 
 def _audit(copy: Path, arguments: Sequence[str]) -> tuple[int, str, dict[str, Any] | None]:
-    code, out, error = _run(copy, AUDIT, (*arguments, "--json"))
-    return code, error, json.loads(out) if code in (0, PROMISE_BROKEN) and out.strip() else None
-
-
-def _pytest(copy: Path, ids: Sequence[str], *options: str) -> tuple[int, str]:
-    code, out, error = _run(copy, PYTEST, ("-q", "--tb=no", "-p", "no:cacheprovider", *options, *ids))
-    return code, out + error
-
-
-def _run(copy: Path, program: str, arguments: Sequence[str]) -> tuple[int, str, str]:
-    # Two mutants of one file within a second look the same to the cache of compiled modules: do without it.
-    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-c", program, str(copy), *arguments]
-    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
+    done = run_python(copy, AUDIT, (*arguments, "--json"))
+    told = json.loads(done.stdout) if done.returncode in (0, PROMISE_BROKEN) and done.stdout.strip() else None
+    return done.returncode, done.stderr, told
 
 
 def table(verdicts: Iterable[Verdict]) -> str:

@@ -1,31 +1,19 @@
-"""Take each rule out of a copy of the package and see a named test fail: `python tests/secagg/rule_mutants.py`.
+"""Take each rule out of a copy of the package and see a named test fail: `python -m tests.secagg.rule_mutants`.
 
 A mutant is an exact text replacement. Exits with 1 where one survives or its text is no longer there.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["MUTANTS", "Mutant", "Verdict", "judge", "table"]
+from tests.mutated_copy import TESTS_FAILED, TextNotThere, mutated, repository_copy, run_pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-NOT_COPIED = shutil.ignore_patterns("__pycache__", ".*", "rule_mutants.py", "test_rule_mutants.py")
-# Runs pytest on the copy, after making sure that it is the copy that is tested.
-RUN = """
-import sys, autoflip_secure, pytest
-assert autoflip_secure.__file__.startswith(sys.argv[1]), autoflip_secure.__file__
-sys.exit(pytest.main(sys.argv[2:]))
-"""
-TESTS_FAILED = 1
+__all__ = ["MUTANTS", "Mutant", "Verdict", "judge", "table"]
 
 
 @dataclass(frozen=True)
@@ -449,46 +437,24 @@ def judge(mutants: Iterable[Mutant]) -> list[Verdict]:
         The named tests do not pass without any mutant.
     """
     mutants = tuple(mutants)
-    with tempfile.TemporaryDirectory(prefix="rule-mutants-") as name:
-        copy = Path(name).resolve()
-        shutil.copytree(REPOSITORY / "autoflip_secure", copy / "autoflip_secure", ignore=NOT_COPIED)
-        for package in sorted({mutant.package for mutant in mutants}):
-            shutil.copytree(REPOSITORY / "tests" / package, copy / "tests" / package, ignore=NOT_COPIED)
-        shutil.copy(REPOSITORY / "pyproject.toml", copy)
+    with repository_copy(sorted({mutant.package for mutant in mutants})) as copy:
         named = sorted({test for mutant in mutants for test in mutant.test_ids})
-        code, output = _run(copy, named, first_failure=False)
+        code, output = run_pytest(copy, named)
         if code != 0:
             raise RuntimeError(f"the named tests do not pass as it is:\n{output}")
         return [_judge_one(copy, mutant) for mutant in mutants]
 
 
 def _judge_one(copy: Path, mutant: Mutant) -> Verdict:
-    source = copy / mutant.source
-    original = mutated = source.read_text()
-    for old, new in mutant.changes:
-        if mutated.count(old) != 1:
-            return Verdict(mutant, "", f"{mutated.count(old)} times in {mutant.file}: {old}")
-        mutated = mutated.replace(old, new)
     try:
-        source.write_text(mutated)
-        code, output = _run(copy, mutant.test_ids)
-    finally:
-        source.write_text(original)
+        with mutated(copy, ((mutant.source, old, new) for old, new in mutant.changes)):
+            code, output = run_pytest(copy, mutant.test_ids, "-x")
+    except TextNotThere as error:
+        return Verdict(mutant, "", str(error))
     failed = re.findall(r"^FAILED tests/\w+/test_(?:secagg_)?(.+?)(?: - .*)?$", output, re.MULTILINE)
     if code not in (0, TESTS_FAILED):
         return Verdict(mutant, "", f"pytest ended with {code}: {output[-500:]}")
     return Verdict(mutant, failed[0] if failed else "")
-
-
-def _run(copy: Path, ids: Sequence[str], *, first_failure: bool = True) -> tuple[int, str]:
-    options = ["-q", "--tb=no", "-p", "no:cacheprovider", *(["-x"] if first_failure else [])]
-    # Two mutants of one file within a second look the same to the cache of compiled modules: do without it.
-    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, str(copy), *options, *ids],
-        cwd=copy, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout + done.stderr
 
 
 def table(verdicts: Iterable[Verdict]) -> str:

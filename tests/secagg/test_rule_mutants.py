@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("rule_mutants.py")
-REPOSITORY = SCRIPT.parents[2]
+from tests.mutated_copy import REPOSITORY
+from tests.secagg import rule_mutants
 
 
-@pytest.fixture(scope="module")
-def mutants():
-    spec = importlib.util.spec_from_file_location("rule_mutants", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up by name.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module.MUTANTS
-
-
-def test_every_rule_has_a_mutant(mutants):
+def test_every_rule_has_a_mutant():
     """As the protocol lists them, and as the code refuses by them."""
     text = (REPOSITORY / "protocols" / "secagg" / "README.md").read_text()
     listed = set(re.findall(r"\[([a-z]+(?:-[a-z]+)*)[\],]", text.split("## Rules of a silo")[1].split("\n## ")[0]))
@@ -35,12 +23,12 @@ def test_every_rule_has_a_mutant(mutants):
         re.findall(r"refused by rule ([a-z-]+):", source)
     )
     assert len(refused) > 20
-    assert listed | refused <= {mutant.rule for mutant in mutants}
+    assert listed | refused <= {mutant.rule for mutant in rule_mutants.MUTANTS}
 
 
-def test_mutants_are_of_the_code_as_it_is(mutants):
+def test_mutants_are_of_the_code_as_it_is():
     """A text that is no longer there would test nothing."""
-    for mutant in mutants:
+    for mutant in rule_mutants.MUTANTS:
         source = (REPOSITORY / mutant.source).read_text()
         assert [source.count(old) for old, _ in mutant.changes] == [1] * len(mutant.changes), mutant
         for test in mutant.test_ids:
@@ -50,7 +38,9 @@ def test_mutants_are_of_the_code_as_it_is(mutants):
 
 @pytest.mark.slow
 def test_no_mutant_survives():
-    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.secagg.rule_mutants"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| NO" not in done.stdout
