@@ -88,6 +88,12 @@ class RunConfig(BaseModel):
     min_cohort: float = Field(
         0.8, gt=0, le=1, description="fraction of a cohort that must survive for its sum to be opened"
     )
+    block: int = Field(
+        1,
+        ge=1,
+        description="silos that are summed together or not at all, at least so many and colluders + 2: differences of "
+        "sums then tell no single silo; one that drops out takes its block along [autoflip-secure run: 3]",
+    )
     epoch_slots: int = Field(64, ge=1, le=1024, description="rounds served by one key set-up")
     prove_models: bool = Field(
         False,

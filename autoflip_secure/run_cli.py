@@ -24,6 +24,10 @@ WEEK = 7 * 24 * 3600.0
 STAGE = 120.0
 LOOK_EVERY = 0.5
 
+BLOCK, LEFT_OF_BLOCKS = 3, 0.6
+"""Silos that are summed together or not at all, and the part of a cohort that must be there: a silo that drops out
+takes two or three others along, which from nine silos on leaves as much."""
+
 
 @with_config_options
 def run_federation(
@@ -64,8 +68,11 @@ def _create(home: Path, options: dict[str, Any], file: Path | None, name: str | 
     bundle = made.installed()
     chosen = config_from(options, file)
     # Officers take their time, and a silo that does not answer is soon done without.
-    # Institutions' policies ask for proofs, unless they say otherwise.
-    usual = {"join_timeout": WEEK, "stage_timeout": STAGE, "prove_models": chosen.aggregation == "secagg"}
+    # Institutions' policies ask for proofs and blocks, unless they say otherwise.
+    usual: dict[str, Any] = {"join_timeout": WEEK, "stage_timeout": STAGE}
+    usual |= {"prove_models": chosen.aggregation == "secagg", "block": BLOCK}
+    if "block" not in chosen.model_fields_set or chosen.block > 1:
+        usual["min_cohort"] = LEFT_OF_BLOCKS
     missing = {field: value for field, value in usual.items() if field not in chosen.model_fields_set}
     chosen = RunConfig.model_construct(_fields_set=chosen.model_fields_set, **{**dict(chosen), **missing})
     return create_run(home, chosen, name or f"run-{len(runs_of(home)) + 1:03d}", bundle.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from blake3 import blake3
@@ -32,6 +33,7 @@ from autoflip_secure.parties.roster import Roster
 from autoflip_secure.parties.rules import Survivors
 from autoflip_secure.parties.signing import digest_of, statement_holds
 from autoflip_secure.parties.wire import Message
+from autoflip_secure.sums.block_totals import BlockTotals
 from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.secure_sum import CohortSum, Exchange
 
@@ -105,6 +107,12 @@ class _Total:
         for part in slices:
             self.words[part] = self.ring.add(self.words[part], coefficients(part))
 
+    def merge(self, other: _Total) -> None:
+        """Add what another total of the cohort holds."""
+        for start in range(0, self._count, SLICE):
+            part = slice(start, start + SLICE)
+            self.words[part] = self.ring.add(self.words[part], other.words[part])
+
 
 class CkksCoordinator(KeyedSums[CkksEpoch]):
     """Runs CKKS sums; sees ciphertexts, and parts of openings that only together open a cohort's sum.
@@ -163,10 +171,9 @@ class CkksCoordinator(KeyedSums[CkksEpoch]):
         return epoch
 
     def _attempt(self, epoch: CkksEpoch, manifest: Manifest, exchange: Exchange) -> tuple[CohortSum, ...]:
-        totals = [_Total(manifest, index) for index in range(len(manifest.cohorts))]
         data = manifest.to_bytes()
         digest = digest_of(data)
-        survivors = self._collect_ciphertexts(epoch, manifest, data, digest, totals, exchange)
+        survivors, totals = self._collect_ciphertexts(epoch, manifest, data, digest, exchange)
         links = self._collect_parts(epoch, manifest, digest, survivors, totals, exchange)
         return tuple(
             CohortSum(
@@ -184,37 +191,34 @@ class CkksCoordinator(KeyedSums[CkksEpoch]):
         manifest: Manifest,
         data: bytes,
         digest: bytes,
-        totals: Sequence[_Total],
         exchange: Exchange,
-    ) -> Survivors:
+    ) -> tuple[Survivors, Sequence[_Total]]:
+        totals = BlockTotals(manifest, partial(_Total, manifest), _Total.merge)
         desk, head = self._desk, self._desk.head(epoch.number)
         everyone = tuple(epoch.advertisements.values())
         first, later = (
             desk.signed(EncryptRequest(head.session, head.roster_hash, head.epoch, data, advertisements))
             for advertisements in (everyone, ())
         )
-        asked = [silo for cohort in manifest.cohorts for silo in cohort if silo in epoch.advertisements]
+        # Of a block with a silo that has no keys nobody could be summed: no records are used for it.
+        asked = [silo for cohort in manifest.each_whole(epoch.advertisements) for silo in cohort]
 
         def read(silo: int, reply: bytes) -> None:
-            total = totals[manifest.cohort_of(silo)]
+            total = totals.of(silo)
             coefficients, end = total.split(silo, reply)
             message = EncryptReply.from_bytes(end)
             statement = Ciphertext(digest, blake3(coefficients).digest())
             self._check_signed(silo, message.silo, statement, message.signature, "ciphertext")
             total.add(coefficients)
+            totals.has(silo)
 
         requests = {silo: later if silo in epoch.delivered else first for silo in asked}
         answered = desk.ask(exchange, "encrypt", requests, read)
         epoch.delivered.update(answered)
-        survivors = tuple(tuple(silo for silo in cohort if silo in answered) for cohort in manifest.cohorts)
-        for present, cohort, least in zip(survivors, manifest.cohorts, manifest.minimum, strict=True):
-            if len(present) < least:
-                raise Abort(
-                    f"{len(present)} of {len(cohort)} silos of a cohort sent a ciphertext, {least} are needed; "
-                    "the model is unchanged, try again with a fresh slot",
-                    stage="encrypt",
-                )
-        return survivors
+        survivors = totals.survivors("encrypt", "ciphertext")
+        if totals.left_out:
+            desk.events("block_incomplete", {"silos": list(totals.left_out)})
+        return survivors, totals.cohorts
 
     def _collect_parts(
         self,

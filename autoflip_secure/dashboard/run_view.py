@@ -29,8 +29,8 @@ FIGURES = (
 
 SETTINGS = (
     "dataset", "model", "partition", "silos", "rounds", "participation", "cohorts", "aggregation", "colluders",
-    "min_cohort", "dp_epsilon", "dp_delta", "dp_trust", "prune", "prune_flops", "explore_rounds", "optimizer", "engine",
-    "dropout", "seed",
+    "min_cohort", "block", "dp_epsilon", "dp_delta", "dp_trust", "prune", "prune_flops", "explore_rounds", "optimizer",
+    "engine", "dropout", "seed",
 )  # fmt: skip
 """Options that go to the page."""
 

@@ -167,7 +167,7 @@ class Coordinator:
         }
         if self._config.aggregation == "ckks":
             return CkksCoordinator(*parties, **epochs)
-        dropout = likely_dropout(self._config.dropout, self._config.silos)
+        dropout = likely_dropout(self._config.dropout, self._config.silos, self._config.block)
         return SecAggCoordinator(*parties, **epochs, colluders=self._config.colluders, dropout=dropout)
 
     def _most_sums(self) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 from autoflip_secure.config import ResolvedConfig, RunConfig
 from autoflip_secure.data.task import Task
 from autoflip_secure.errors import ConfigError
+from autoflip_secure.federation.blocks import least_block
 from autoflip_secure.federation.option_checks import check_options, check_robustness
 from autoflip_secure.federation.schedule import (
     UNEXPLORED,
@@ -98,6 +99,7 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> Reso
     smallest = silos // (config.cohorts or largest_cohorts(silos)) if config.cohort_filter else silos
     moments = 2 if trust != "distributed" and config.prune == "autoflip" and not config.cohort_filter else 1
     colluders = default_colluders(silos, moments, smallest) if config.colluders is None else config.colluders
+    block = _block(config, colluders, moments, smallest)
     explore_rounds = training.explore_rounds if config.explore_rounds is None else config.explore_rounds
     if trust != "distributed" and explore_rounds != 1:
         raise ConfigError(
@@ -127,7 +129,7 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> Reso
         "prune_flops": 0.5,
         "explore_rounds": explore_rounds,
         "explore_steps": training.explore_steps,
-        "cohorts": _cohorts(config, silos, colluders),
+        "cohorts": _cohorts(config, silos, colluders, block),
         "agreement_every": 20,
         "prune_steps": _prune_steps(config),
         "warm_start": _goes_on_from_exploration(config, smallest, silos, colluders),
@@ -142,7 +144,7 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> Reso
             "--no-warm-start: exploration under distributed noise is training that was paid for; it goes on"
         )
     # Epochs are steps by now: a record that said both would be refused where it is given as --config.
-    return ResolvedConfig.create(**{**given, **filled, "local_epochs": None})
+    return ResolvedConfig.create(**{**given, **filled, "local_epochs": None, "block": block})
 
 
 def _prune_steps(config: RunConfig) -> int:
@@ -246,12 +248,21 @@ def _silos(config: RunConfig, partition: str, natural_silos: int | None) -> int:
     return silos
 
 
+def _block(config: RunConfig, colluders: int, moments: int, smallest: int) -> int:
+    """Larger than asked for where a block with colluders in it would not hide the others of it from each other; and the
+    cohorts of the filter as they are, which bear few absent silos anyway."""
+    if config.block == 1:
+        return 1
+    return max(config.block, least_block(colluders, moments), smallest if config.cohort_filter else 0)
+
+
 READABLE_AGREEMENT = 2.0
 """Epsilon up to which measuring agreement costs more than it tells."""
 
 
-def _cohorts(config: RunConfig, silos: int, colluders: int) -> int:
-    """Two cohorts where distributed noise leaves agreement readable and each could be opened; else one.
+def _cohorts(config: RunConfig, silos: int, colluders: int, block: int) -> int:
+    """Two cohorts where distributed noise leaves agreement readable and each could be opened; else one. One, too, where
+    blocks say that no sum is to tell of fewer silos than it must.
 
     Two cohorts carry 2.25 times the noise of one while they last (10 silos), and at epsilon 2 and below even the
     agreement of the whole model drowns in it: benchmarks/results/agreement.md.
@@ -260,7 +271,7 @@ def _cohorts(config: RunConfig, silos: int, colluders: int) -> int:
         return largest_cohorts(silos)
     if config.trust != "distributed" or config.prune != "autoflip" or silos > MAX_COMPLETE:
         return 1
-    if (config.dp_epsilon or 0.0) <= READABLE_AGREEMENT:
+    if (config.dp_epsilon or 0.0) <= READABLE_AGREEMENT or block > 1:
         return 1
     size = int(config.participation * silos) // 2
     return 2 if cohort_minimum(size, silos, colluders, config.min_cohort, 1) <= size else 1

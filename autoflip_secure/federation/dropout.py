@@ -20,9 +20,13 @@ LEAST_DROPOUT = 0.05
 """Fraction of silos that may drop unannounced in any run."""
 
 
-def likely_dropout(probability: float, silos: int) -> float:
-    """Fraction of the silos that a round has to bear: three standard deviations above the mean."""
-    return max(LEAST_DROPOUT, probability + 3 * math.sqrt(probability * (1 - probability) / silos))
+def likely_dropout(probability: float, silos: int, block: int = 1) -> float:
+    """Fraction of the silos that a round has to bear: three standard deviations above the mean.
+
+    One that drops takes its block along, so it is blocks that are missing.
+    """
+    lost, least = (1 - (1 - each) ** block for each in (probability, LEAST_DROPOUT))
+    return max(least, lost + 3 * math.sqrt(lost * (1 - lost) / max(1, silos // block)))
 
 
 def drops(aggregation: str, probability: float, seed: int, *, silo: int, round: int, attempt: int, stage: str) -> bool:

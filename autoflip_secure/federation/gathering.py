@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
@@ -14,6 +14,7 @@ from autoflip_secure.federation.join import JOIN_STAGE, read_join_reply
 from autoflip_secure.federation.policy import LONGEST_HOLD
 from autoflip_secure.federation.wire import Reply
 from autoflip_secure.parties.roster import Roster
+from autoflip_secure.sums.manifest import Manifest
 
 __all__ = ["Gathering"]
 
@@ -112,14 +113,14 @@ class Gathering:
             self._look_pause = FIRST_LATE_PAUSE if found else min(GROWTH * self._look_pause, LONGEST_LATE_PAUSE)
             self._next_look = time.monotonic() + self._look_pause
 
-    def wait_for(self, cohorts: Sequence[Sequence[int]], minimum: Sequence[int]) -> None:
-        """Before an attempt: wait until as many silos of each cohort are connected as its sum needs.
+    def wait_for(self, manifest: Manifest) -> None:
+        """Before an attempt: wait until as many silos of each cohort are connected as its sum needs, in whole blocks.
 
         While the network is cut nothing is sent and nothing is spent. Without patience, or when it ends, the attempt is
         made whoever is there.
         """
         deadline, pause = time.monotonic() + self.patience, FIRST_PAUSE
-        while self.patience and not self._are_enough(cohorts, minimum):
+        while self.patience and not self._are_enough(manifest):
             if pause == FIRST_PAUSE:
                 self.event("waiting", silos=sorted(self._connected()))
             if time.monotonic() > deadline:
@@ -128,9 +129,9 @@ class Gathering:
             pause = min(GROWTH * pause, LONGEST_PAUSE)
             self.look()
 
-    def _are_enough(self, cohorts: Sequence[Sequence[int]], minimum: Sequence[int]) -> bool:
+    def _are_enough(self, manifest: Manifest) -> bool:
         connected = self._connected()
-        return all(len(connected & set(c)) >= least for c, least in zip(cohorts, minimum, strict=True))
+        return all(len(manifest.whole(index, connected)) >= least for index, least in enumerate(manifest.minimum))
 
     def _connected(self) -> set[int]:
         """Silos that have joined and whose nodes are connected."""

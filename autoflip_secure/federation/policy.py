@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.data.silo_folder import HOLDOUT_FILE, TRAIN_FILE
 from autoflip_secure.errors import ConfigError, PolicyRefusal
+from autoflip_secure.federation.blocks import least_block
 from autoflip_secure.federation.outflow import run_channels
 from autoflip_secure.federation.policy_rules import Rule, refusal
 from autoflip_secure.federation.rotation import cohorts_change
@@ -83,7 +84,14 @@ class SiloPolicy(BaseModel):
         ("secagg",), description="kinds of sums: secagg, ckks, none (the coordinator sees every silo)"
     )
     min_silos: int = Field(HARD_FLOOR, ge=HARD_FLOOR, description="fewest silos in a sum that may be opened")
-    min_cohort: float = Field(0.8, gt=0, le=1, description="least fraction of a cohort that must survive")
+    min_cohort: float = Field(0.6, gt=0, le=1, description="least fraction of a cohort that must survive")
+    min_block: int = Field(
+        HARD_FLOOR,
+        ge=1,
+        description="fewest silos that are summed together or not at all (--block): differences of a run's sums, "
+        "whoever is said to be absent, then tell of so many silos together and not of this one alone. 1: of single "
+        "silos, under DP which classes one holds, and without DP its updates",
+    )
     min_threshold: int = Field(
         HARD_FLOOR,
         ge=HARD_FLOOR,
@@ -165,6 +173,7 @@ class SiloPolicy(BaseModel):
             delta=config.dp_delta,
             colluders=config.colluders,
             min_cohort=config.min_cohort,
+            min_block=min(config.block, config.silos),
             rotating_cohorts=cohorts_change(config),
             proved_models=config.prove_models,
             reply_every=0.0,
@@ -244,18 +253,22 @@ class SiloPolicy(BaseModel):
                 f"the run sums by {config.aggregation!r}",
                 f"accepted are {_listed(self.aggregations)}",
             )
+        schedule = Schedule(config)
         yield from self._privacy_refusals(config.trust, config.dp_delta, config.colluders)
         if config.dp_epsilon is not None and config.dp_epsilon > self.epsilon:
             yield refusal(Rule.EPSILON, f"the run asks for {config.dp_epsilon:g}", f"the cap is {self.epsilon:g}")
         if cohorts_change(config) and not self.rotating_cohorts:
             yield refusal(Rule.ROTATING_COHORTS, "sums with and without this silo tell what it holds as a whole")
+        smallest = min(map(len, schedule.blocks))
+        least = max(self.min_block, least_block(config.colluders, schedule.moments)) if self.min_block > 1 else 1
+        if smallest < least:
+            yield refusal(Rule.MIN_BLOCK, f"a block has {smallest} silos", f"the least is {least}")
         if self.proved_models and not (config.prove_models and config.aggregation == "secagg"):
             yield refusal(Rule.PROVED_MODELS, "nothing shows where the models of the run come from, round 0's aside")
         if (self.models or self.approval == "standing") and config.model not in self.models:
             yield refusal(
                 Rule.MODELS, f"the run trains the network {config.model!r}", f"accepted are {_listed(self.models)}"
             )
-        schedule = Schedule(config)
         plans = [*(schedule.plan(round) for round in schedule.kinds), schedule.whole()]
         sizes = [(len(c), least) for plan in plans for c, least in zip(plan.cohorts, plan.minimum, strict=True)]
         yield from self._size_refusals(sizes, share_threshold(enrolled or config.silos))

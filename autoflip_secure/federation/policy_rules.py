@@ -25,6 +25,7 @@ class Rule(StrEnum):
     COLLUDERS = "colluders"
     MIN_COHORT = "min_cohort"
     MIN_SILOS = "min_silos"
+    MIN_BLOCK = "min_block"
     MIN_THRESHOLD = "min_threshold"
     CHANNELS = "channels"
     MODELS = "models"
@@ -47,6 +48,7 @@ class Rule(StrEnum):
     LINEAR = "linear"
     GRID = "grid"
     COHORTS = "cohorts"
+    BLOCKS = "blocks"
     MODEL = "model"
     ONE_MODEL = "one_model"
     INITIAL_MODEL = "initial_model"
@@ -81,6 +83,11 @@ RULES: dict[Rule, Explained] = {
     ),
     Rule.MIN_SILOS: Explained(
         "no sum over fewer than `min_silos` silos may be opened", "both", _ASK_LESS.format("min_silos")
+    ),
+    Rule.MIN_BLOCK: Explained(
+        "at least `min_block` silos, and enough for the colluders, are summed together or not at all",
+        "join",
+        "start the run with a larger --block, or have the silo change min_block in its policy.toml",
     ),
     Rule.MIN_THRESHOLD: Explained(
         "a silo's secret takes at least `min_threshold` key shares to recover",
@@ -151,6 +158,11 @@ RULES: dict[Rule, Explained] = {
     ),
     Rule.COHORTS: Explained(
         "no second sum of a round, over other silos or channels, tells single silos by its difference",
+        "round",
+        _NOT_HONEST,
+    ),
+    Rule.BLOCKS: Explained(
+        "silos that the joined run sums together or not at all are in a round's sum together, or not at all",
         "round",
         _NOT_HONEST,
     ),

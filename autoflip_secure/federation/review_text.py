@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from autoflip_secure.federation.approvals import AskedRun
+from autoflip_secure.federation.blocks import deal_blocks
 from autoflip_secure.federation.policy import SiloPolicy
 from autoflip_secure.privacy.ledger_export import utc
 from autoflip_secure.privacy.ledger_tables import cap_text, epsilon_text, table
@@ -81,6 +82,7 @@ def review_parts(review: RunReview) -> Iterator[Any]:
         "training": f"{config.rounds} rounds, {config.local_steps} local step(s) each; pruning: {config.prune}",
         "silos": f"{len(review.silos)} in the roster: {_plain(', '.join(review.silos))}",
         "sums": AGGREGATION_WORDS[config.aggregation],
+        "differences of sums": _blocks(review),
         "colluders": f"{config.colluders} silo(s) that work with the coordinator are tolerated",
         "privacy": TRUST_WORDS[config.trust].format(colluders=config.colluders),
         "promise": _promise(review),
@@ -176,6 +178,15 @@ def _promise(review: RunReview) -> str:
     if config.dp_epsilon is None:
         return "none"
     return f"epsilon {config.dp_epsilon:g} at delta {config.dp_delta:g}, of one {review.task.unit}, for the whole run"
+
+
+def _blocks(review: RunReview) -> str:
+    config = review.config
+    if config.block == 1:
+        return "sums with and without this silo may be opened, whose difference tells of it alone"
+    blocks = deal_blocks(config.silos, config.block)
+    smallest = min(map(len, blocks))
+    return f"tell of blocks of {smallest} silos or more: one that drops out takes its block along; {len(blocks)} blocks"
 
 
 def _value(value: Any) -> str:

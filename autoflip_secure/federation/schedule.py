@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import ConfigError
+from autoflip_secure.federation.blocks import Blocks, deal_blocks, fewest_in_blocks, inside
 from autoflip_secure.parties.rules import HARD_FLOOR, most_colluders, only_list, share_threshold
 from autoflip_secure.secagg.graph import MAX_COMPLETE
 from autoflip_secure.seeds import stream
@@ -40,11 +42,14 @@ class RoundPlan:
         Silo ids summed together.
     minimum : tuple of int
         Fewest survivors of each cohort.
+    blocks : tuple of tuple of int
+        Parts of the cohorts that are summed whole or not at all; empty: each silo by itself.
     """
 
     phase: str
     cohorts: tuple[tuple[int, ...], ...]
     minimum: tuple[int, ...]
+    blocks: tuple[tuple[int, ...], ...] = ()
 
 
 def default_colluders(silos: int, moments: int, smallest: int | None = None) -> int:
@@ -58,12 +63,17 @@ def largest_cohorts(silos: int) -> int:
     return min(16, max(LEAST_FILTERED, silos // FILTERED_SIZE))
 
 
-def cohort_minimum(size: int, silos: int, colluders: int, min_cohort: float, moments: int) -> int:
+def cohort_minimum(
+    size: int, silos: int, colluders: int, min_cohort: float, moments: int, blocks: Sequence[int] = ()
+) -> int:
     """Fewest survivors whose sum may be opened: max(min_cohort of the cohort, 3, colluders + 2 + moments).
 
-    A cohort that is the whole roster also needs the share threshold that its key shares need.
+    A cohort that is the whole roster also needs the share threshold that its key shares need. Of blocks, given by their
+    sizes, it is the fewest silos in whole ones; silos whose block is incomplete still hold shares.
     """
     least = max(math.ceil(min_cohort * size), HARD_FLOOR, colluders + 2 + moments)
+    if blocks:
+        return fewest_in_blocks(blocks, least)
     return max(least, share_threshold(silos)) if size == silos else least
 
 
@@ -104,13 +114,15 @@ class Schedule:
                 f"{every}: --prune feddst readjusts in the first half of the run; give 2 rounds or more, "
                 "and --explore-every of at most their half"
             )
+        self.blocks = deal_blocks(self._silos, config.block)
+        """Silos that are summed together or not at all, of the whole run; with --block 1 single ones."""
+        if config.block > 1 and len(self.blocks) < self._cohorts:
+            raise ConfigError(
+                f"--cohorts {self._cohorts}: {self._silos} silos make {len(self.blocks)} blocks of {config.block} or "
+                "more; give fewer --cohorts or a smaller --block"
+            )
         self._groups = self._drawn_groups()
-        # Cohorts have the same sizes in all rounds that measure agreement, and in all that do not.
-        kinds = {
-            (self._measures_agreement(round), self.is_exploration(round)): round
-            for round in range(min(self.rounds, 2 + 2 * self._period()))
-        }
-        self.kinds = tuple(kinds.values())
+        self.kinds = self._kinds()
         """One round of each kind of cohorts; which silos are in them may differ in others of the kind."""
         for round in self.kinds:
             self.plan(round)
@@ -172,7 +184,10 @@ class Schedule:
             return False
         if self._config.warm_start:
             return True  # its exploration releases two moments anyway
-        size = sum(_drawn(self._config.participation, len(group)) for group in self._groups)
+        size = 0
+        for group in self._groups:
+            sizes = sorted(map(len, inside(self.blocks, [group])))
+            size += sum(sizes[: _drawn(self._config.participation, len(sizes))])
         return bears_two_moments(size, self._silos, self._colluders, self._config.min_cohort)
 
     def is_exploration(self, round: int) -> bool:
@@ -196,16 +211,35 @@ class Schedule:
 
     def plan(self, round: int) -> RoundPlan:
         """Plan of one round. Silos of a run with the cohort filter compute it too, and refuse other cohorts."""
-        phase = "explore" if self.is_exploration(round) else "train"
-        groups = self._groups_of(round)
-        present = self._participants(round)
-        cohorts = tuple(tuple(silo for silo in group if silo in present) for group in groups)
-        return RoundPlan(phase, cohorts, tuple(self._minimum(len(cohort)) for cohort in cohorts))
+        return self._planned("explore" if self.is_exploration(round) else "train", self._cohorts_of(round))
 
     def whole(self) -> RoundPlan:
         """Plan of a census or an evaluation: everybody in one cohort."""
         everybody = tuple(range(1, self._silos + 1))
-        return RoundPlan("evaluate", (everybody,), (self._minimum(len(everybody)),))
+        return self._planned("evaluate", (everybody,))
+
+    def _cohorts_of(self, round: int) -> Blocks:
+        present = self._participants(round)
+        return tuple(tuple(silo for silo in group if silo in present) for group in self._groups_of(round))
+
+    def _planned(self, phase: str, cohorts: tuple[tuple[int, ...], ...]) -> RoundPlan:
+        blocks = inside(self.blocks, cohorts) if self._config.block > 1 else ()
+        return RoundPlan(phase, cohorts, tuple(self._minimum(cohort, blocks) for cohort in cohorts), blocks)
+
+    def _kinds(self) -> tuple[int, ...]:
+        """Cohorts have the same sizes in all rounds that measure agreement, and in all that do not; but those of drawn
+        blocks, which may differ by a silo."""
+        draws_blocks = self._config.block > 1 and (
+            self._config.participation < 1
+            or self._config.explore_participation is not None
+            or self._config.allow_cohort_rotation
+        )
+        rounds = self.rounds if draws_blocks else min(self.rounds, 2 + 2 * self._period())
+        kinds: dict[tuple[object, ...], int] = {}
+        for round in range(rounds):
+            sizes = sorted(map(len, self._cohorts_of(round))) if draws_blocks else []
+            kinds[self._measures_agreement(round), self.is_exploration(round), *sizes] = round
+        return tuple(kinds.values())
 
     def _check_filter(self) -> None:
         config = self._config
@@ -222,9 +256,12 @@ class Schedule:
                 )
 
     def _drawn_groups(self, *round: int) -> list[list[int]]:
-        """Silos dealt to cohorts, for the whole run or for one round."""
-        order = stream(self._config.seed, "cohorts", *round).permutation(self._silos) + 1
-        return [sorted(int(silo) for silo in order[i :: self._cohorts]) for i in range(self._cohorts)]
+        """Silos, block by block, dealt to cohorts, for the whole run or for one round."""
+        order = stream(self._config.seed, "cohorts", *round).permutation(len(self.blocks))
+        return [
+            sorted(silo for block in order[i :: self._cohorts] for silo in self.blocks[block])
+            for i in range(self._cohorts)
+        ]
 
     def _groups_of(self, round: int) -> list[list[int]]:
         if self._config.allow_cohort_rotation:
@@ -253,14 +290,18 @@ class Schedule:
         generator = stream(self._config.seed, "participation", round)
         present: list[int] = []
         for group in self._groups_of(round) if config.allow_cohort_rotation else self._groups:
-            present += [group[i] for i in generator.permutation(len(group))[: _drawn(share, len(group))]]
+            blocks = inside(self.blocks, [group])
+            drawn = generator.permutation(len(blocks))[: _drawn(share, len(blocks))]
+            present += [silo for i in drawn for silo in blocks[i]]
         return frozenset(present)
 
-    def _minimum(self, size: int) -> int:
-        least = cohort_minimum(size, self._silos, self._colluders, self._config.min_cohort, self.moments)
+    def _minimum(self, cohort: Sequence[int], blocks: Blocks) -> int:
+        size, sizes = len(cohort), [len(block) for block in inside(blocks, [cohort])]
+        least = cohort_minimum(size, self._silos, self._colluders, self._config.min_cohort, self.moments, sizes)
         if self._config.aggregation == "ckks":
             # Silos open no list that leaves room for a second one (`CkksSilo`): ask them for none.
             least = max(least, only_list(size, self._colluders))
+            least = fewest_in_blocks(sizes, least) if sizes else least
         if least > size:
             raise ConfigError(
                 f"--colluders {self._colluders}: a cohort of {size} silos is opened with {least} survivors or more; "

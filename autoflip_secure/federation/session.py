@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from autoflip_secure.attacks.bad_silos import BadSilos
 from autoflip_secure.errors import AutoflipSecureError, BudgetExhausted, ProtocolError
 from autoflip_secure.federation.admission import Admission
+from autoflip_secure.federation.blocks import inside, still_enrolled
 from autoflip_secure.federation.dropout import drops
 from autoflip_secure.federation.join import JoinRequest
 from autoflip_secure.federation.outflow import run_channels
@@ -295,8 +296,9 @@ class Session:
         that is released needs a survivor more.
 
         With the cohort filter, and where models are proved, the cohorts are those that the joined configuration fixes,
-        DP or not.
+        DP or not. So are the blocks, of which silos of a sum are there to the last, always.
         """
+        self._check_blocks(manifest)
         if self._config.cohort_filter or self._run_keys is not None:
             self._check_fixed_cohorts(manifest)
         if manifest.privacy.trust != "none":
@@ -333,7 +335,7 @@ class Session:
         The federation's owner signs removals; a sum without those silos is what a retry without them opens, too.
         """
         cohort, names = msgpack.unpackb(asked)
-        return bytes(msgpack.packb([[silo for silo in cohort if silo in self._admission.roster], names]))
+        return bytes(msgpack.packb([list(still_enrolled(cohort, self._blocks(), self._admission.roster)), names]))
 
     def _check_one_model(self, manifest: Manifest) -> None:
         """Without DP a round trains one model, however often it is tried again: refuse another.
@@ -359,12 +361,31 @@ class Session:
     def _check_fixed_cohorts(self, manifest: Manifest) -> None:
         trains = manifest.phase in TRAINING
         plan = self._schedule.plan(manifest.round) if trains else self._schedule.whole()
-        roster = self._admission.roster
-        ids = [[self._places.get(place, place) for place in cohort] for cohort in plan.cohorts]
-        if manifest.cohorts != tuple(tuple(silo for silo in cohort if silo in roster) for cohort in ids):
+        roster, blocks = self._admission.roster, self._blocks()
+        if manifest.cohorts != tuple(still_enrolled(cohort, blocks, roster) for cohort in self._ids(plan.cohorts)):
             raise refusal(
                 Rule.COHORTS, f"round {manifest.round} was asked for with other cohorts than the joined run fixes"
             )
+
+    def _check_blocks(self, manifest: Manifest) -> None:
+        """A cohort is made of blocks of the joined run, and the manifest says which: no sum that the silos open has a
+        part of one. So no sums of the run differ by less than a block.
+
+        Without any block in it a manifest would name none and be valid; with one it has to name all of its cohorts.
+        """
+        blocks = inside(self._blocks(), manifest.cohorts)
+        if manifest.blocks != blocks or (self._config.block > 1 and not blocks):
+            raise refusal(
+                Rule.BLOCKS, f"round {manifest.round} was asked for with other blocks than the joined run fixes"
+            )
+
+    def _blocks(self) -> list[list[int]]:
+        """Silos of the joined run that are summed together or not at all; none where each is by itself."""
+        return self._ids(self._schedule.blocks) if self._config.block > 1 else []
+
+    def _ids(self, parts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Silos by their ids, of parts that the schedule knows by 1, 2, ..."""
+        return [[self._places.get(place, place) for place in part] for part in parts]
 
     def _first_places(self) -> dict[int, int]:
         """Ids of the silos that the run began with, by the schedule's 1, 2, ...; empty where they are these numbers.

@@ -218,8 +218,8 @@ def _read(manifest: Manifest, cohort: int, silos: object, words: object, links: 
     members, least = manifest.cohorts[cohort], manifest.minimum[cohort]
     if type(silos) is not list or any(type(silo) is not int for silo in silos):
         raise ProtocolError("an opened sum does not say whose it is")
-    if silos != sorted(set(silos)) or not set(silos) <= set(members) or len(silos) < max(1, least):
-        raise ProtocolError(f"cohort {cohort}: the silos of an opened sum are not enough of it, ascending")
+    if silos != list(manifest.whole(cohort, silos)) or not set(silos) <= set(members) or len(silos) < max(1, least):
+        raise ProtocolError(f"cohort {cohort}: the silos of an opened sum are not enough of it, ascending, in blocks")
     size = 8 * word_count(manifest.channels, len(members))
     if type(words) is not bytes or len(words) != size:
         raise ProtocolError(f"cohort {cohort}: an opened sum is not {size} bytes")

@@ -58,6 +58,7 @@ def build_summary(
         "rounds_aborted": facts["attempts_aborted"],
         "drops": last["drops"],
         "aggregation": config.aggregation,
+        "block": config.block,
         "prune": config.prune,
         "dp_trust": config.trust,
         "engine": config.engine,

@@ -15,6 +15,7 @@ from autoflip_secure.autoflip.masking import scatter_live
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import Abort, BudgetExhausted, CannotContinue
 from autoflip_secure.federation.audit_trail import CoordinatorTrail, manifest_in
+from autoflip_secure.federation.blocks import inside, still_enrolled
 from autoflip_secure.federation.exchange import StageExchange
 from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.model_proofs import ModelProofs
@@ -73,7 +74,7 @@ class SumRunner:
     proofs : ModelProofs or None
         Where silos follow the model by opened sums.
     wait_for : callable
-        wait_for(cohorts, minimum) returns when it makes sense to ask them.
+        wait_for(manifest) returns when it makes sense to ask its cohorts.
     """
 
     config: ResolvedConfig
@@ -91,7 +92,7 @@ class SumRunner:
     places: tuple[int, ...] = ()
     watch: SumWatch | None = None
     proofs: ModelProofs | None = None
-    wait_for: Callable[[Sequence[Sequence[int]], Sequence[int]], None] = lambda cohorts, minimum: None
+    wait_for: Callable[[Manifest], None] = lambda manifest: None
 
     def run(
         self,
@@ -118,7 +119,7 @@ class SumRunner:
             manifest = with_tag(manifest)
         last = ""
         for attempt in range(MAX_ATTEMPTS):
-            self.wait_for(manifest.cohorts, manifest.minimum)
+            self.wait_for(manifest)
             self.exchange.begin(state.round, attempt, model)
             proved = self._proved(manifest)
             if proved is not None:
@@ -182,7 +183,7 @@ class SumRunner:
                 proofs.ask_anew()
                 proofs.prepare(number)
             ready = proofs.ready(number)
-            sizes = [len(ready & set(cohort)) for cohort in manifest.cohorts]
+            sizes = [len(manifest.whole(index, ready)) for index in range(len(manifest.cohorts))]
             short = [pair for pair in zip(sizes, manifest.minimum, strict=True) if pair[0] < pair[1]]
             if not short:
                 return
@@ -227,6 +228,7 @@ class SumRunner:
         terms: PrivacyTerms,
         model: bytes,
     ) -> Manifest:
+        cohorts = self._enrolled(state.round, plan)
         return Manifest(
             session=self.session,
             epoch=0,
@@ -235,7 +237,7 @@ class SumRunner:
             round=state.round,
             attempt=0,
             phase=phase,
-            cohorts=self._enrolled(state.round, plan),
+            cohorts=cohorts,
             minimum=plan.minimum,
             threshold=share_threshold(len(self.roster.silos)),
             model_hash=hashlib.sha256(model).digest(),
@@ -243,16 +245,23 @@ class SumRunner:
             config_hash=self.config_hash,
             channels=tuple(channels),
             privacy=terms,
+            blocks=inside(self._ids(plan.blocks), cohorts),
         )
 
+    def _ids(self, parts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Silos by their ids, of parts that the schedule knows by 1, 2, ..."""
+        return [[self.places[place - 1] if self.places else place for place in part] for part in parts]
+
     def _enrolled(self, round: int, plan: RoundPlan) -> tuple[tuple[int, ...], ...]:
-        """Ids of the silos in a plan's cohorts, less those that have left for good."""
-        ids = [[self.places[place - 1] if self.places else place for place in cohort] for cohort in plan.cohorts]
-        cohorts = tuple(tuple(i for i in cohort if i in self.roster) for cohort in ids)
+        """Ids of the silos in a plan's cohorts, less those that have left for good, and their blocks."""
+        blocks = self._ids(plan.blocks)
+        cohorts = tuple(still_enrolled(cohort, blocks, self.roster) for cohort in self._ids(plan.cohorts))
         for cohort, least in zip(cohorts, plan.minimum, strict=True):
             if len(cohort) < least:
+                whole = " with the whole of their blocks" if blocks else ""
                 raise CannotContinue(
-                    f"round {round}: {len(cohort)} silos of a cohort are left in the roster, its sums need {least}; "
+                    f"round {round}: {len(cohort)} silos of a cohort are left in the roster{whole}, its sums need "
+                    f"{least}; "
                     "the model of the last round is kept, begin a new run with the silos that are left"
                 )
         return cohorts

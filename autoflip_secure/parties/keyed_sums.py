@@ -203,8 +203,4 @@ class KeyedSums(ABC, Generic[E]):
 
 def _short_cohorts(epoch: KeyedEpoch, manifest: Manifest) -> list[int]:
     members = set(epoch.members)
-    return [
-        index
-        for index, (cohort, least) in enumerate(zip(manifest.cohorts, manifest.minimum, strict=True))
-        if sum(silo in members for silo in cohort) < least
-    ]
+    return [index for index, least in enumerate(manifest.minimum) if len(manifest.whole(index, members)) < least]

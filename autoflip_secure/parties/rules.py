@@ -148,6 +148,8 @@ def require_exact_types(manifest: Manifest) -> None:
         want_int(f"the length of channel {spec.name}", spec.length, 1)
     for cohort in manifest.cohorts:
         want_ids("a cohort", cohort)
+    for block in manifest.blocks:
+        want_ids("a block", block)
     hashes = (manifest.epoch_hash, manifest.model_hash, manifest.mask_hash, manifest.config_hash, manifest.heads_hash)
     for item in (manifest.session, *hashes):
         want_bytes("a hash of the manifest", item)
@@ -172,7 +174,7 @@ def check_manifest(manifest: Manifest, rules: SiloRules, roster: Roster, members
     if manifest.threshold != threshold:
         raise refusal("threshold", f"the manifest says {manifest.threshold} shares, the roster says {threshold}")
     moments = released_moments(manifest.channels)
-    for cohort, stated in zip(manifest.cohorts, manifest.minimum, strict=True):
+    for index, (cohort, stated) in enumerate(zip(manifest.cohorts, manifest.minimum, strict=True)):
         unknown = [silo for silo in cohort if silo not in roster]
         if unknown:
             raise refusal("known-silos", f"silos {unknown} of the cohort are not in the roster")
@@ -180,8 +182,8 @@ def check_manifest(manifest: Manifest, rules: SiloRules, roster: Roster, members
             raise PolicyRefusal(
                 f"refused by rule size: the manifest would open a sum of {stated}, never below {HARD_FLOOR}"
             )
-        able = len(set(cohort) & set(members))
-        _check_size(able, rules.least(len(cohort), stated, moments), "could take part")
+        able = manifest.whole(index, members)
+        _check_size(len(able), rules.least(len(cohort), stated, moments), "could take part")
 
 
 def check_survivors(manifest: Manifest, survivors: Survivors, rules: SiloRules, members: Sequence[int]) -> None:
@@ -190,7 +192,7 @@ def check_survivors(manifest: Manifest, survivors: Survivors, rules: SiloRules, 
     Raises
     ------
     Refusal
-        A list is not an ascending part of its cohort, or there is not one a cohort.
+        A list is not an ascending part of its cohort, or has a part of a block, or there is not one a cohort.
     PolicyRefusal
         A list is too small.
     """
@@ -198,9 +200,12 @@ def check_survivors(manifest: Manifest, survivors: Survivors, rules: SiloRules, 
         raise refusal("survivors", f"{len(survivors)} lists for {len(manifest.cohorts)} cohorts")
     moments = released_moments(manifest.channels)
     able = set(members)
-    for present, cohort, stated in zip(survivors, manifest.cohorts, manifest.minimum, strict=True):
+    for index, (cohort, stated) in enumerate(zip(manifest.cohorts, manifest.minimum, strict=True)):
+        present = survivors[index]
         if not set(present) <= able & set(cohort) or list(present) != sorted(set(present)):
             raise refusal("survivors", f"{list(present)} is not an ascending part of the cohort's silos with keys")
+        if manifest.whole(index, present) != present:
+            raise refusal("blocks", f"{list(present)} has silos of a block without the rest of it")
         _check_size(len(present), rules.least(len(cohort), stated, moments), "are to be summed")
 
 

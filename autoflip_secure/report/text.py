@@ -141,6 +141,20 @@ def _unit(summary: Summary) -> str:
     return str(privacy.get("unit", "record")) if isinstance(privacy, Mapping) else "record"
 
 
+def _of_one_silo(block: int, *, private: bool) -> str:
+    """What differences of sums tell, where silos drop out or the coordinator says so."""
+    if block > 1:
+        return (
+            f"That nothing is told of a few silos together: they are summed in blocks of {block} or more, and a block "
+            "that is missing from one sum and not from another shows its own sum."
+        )
+    tells = "which classes it treats, though of no single patient more than epsilon allows" if private else "its update"
+    return (
+        f"That nothing is told of one silo alone: a sum with it and one without, as when it drops out, show {tells}. "
+        "--block 3 sums silos in blocks that are there to the last or not at all."
+    )
+
+
 def limits(summary: Summary) -> list[str]:
     """What the run does not promise, plainly."""
     private = summary.get("dp_trust", "none") != "none"
@@ -164,6 +178,8 @@ def limits(summary: Summary) -> list[str]:
             "Protection against more colluding silos than stated: those could subtract their own part of the noise. "
             "--dp-trust local holds against any number of them, at a price in accuracy."
         )
+    if summary.get("aggregation") != "none":
+        found.append(_of_one_silo(int(summary.get("block") or 1), private=private))
     if summary.get("aggregation") == "ckks":
         found.append(
             "That sums can be opened: a silo that sends a wrong part of an opening, or none, stops every sum it is in, "

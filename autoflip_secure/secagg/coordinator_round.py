@@ -28,6 +28,7 @@ from autoflip_secure.secagg.round_messages import (
     UnmaskReply,
     UnmaskRequest,
 )
+from autoflip_secure.sums.block_totals import BlockTotals
 from autoflip_secure.sums.encoding import word_count
 from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.secure_sum import CohortSum, Exchange
@@ -58,7 +59,8 @@ class MaskedStage:
         epoch, data = self.epoch, self.manifest.to_bytes()
         digest, desk = digest_of(data), epoch.desk
         head = desk.head(epoch.number)
-        asked = [silo for cohort in self.manifest.cohorts for silo in cohort if silo in epoch.dealers]
+        # Of a block with a silo that has no keys nobody could be summed: no records are used for it.
+        asked = [silo for cohort in self.manifest.each_whole(epoch.dealers) for silo in cohort]
         bare = desk.signed(MaskedRequest(head.session, head.roster_hash, head.epoch, data, b""))
         requests = {
             silo: bare
@@ -66,10 +68,10 @@ class MaskedStage:
             else desk.signed(MaskedRequest(head.session, head.roster_hash, head.epoch, data, epoch.delivery(silo)))
             for silo in asked
         }
-        sums = [np.zeros(word_count(self.manifest.channels, len(c)), np.uint64) for c in self.manifest.cohorts]
+        totals = BlockTotals(self.manifest, self._empty, _add)
 
         def read(silo: int, reply: bytes) -> tuple[bytes, bytes]:
-            total = sums[self.manifest.cohort_of(silo)]
+            total = totals.of(silo)
             end = reply[total.nbytes :]
             if not end:
                 raise ProtocolError(f"silo {silo} sent {len(reply)} bytes, too few for {total.nbytes} of words")
@@ -79,20 +81,20 @@ class MaskedStage:
             if message.silo != silo or not statement_holds(desk.roster.public(silo), receipt, message.signature):
                 np.subtract(total, words, out=total)
                 raise ProtocolError(f"silo {silo} did not sign its masked vector")
+            totals.has(silo)
             return words_hash, message.signature
 
         receipts = desk.ask(exchange, "masked", requests, read)
         epoch.has_delivery(receipts)
-        survivors = tuple(tuple(silo for silo in cohort if silo in receipts) for cohort in self.manifest.cohorts)
-        for present, cohort, least in zip(survivors, self.manifest.cohorts, self.manifest.minimum, strict=True):
-            if len(present) < least:
-                raise Abort(
-                    f"{len(present)} of {len(cohort)} silos of a cohort sent a masked vector, {least} are needed; "
-                    "the model is unchanged, try again with a fresh slot",
-                    stage="masked",
-                )
+        survivors = totals.survivors("masked", "masked vector")
+        if totals.left_out:
+            desk.events("block_incomplete", {"silos": list(totals.left_out)})
         _require_neighbours(epoch, survivors)
-        return ConfirmStage(epoch, self.manifest, digest, survivors, receipts, tuple(sums))
+        summed = {silo: receipts[silo] for silos in survivors for silo in silos}
+        return ConfirmStage(epoch, self.manifest, digest, survivors, summed, tuple(totals.cohorts))
+
+    def _empty(self, cohort: int) -> NDArray[np.uint64]:
+        return np.zeros(word_count(self.manifest.channels, len(self.manifest.cohorts[cohort])), np.uint64)
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,10 @@ class UnmaskStage:
                     signs.append(-pair_sign(peer, silo))
         apply_masks(words, keys, signs)
         return CohortSum(index, present, words, {silo: links[silo] for silo in present if silo in links})
+
+
+def _add(total: NDArray[np.uint64], other: NDArray[np.uint64]) -> None:
+    np.add(total, other, out=total)
 
 
 def _add_and_hash(total: NDArray[np.uint64], words: NDArray[np.uint64]) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from autoflip_secure.sums.channels import ChannelSpec
 
 __all__ = ["HASH_BYTES", "Manifest", "PrivacyTerms"]
 
-VERSION = 2
+VERSION = 3
 HASH_BYTES = 32
 SESSION_BYTES = 16
 TRUST_MODES = frozenset({"none", "local", "distributed"})
@@ -104,6 +105,8 @@ class Manifest:
     privacy : PrivacyTerms
     heads_hash : bytes, 32
         Hash of the heads of all parties' audit logs at the start of the attempt; zero where none are kept.
+    blocks : tuple of tuple of int
+        The cohorts, each in parts whose silos are summed together or not at all; empty: each silo by itself.
     """
 
     session: bytes
@@ -122,6 +125,7 @@ class Manifest:
     channels: tuple[ChannelSpec, ...]
     privacy: PrivacyTerms
     heads_hash: bytes = bytes(HASH_BYTES)
+    blocks: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.session) != SESSION_BYTES:
@@ -130,7 +134,8 @@ class Manifest:
         if any(len(h) != HASH_BYTES for h in hashes):
             raise ProtocolError("a manifest's hashes have 32 bytes")
         counters = [self.epoch, self.slot, self.round, self.attempt, self.threshold, *self.minimum]
-        if any(type(number) is not int for number in [*counters, *(s for cohort in self.cohorts for s in cohort)]):
+        named = [silo for part in (*self.cohorts, *self.blocks) for silo in part]
+        if any(type(number) is not int for number in [*counters, *named]):
             raise ProtocolError("a manifest's counters and silo ids are whole numbers")
         if self.phase not in PHASES:
             raise ProtocolError(f"unknown phase {self.phase!r}")
@@ -143,9 +148,31 @@ class Manifest:
             raise ProtocolError("cohorts are disjoint ascending lists of silo ids")
         if any(not 1 <= least <= len(c) for least, c in zip(self.minimum, self.cohorts, strict=True)):
             raise ProtocolError("a cohort's minimum lies between 1 and its size")
+        self._check_blocks(members)
         names = [spec.name for spec in self.channels]
         if not names or len(set(names)) != len(names):
             raise ProtocolError("a manifest names each channel once")
+
+    def _check_blocks(self, members: list[int]) -> None:
+        if not self.blocks:
+            return
+        cohort_of = {silo: index for index, cohort in enumerate(self.cohorts) for silo in cohort}
+        if sorted(silo for block in self.blocks for silo in block) != sorted(members) or any(
+            not block or list(block) != sorted(block) or len({cohort_of[silo] for silo in block}) > 1
+            for block in self.blocks
+        ):
+            raise ProtocolError("blocks are ascending parts of one cohort each, and hold each of its silos once")
+
+    def whole(self, cohort: int, present: Collection[int]) -> tuple[int, ...]:
+        """Silos of a cohort that may be summed where `present` are there: those whose block is there to the last."""
+        there = set(present)
+        blocks = self.blocks or tuple((silo,) for silo in self.cohorts[cohort])
+        able = {silo for block in blocks if there.issuperset(block) for silo in block}
+        return tuple(silo for silo in self.cohorts[cohort] if silo in able)
+
+    def each_whole(self, present: Collection[int]) -> tuple[tuple[int, ...], ...]:
+        """`whole` of every cohort."""
+        return tuple(self.whole(index, present) for index in range(len(self.cohorts)))
 
     def cohort_of(self, silo: int) -> int:
         """Index of the cohort that holds `silo`.
@@ -199,6 +226,7 @@ class Manifest:
                     float(privacy.delta),
                 ],
                 self.heads_hash,
+                [list(block) for block in self.blocks],
             ]
         )
 
@@ -216,7 +244,7 @@ class Manifest:
         try:
             fields: list[Any] = msgpack.unpackb(data, use_list=True, strict_map_key=True)
             version, session, epoch, slot, epoch_hash, round_, attempt, phase, cohorts, minimum, *rest = fields
-            threshold, model_hash, mask_hash, config_hash, channels, privacy, heads_hash = rest
+            threshold, model_hash, mask_hash, config_hash, channels, privacy, heads_hash, blocks = rest
             if version != VERSION:
                 raise ProtocolError(f"manifest version {version} is not {VERSION}")
             manifest = cls(
@@ -224,6 +252,7 @@ class Manifest:
                 tuple(tuple(cohort) for cohort in cohorts), tuple(minimum), threshold,
                 model_hash, mask_hash, config_hash,
                 tuple(ChannelSpec(*channel) for channel in channels), PrivacyTerms(*privacy), heads_hash,
+                tuple(tuple(block) for block in blocks),
             )  # fmt: skip
         except ProtocolError:
             raise

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoflip_secure.errors import Abort, ProtocolError
+from autoflip_secure.sums.block_totals import BlockTotals
 from autoflip_secure.sums.encoding import word_count
 from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.noise_chain import LINK_BYTES, link_to_reveal
@@ -83,24 +84,21 @@ class PlainCoordinator:
         self._slot += 1
         manifest = manifest.with_slot(epoch=0, slot=self._slot, epoch_hash=bytes(32), attempt=manifest.attempt)
         request = manifest.to_bytes()
-        sums = [np.zeros(word_count(manifest.channels, len(cohort)), np.uint64) for cohort in manifest.cohorts]
-        arrived: list[set[int]] = [set() for _ in sums]
+        sizes = [word_count(manifest.channels, len(cohort)) for cohort in manifest.cohorts]
+        totals = BlockTotals(manifest, lambda cohort: np.zeros(sizes[cohort], np.uint64), _add)
         for silo, reply in exchange(CLEAR, {silo: request for cohort in manifest.cohorts for silo in cohort}):
-            index = manifest.cohort_of(silo)
-            sums[index] += _read_words(reply, sums[index].size, silo)
-            arrived[index].add(silo)
-        for index, cohort in enumerate(manifest.cohorts):
-            if len(arrived[index]) < manifest.minimum[index]:
-                raise Abort(
-                    f"{len(arrived[index])} of {len(cohort)} silos answered, {manifest.minimum[index]} are needed",
-                    stage=CLEAR,
-                )
-        present = [tuple(sorted(silos)) for silos in arrived]
+            _add(totals.of(silo), _read_words(reply, sizes[manifest.cohort_of(silo)], silo))
+            totals.has(silo)
+        present = totals.survivors(CLEAR, "vector")
         links = _ask_links(manifest, present, exchange)
         return tuple(
             CohortSum(i, present[i], words, {silo: links[silo] for silo in present[i] if silo in links})
-            for i, words in enumerate(sums)
+            for i, words in enumerate(totals.cohorts)
         )
+
+
+def _add(total: NDArray[np.uint64], words: NDArray[np.uint64]) -> None:
+    np.add(total, words, out=total)
 
 
 def _ask_links(manifest: Manifest, present: Sequence[tuple[int, ...]], exchange: Exchange) -> Mapping[int, bytes]:
@@ -123,8 +121,8 @@ def _read_reveal(request: bytes) -> tuple[Manifest, int, list[int]]:
         data, cohort, present = msgpack.unpackb(request)
         manifest = Manifest.from_bytes(data)
         silos, least = manifest.cohorts[cohort], manifest.minimum[cohort]
-        if not set(present) <= set(silos) or present != sorted(set(present)) or len(present) < least:
-            raise ProtocolError("the silos listed are not enough of the cohort, ascending")
+        if not set(present) <= set(silos) or present != list(manifest.whole(cohort, present)) or len(present) < least:
+            raise ProtocolError("the silos listed are not enough of the cohort, ascending, in whole blocks")
     except (ValueError, TypeError, LookupError, msgpack.exceptions.UnpackException) as error:
         raise ProtocolError(f"not a reveal request: {error}") from error
     return manifest, cohort, present

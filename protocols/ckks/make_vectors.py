@@ -3,7 +3,7 @@
     python protocols/ckks/make_vectors.py            exit 1 unless the file is what the code makes of its secrets
     python protocols/ckks/make_vectors.py --new      write the file anew, with new secrets from SEAL
 
-Three silos set up an epoch of four slots; then slot 1 sums their vectors, and all three open the sum.
+Three silos set up an epoch of four slots; then slot 1 sums their vectors, in one block, and all three open the sum.
 What comes from `os.urandom` is replaced here, in this process, by values anybody can compute. Lattice keys and the
 noise of encryptions come from SEAL's own generator, which cannot be replaced: they are recorded once, as coefficients,
 and given to the code again from then on. That makes every secret public: good for vectors and for nothing else.
@@ -232,7 +232,7 @@ def asked() -> Manifest:
     return Manifest(
         session=SESSION, epoch=0, slot=0, epoch_hash=bytes(32), round=300, attempt=1, phase="train",
         cohorts=(SILOS,), minimum=(len(SILOS),), threshold=share_threshold(len(SILOS)), channels=CHANNELS,
-        privacy=TERMS, **hashes,
+        privacy=TERMS, blocks=(SILOS,), **hashes,
     )  # fmt: skip
 
 

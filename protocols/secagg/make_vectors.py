@@ -3,8 +3,8 @@
     python protocols/secagg/make_vectors.py            write the file
     python protocols/secagg/make_vectors.py --check    exit 1 unless the file is what the code makes
 
-Five silos set up an epoch of two slots; then slot 1 sums the vectors of silos 1 to 4: silo 5 dropped before `masked`.
-Two might have, so a part of the noise in the sum is removed.
+Six silos set up an epoch of two slots; then slot 1 sums the vectors of silos 1 to 4: silo 6 dropped before `masked`,
+and silo 5 is left out with its block. Three might have been missing, so a part of the noise in the sum is removed.
 Everything random comes from `os.urandom`, which is replaced here, in this process, by values anybody can compute. That
 makes every secret public: good for vectors and for nothing else.
 """
@@ -53,8 +53,11 @@ from autoflip_secure.sums.secure_sum import CohortSum, Contribute, Exchange
 from autoflip_secure.sums.words import ContributionWords, all_words
 
 FILE = Path(__file__).with_name("vectors.json")
-SILOS = (1, 2, 3, 4, 5)
-DROPPED = 5
+SILOS = (1, 2, 3, 4, 5, 6)
+BLOCKS = ((1, 2), (3, 4), (5, 6))
+DROPPED = 6
+SUMMED = (1, 2, 3, 4)
+MISSING = len(SILOS) - len(SUMMED)
 MINIMUM = 3
 SLOTS = 2
 SESSION = bytes(range(16))
@@ -66,6 +69,7 @@ INTEGERS = {
     2: (32767, -32767, 1, -2, 3, -23456, 6),
     3: (32767, -32767, -3, 4, -5, 31000, -32000),
     4: (32767, -32767, 4, -5, 6, -7, 8),
+    5: (-32767, 32767, 77, -88, 99, 100, -111),
 }
 TERMS = PrivacyTerms("distributed", "train", 1.0, 1, 1.5, 0.001, 0, 1e-5)
 # The dealing and the box that are shown in detail, and the silo whose delivery is.
@@ -167,7 +171,7 @@ def manifest_of(epoch: KeyedEpoch) -> Manifest:
     return Manifest(
         session=SESSION, epoch=epoch.number, slot=epoch.take_slot(), epoch_hash=epoch.epoch_hash, round=300, attempt=1,
         phase="train", cohorts=(SILOS,), minimum=(MINIMUM,), threshold=share_threshold(len(SILOS)), channels=(UPDATE,),
-        privacy=TERMS, **hashes,
+        privacy=TERMS, blocks=BLOCKS, **hashes,
     )  # fmt: skip
 
 
@@ -187,7 +191,7 @@ def make() -> dict[str, Any]:
     values = {
         "settings": {
             "session": SESSION, "epoch": EPOCH, "slots": SLOTS, "silos": SILOS, "threshold": epoch.graph.threshold,
-            "slot": manifest.slot, "dropped": DROPPED, "length": UPDATE.length, "bits": UPDATE.bits,
+            "slot": manifest.slot, "blocks": BLOCKS, "dropped": DROPPED, "length": UPDATE.length, "bits": UPDATE.bits,
         },
         "secrets": secrets,
         "public": {party: identity.public for party, identity in fed.identities.items()},
@@ -283,12 +287,12 @@ def masked(manifest: Manifest, reply: bytes, silo: int, secrets: Mapping[str, by
     levels, root, key = levels_of(manifest), secrets["noise_root"], secrets["noise_key"]
     words = all_words(contribution(levels, silo, root, key))
     first = DiscreteGaussian(levels.stds[0]).sample(UPDATE.length, SecretRandomness(key))
-    # With d missing what goes is parts d + 1 to 2, as each count is a level here.
+    # With d missing what goes is parts d + 1 to 3, as each count is a level here.
     tails = [levels.excess(UPDATE.length, UPDATE.name, later_link(root, d), d) for d in range(len(levels.most))]
     sent = reply[: words.nbytes]
     receipt = Receipt(manifest.digest(), blake3(sent).digest())
     return {
-        "integers": INTEGERS[silo], "links": [root, later_link(root, 1)],
+        "integers": INTEGERS[silo], "links": [later_link(root, d) for d in range(len(levels.most) - 1)],
         "parts": [part.tolist() for part in (first, *(more - less for more, less in pairwise(tails)))],
         "words": word_bytes(words), "masked_words": sent, "receipt": receipt.to_bytes(),
     }  # fmt: skip
@@ -298,23 +302,24 @@ def without_excess(manifest: Manifest, opened: CohortSum) -> list[int]:
     """The sum's integers without the noise that four survivors do not need."""
     integers, levels = unpack(opened.words, UPDATE, len(SILOS)), levels_of(manifest)
     for link in opened.links.values():
-        integers -= levels.excess(UPDATE.length, UPDATE.name, link, 1)
+        integers -= levels.excess(UPDATE.length, UPDATE.name, link, MISSING)
     return integers.tolist()
 
 
 def recovered(fed: Federation, epoch: KeyedEpoch, confirmed: UnmaskStage) -> dict[str, Any]:
     """The secrets that the revealed shares give."""
-    seeds: dict[int, dict[int, bytes]] = {silo: {} for silo in INTEGERS}
-    mask_keys: dict[int, dict[int, bytes]] = {DROPPED: {}}
+    seeds: dict[int, dict[int, bytes]] = {silo: {} for silo in SUMMED}
+    mask_keys: dict[int, dict[int, bytes]] = {silo: {} for silo in SILOS if silo not in SUMMED}
     for silo, reply in fed.replies["unmask"].items():
         message = open_signed(UnmaskReply, fed.roster.public(silo), reply)
-        for owner, share in zip(seeds, message.seed_shares, strict=True):
-            seeds[owner][silo] = share
-        mask_keys[DROPPED][silo] = message.key_shares[0]
+        for owners, shares in ((seeds, message.seed_shares), (mask_keys, message.key_shares)):
+            for owner, share in zip(owners, shares, strict=True):
+                owners[owner][silo] = share
     recovery = Recovery(epoch, confirmed.manifest.slot, seeds, mask_keys)
     return {
         "seed_shares": seeds, "mask_key_shares": mask_keys,
-        "seeds": {silo: recovery.seed(silo) for silo in seeds}, "mask_key": recovery.mask_key(DROPPED),
+        "seeds": {silo: recovery.seed(silo) for silo in seeds},
+        "mask_keys": {silo: recovery.mask_key(silo) for silo in mask_keys},
     }  # fmt: skip
 
 

@@ -388,10 +388,11 @@ class Checker:
         given, manifest = self.v["encrypt"], msgpack.unpackb(self.v["encrypt"]["manifest"])
         self.digest, settings = h(given["manifest"]), self.v["settings"]
         self.same("digest", given["digest"], self.digest)
-        self.same("manifest's keys", manifest[:5], [2, self.session, self.epoch, self.slot, self.keys_hash])
+        self.same("manifest's keys", manifest[:5], [3, self.session, self.epoch, self.slot, self.keys_hash])
         self.same("manifest's sum", manifest[8:11], [[self.silos], [len(self.silos)], settings["threshold"]])
         self.same("threshold", settings["threshold"], 2 * len(self.silos) // 3 + 1)
-        self.same("manifest's hashes", manifest[11:14] + manifest[16:], list(map(h, HASHED)))
+        self.same("manifest's hashes", [*manifest[11:14], manifest[16]], list(map(h, HASHED)))
+        self.same("manifest's blocks", manifest[17:], [[self.silos]])
         self.same("manifest's channels", manifest[14], self.channels)
         self.signed(0, given["request"], "ckks encrypt request", *self.head, given["manifest"], self.advertisements)
         key = hkdf(self.digest, b"", b"reference", 0, 8 * self.bytes)

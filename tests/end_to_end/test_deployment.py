@@ -21,9 +21,10 @@ from tests.end_to_end.deployment_harness import CommandFailed, Deployment, Table
 pytestmark = pytest.mark.slow
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
-OPTIONS = ("--dp-epsilon", 4, "--colluders", 0, "--min-cohort", 0.75, "--stage-timeout", 25, "--bits", 18)
+OPTIONS = ("--dp-epsilon", 4, "--colluders", 0, "--min-cohort", 0.75, "--block", 1, "--stage-timeout", 25, "--bits", 18)
 POLICY = """
 min_cohort = 0.75
+min_block = 1
 epsilon = 16.0
 epsilon_per_run = 4.0
 """

@@ -182,6 +182,7 @@ OPEN: dict[str, Any] = {
     "trusts": ("none", "local", "distributed"),
     "min_cohort": 0.5,
     "proved_models": False,
+    "min_block": 1,
     "reply_every": 0.0,
 }
 """A policy that the toy runs are within."""

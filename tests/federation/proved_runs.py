@@ -86,6 +86,7 @@ class ProvedRun:
             models=("mlp",),
             channels=tuple(sorted(CHANNEL_NAMES)),
             trusts=("none", "local", "distributed"),
+            min_block=1,
             reply_every=0.0,
         )
         for silo in self.silos():

@@ -259,7 +259,7 @@ def test_a_run_of_institutions_goes_from_approval_to_its_end(make_config, make_f
     for home in homes:
         channels = ("update", "deviation", "unit_energy")
         (home / "policy.toml").write_text(
-            SiloPolicy(trusts=("none",), channels=channels, proved_models=False, reply_every=0.0).to_toml()
+            SiloPolicy(trusts=("none",), channels=channels, proved_models=False, min_block=1, reply_every=0.0).to_toml()
         )
     with LocalGrid(ClientAppFactory(folder.path), len(homes), 0) as grid:
         try:

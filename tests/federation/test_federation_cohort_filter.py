@@ -149,7 +149,7 @@ def test_a_silo_refuses_other_cohorts_than_it_joined(
 
 
 def test_an_institution_refuses_to_spoil_and_to_rotate(make_config) -> None:
-    policy = {"aggregations": ("none",), "trusts": ("none", "distributed"), "proved_models": False}
+    policy = {"aggregations": ("none",), "trusts": ("none", "distributed"), "proved_models": False, "min_block": 1}
     with pytest.raises(PolicyRefusal, match="spoil"):
         SiloPolicy(**policy).check_run(make_config(bad_silos="noise:0.25", prune="none"))
     rotating = make_config(**{**FILTER, "allow_cohort_rotation": True})

@@ -7,8 +7,9 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from autoflip_secure.federation.dropout import DROPPING_STAGES, drops
+from autoflip_secure.federation.dropout import DROPPING_STAGES, drops, likely_dropout
 
 STAGES = {
     "secagg": ("advertise", "share", "masked", "confirm", "unmask"),
@@ -62,3 +63,13 @@ def test_draws_differ_by_round_attempt_silo_and_seed() -> None:
     assert len({tuple(p) for p in patterns}) == 4
     assert pattern() == pattern()
     assert 10 < sum(pattern()) < 54
+
+
+@given(st.floats(0, 0.6), st.integers(101, 2000), st.integers(1, 5))
+def test_a_round_bears_the_blocks_that_are_likely_to_be_missing(probability: float, silos: int, block: int) -> None:
+    missing = 1 - (1 - probability) ** block
+    likely = likely_dropout(probability, silos, block)
+    assert likely >= max(missing, likely_dropout(probability, silos) - 1e-12)
+    # Of so many blocks more are rarely missing (three standard deviations; few blocks have a heavier tail).
+    blocks = silos // block
+    assert stats.binom.sf(likely * blocks, blocks, missing) < 0.025

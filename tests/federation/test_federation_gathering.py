@@ -16,6 +16,8 @@ from autoflip_secure.federation.join import JOIN_STAGE, join_reply
 from autoflip_secure.federation.wire import Reply
 from autoflip_secure.parties.identity import Identity
 from autoflip_secure.parties.roster import Roster, RosterEntry
+from autoflip_secure.sums.channels import ChannelSpec
+from autoflip_secure.sums.manifest import Manifest, PrivacyTerms
 
 ROSTER = Roster(
     Identity.generate().public, tuple(RosterEntry(i, f"silo-{i}", Identity.generate().public) for i in range(1, 5))
@@ -23,6 +25,15 @@ ROSTER = Roster(
 JOINED = {silo: Reply("ok", join_reply(silo)) for silo in ROSTER.silos}
 PENDING = Reply("refused", error="ApprovalPending")
 WEEK = 7 * 24 * 3600.0
+
+
+def asked(cohorts: tuple[tuple[int, ...], ...], minimum: tuple[int, ...], blocks: Any = ()) -> Manifest:
+    terms = PrivacyTerms("none", "train", 1.0, 1, 0.0, 1.0, 0, 1e-5)
+    channels = (ChannelSpec("count", 1, 20, 1000.0),)
+    return Manifest(
+        bytes(16), 0, 0, bytes(32), 0, 0, "train", cohorts, minimum, 3, bytes(32), bytes(32), bytes(32), channels,
+        terms, blocks=blocks,
+    )  # fmt: skip
 
 
 class Exchange:
@@ -240,7 +251,7 @@ def test_while_too_few_are_connected_nothing_is_asked(clock: SimpleNamespace) ->
             connected[103] = None
 
     gathering.time.sleep = heals
-    made.wait_for(((1, 2, 3, 4),), (3,))
+    made.wait_for(asked(((1, 2, 3, 4),), (3,)))
     assert 500 < clock.now < 600
     assert exchange.asked == [[101, 102, 103, 104]]
     assert ("waiting", {"silos": [1, 2]}) in events
@@ -251,7 +262,7 @@ def test_the_wait_for_a_cut_network_has_an_end(patience: float, clock: SimpleNam
     made, _, _ = gather(all_join(), patience=patience)
     made.gather()
     made.nodes = lambda grid: {}
-    made.wait_for(((1, 2, 3, 4),), (3,))
+    made.wait_for(asked(((1, 2, 3, 4),), (3,)))
     assert patience <= clock.now < patience + 2 * gathering.LONGEST_PAUSE
 
 
@@ -259,7 +270,17 @@ def test_each_cohort_has_to_be_connected(clock: SimpleNamespace) -> None:
     made, _, _ = gather(all_join(), patience=30)
     made.gather()
     made.nodes = lambda grid: {101: None, 102: None, 103: None}
-    made.wait_for(((1, 2), (3, 4)), (2, 1))
+    made.wait_for(asked(((1, 2), (3, 4)), (2, 1)))
     assert clock.now == 0
-    made.wait_for(((1, 2), (3, 4)), (2, 2))
+    made.wait_for(asked(((1, 2), (3, 4)), (2, 2)))
+    assert clock.now > 0
+
+
+def test_a_silo_without_its_block_does_not_count(clock: SimpleNamespace) -> None:
+    made, _, _ = gather(all_join(), patience=30)
+    made.gather()
+    made.nodes = lambda grid: {101: None, 102: None, 103: None}
+    made.wait_for(asked(((1, 2, 3, 4),), (2,), ((1, 2), (3, 4))))
+    assert clock.now == 0
+    made.wait_for(asked(((1, 2, 3, 4),), (3,), ((1, 2), (3, 4))))
     assert clock.now > 0

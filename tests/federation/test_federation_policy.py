@@ -20,13 +20,13 @@ SECAGG = {"aggregation": "secagg", "dp_epsilon": 8.0}
 
 def unproved(**limits: Any) -> SiloPolicy:
     """A policy that takes models as they come, so that nothing but its limits refuses."""
-    return SiloPolicy(**{"proved_models": False, **limits})
+    return SiloPolicy(**{"proved_models": False, "min_block": 1, **limits})
 
 
 def test_the_default_policy_asks_for_proofs_of_models(make_config) -> None:
     with pytest.raises(PolicyRefusal, match=r"rule proved_models: .*--prove-models"):
-        SiloPolicy().check_run(make_config(**SECAGG))
-    SiloPolicy().check_run(make_config(**SECAGG, prove_models=True))
+        SiloPolicy(min_block=1).check_run(make_config(**SECAGG))
+    SiloPolicy(min_block=1).check_run(make_config(**SECAGG, prove_models=True))
     assert not SiloPolicy.accepting(make_config(**SECAGG)).proved_models
     assert SiloPolicy.accepting(make_config(**SECAGG, prove_models=True)).proved_models
 
@@ -157,10 +157,10 @@ def test_caps_round_trip_and_absent_ones_are_not_written(tmp_path: Path) -> None
         ({"terms": {"trust": "none"}}, {}, "rule trusts: .*'none'"),
         ({"terms": {"delta": 1e-4}}, {}, "rule delta"),
         ({}, {"colluders": 1}, "rule colluders"),
-        ({"minimum": (3,)}, {}, "rule min_cohort: 3 of 4 silos would do; at least 80%"),
+        ({"minimum": (3,)}, {"min_cohort": 0.8}, "rule min_cohort: 3 of 4 silos would do; at least 80%"),
         ({}, {"min_cohort": 1.0, "colluders": 0}, None),
-        ({"cohorts": ((1, 2, 3), (4, 5, 6, 7)), "minimum": (3, 3)}, {}, "rule min_cohort: 3 of 4"),
-        ({"cohorts": ((1, 2, 3), (4, 5, 6, 7)), "minimum": (3, 4)}, {}, None),
+        ({"cohorts": ((1, 2, 3), (4, 5, 6, 7)), "minimum": (3, 3)}, {"min_cohort": 0.8}, "rule min_cohort"),
+        ({"cohorts": ((1, 2, 3), (4, 5, 6, 7)), "minimum": (3, 4)}, {"min_cohort": 0.8}, None),
     ],
 )
 def test_each_limit_refuses_a_round_by_its_name(changes, limits, rule, make_config, make_manifest, model) -> None:
@@ -277,7 +277,7 @@ def test_listed_networks_bind_also_what_is_approved(make_config) -> None:
 def test_each_cohort_is_held_against_its_own_size(sizes: Any, least: Any, make_config, make_manifest, model) -> None:
     manifest = make_manifest(make_config(**SECAGG), model, cohorts=sizes, minimum=least)
     with pytest.raises(PolicyRefusal, match=f"rule min_cohort: {least[1]} of {len(sizes[1])} silos would do"):
-        unproved().check_manifest(manifest)
+        unproved(min_cohort=0.8).check_manifest(manifest)
 
 
 @pytest.mark.parametrize("least", [3, 4, 5])
@@ -317,6 +317,7 @@ LOOSE: dict[str, Any] = {
     "min_threshold": 3,
     "rotating_cohorts": True,
     "proved_models": False,
+    "min_block": 1,
     "models": ("mlp",),
 }
 TIGHTER = st.fixed_dictionaries(
@@ -333,6 +334,7 @@ TIGHTER = st.fixed_dictionaries(
         "min_threshold": st.integers(3, 20),
         "rotating_cohorts": st.booleans(),
         "proved_models": st.booleans(),
+        "min_block": st.integers(1, 5),
         "models": st.sampled_from([("mlp",), ("lenet",)]),
     },
 )
@@ -342,6 +344,7 @@ RUNS: tuple[dict[str, Any], ...] = (
     {**SECAGG, "dp_trust": "local", "prune": "autoflip", "dp_epsilon": 3.0},
     {"silos": 16, "cohort_filter": True, "allow_cohort_rotation": True},
     {"aggregation": "ckks", "prune": "fedmask", "min_cohort": 1.0},
+    {**SECAGG, "silos": 10, "block": 3, "min_cohort": 0.6},
 )
 
 

@@ -31,6 +31,7 @@ def settings_of_a_schedule(draw: Callable[..., Any], participation: st.SearchStr
         "aggregation": draw(st.sampled_from(["secagg", "ckks"])),
         "dp_epsilon": draw(st.sampled_from([None, 8.0])),
         "prune": draw(st.sampled_from(["autoflip", "magnitude", "none"])),
+        "block": draw(st.sampled_from([1, 1, 3, 5])),
         "explore_every": draw(st.sampled_from([0, 5])),
         "explore_participation": draw(st.sampled_from([None, 0.5])),
         "rounds": 12,
@@ -60,8 +61,10 @@ def check_plan(config: ResolvedConfig, schedule: Schedule, round: int) -> None:
         fraction = config.participation
         if schedule.is_exploration(round) and config.explore_participation is not None:
             fraction = config.explore_participation
-        share = max(1, math.floor(fraction * len(group) + 0.5))
-        assert len(group & set(members)) == min(share, len(group))
+        blocks = [set(block) for block in schedule.blocks if set(block) <= group]
+        share = max(1, math.floor(fraction * len(blocks) + 0.5))
+        assert sum(block <= set(members) for block in blocks) == min(share, len(blocks))
+        assert all(block <= set(members) or not block & set(members) for block in blocks)
     assert set(members) <= set(range(1, config.silos + 1))
     assert all(list(cohort) == sorted(cohort) for cohort in plan.cohorts)
     for cohort, least in zip(plan.cohorts, plan.minimum, strict=True):
@@ -70,11 +73,23 @@ def check_plan(config: ResolvedConfig, schedule: Schedule, round: int) -> None:
         assert HARD_FLOOR <= least <= len(cohort)
         assert least >= config.min_cohort * len(cohort) - 1e-9
         assert least - config.colluders >= 2 + released_moments(channels_of(config, schedule, round))
-        if len(cohort) == config.silos:
+        if config.block > 1:
+            sizes = [len(block) for block in plan.blocks if set(block) <= set(cohort)]
+            assert sum(sizes) == len(cohort)
+            assert least in sizes_of_unions(sizes)
+        elif len(cohort) == config.silos:
             assert least >= share_threshold(config.silos)
+    assert plan.blocks if config.block > 1 else plan.blocks == ()
     again = config.explore_every and round % config.explore_every == 0
     explores = config.prune != "none" and (round < config.explore_rounds or again)
     assert plan.phase == ("explore" if explores else "train")
+
+
+def sizes_of_unions(sizes: list[int]) -> set[int]:
+    """Blocks have two sizes at most, so how many of each is all that counts."""
+    small = min(sizes)
+    few, many = sizes.count(small), len(sizes) - sizes.count(small)
+    return {small * i + (small + 1) * j for i in range(few + 1) for j in range(many + 1)}
 
 
 def groups_of(schedule: Schedule) -> list[set[int]]:
@@ -104,7 +119,8 @@ def test_every_plan_obeys_every_rule(make, options: dict[str, Any]) -> None:
         assert schedule.plan(round) == Schedule(config).plan(round)
     everybody = schedule.whole()
     assert everybody.cohorts == (tuple(range(1, config.silos + 1)),)
-    assert everybody.minimum[0] >= max(share_threshold(config.silos), config.colluders + 3)
+    assert everybody.minimum[0] >= config.colluders + 3
+    assert everybody.minimum[0] >= share_threshold(config.silos) or config.block > 1
 
 
 @settings(max_examples=100, deadline=None)
@@ -131,7 +147,7 @@ def test_a_schedule_that_was_accepted_has_a_plan_for_every_round(make) -> None:
 @given(options=settings_of_a_schedule(st.just(1.0)))
 def test_what_is_refused_could_not_be_opened(make, options: dict[str, Any]) -> None:
     """The other half: nothing that works is refused."""
-    options["explore_participation"] = None
+    options |= {"explore_participation": None, "block": 1}
     config = make(**options)
     in_cohorts = config.prune == "autoflip" and config.cohorts > 1 and config.agreement_every > 0
     smallest = config.silos // config.cohorts if in_cohorts else config.silos

@@ -68,6 +68,7 @@ class Attacker:
             "code": (code_digest().hex(),),
             "channels": tuple(CHANNEL_NAMES),
             "proved_models": False,
+            "min_block": 1,
             "reply_every": 0.0,
             **policy,
         }

@@ -96,6 +96,13 @@ def a_second_cohort(institution: Make) -> tuple[Any, Reply]:
     return silo, silo.contribute(attempt=1, cohorts=((1, 2, 3, 4),), minimum=(4,))
 
 
+def a_silo_without_its_block(institution: Make) -> tuple[Any, Reply]:
+    """Three silos of two blocks: the sum would be over one block and a single silo of the other."""
+    silo = institution(silos=6, block=3, min_cohort=0.5)
+    assert silo.join().status == "ok", silo.refusal
+    return silo, silo.contribute(cohorts=((1, 2, 3, 4),), minimum=(4,), blocks=((1, 2, 3), (4,)))
+
+
 def a_model_made_up(institution: Make) -> tuple[Any, Reply]:
     silo = institution()
     assert silo.join().status == "ok", silo.refusal
@@ -124,6 +131,7 @@ VIOLATIONS: dict[Rule, Violation] = {
     Rule.COLLUDERS: joining({"colluders": 1}, **LOCAL),
     Rule.MIN_COHORT: joining({"min_cohort": 0.9}, silos=10),
     Rule.MIN_SILOS: joining({"min_silos": 5}),
+    Rule.MIN_BLOCK: joining({"min_block": 4}, silos=6, block=3),
     Rule.MIN_THRESHOLD: joining({"min_threshold": 4}),
     Rule.CHANNELS: joining({"channels": ("update",)}, prune="autoflip", cohorts=1, warm_start=False),
     Rule.MODELS: joining({"models": ("lenet",)}),
@@ -144,6 +152,7 @@ VIOLATIONS: dict[Rule, Violation] = {
     Rule.LINEAR: squares_under_distributed_noise,
     Rule.GRID: a_round(options={**NOISED_SUMS, "bits": 8, "policy": {"simulated": True}}),
     Rule.COHORTS: a_second_cohort,
+    Rule.BLOCKS: a_silo_without_its_block,
     Rule.MODEL: a_round(model_hash=b"x" * 32),
     Rule.ONE_MODEL: a_second_model,
     Rule.INITIAL_MODEL: a_model_made_up,
@@ -286,7 +295,7 @@ def test_a_policy_that_changed_counts_at_the_next_join(institution) -> None:
     assert silo.join().status == "refused"
     silo.policy(
         **{
-            **vars(SiloPolicy(proved_models=False, reply_every=0.0)),
+            **vars(SiloPolicy(proved_models=False, min_block=1, reply_every=0.0)),
             "approval": "each",
             "aggregations": ("none",),
             "trusts": ("none",),

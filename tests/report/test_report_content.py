@@ -230,6 +230,12 @@ def test_limits_speak_of_the_run_at_hand(make_run: Any) -> None:
     assert "--dp-epsilon bounds that" in " ".join(text.limits({"dp_trust": "none"}))
 
 
+def test_what_differences_of_sums_tell_is_said() -> None:
+    for block, words in ((1, "which classes it treats"), (3, "blocks of 3 or more")):
+        assert words in " ".join(text.limits({"dp_trust": "local", "block": block}))
+    assert "show its update" in " ".join(text.limits({"dp_trust": "none"}))
+
+
 def test_a_round_recorded_twice_counts_once_as_the_resumed_run_did_it(make_run: Any) -> None:
     run = make_run(rounds=20)
     lines = [json.dumps(line) for line in run.lines]

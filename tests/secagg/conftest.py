@@ -122,6 +122,20 @@ class Federation:
 
         return words
 
+    def contribute_the_same(self) -> dict[int, np.ndarray]:
+        """From now on silos contribute the same again and again, as the updates of a round nearly do; what that is."""
+        words = {silo: self.random.integers(0, 2**64, 3, np.uint64) for silo in self.identities}
+
+        def contribute(silo: int) -> Callable[[Manifest], WordSource]:
+            def same(manifest: Manifest) -> WordSource:
+                self.vectors[silo] = words[silo]
+                return PackedWords(words[silo].copy())
+
+            return same
+
+        self.contribute = contribute  # type: ignore[method-assign]
+        return words
+
     def answer(self, stage: str, silo: int, request: bytes) -> bytes:
         """A silo's answer, as the silo that joined the run of the request, whichever that is."""
         session = session_of(request)

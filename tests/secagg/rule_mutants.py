@@ -27,13 +27,14 @@ class Mutant:
     what : str
         What is no longer checked.
     file : str
-        In autoflip_secure/`package`, or ../parties/ and its name.
+        In autoflip_secure/`package`, or ../parties/ or ../sums/ and its name.
     changes : tuple of (old, new)
         Each `old` occurs exactly once in the file.
     tests : tuple of str
         In tests/`package`, `file::test` without `.py`; one of them has to fail.
     package : str
-        `secagg`, or `federation` where a silo's own rules or the coordinator's books are set up.
+        `secagg`, `sums` where a manifest is read, or `federation` where a silo's own rules or the coordinator's books
+        are set up.
     """
 
     rule: str
@@ -192,7 +193,7 @@ MUTANTS = (
     Mutant("size", "never below three", "../parties/rules.py", never("stated < HARD_FLOOR"),
            tests("refusals", "manifest_that_would_open_fewer_than_three")),
     Mutant("minimum", "able silos of a cohort", "../parties/rules.py",
-           gone('_check_size(able, rules.least(len(cohort), stated, moments), "could take part")'),
+           gone('_check_size(len(able), rules.least(len(cohort), stated, moments), "could take part")'),
            tests("refusals", "cohort_with_too_few_keys")),
     Mutant("minimum", "survivors", "../parties/rules.py",
            gone('_check_size(len(present), rules.least(len(cohort), stated, moments), "are to be summed")'),
@@ -255,6 +256,27 @@ MUTANTS = (
            tests("refusals", "survivors_that_are_not_of_the_cohort")),
     Mutant("survivors", "a list a cohort", "../parties/rules.py", never("len(survivors) != len(manifest.cohorts)"),
            tests("refusals", "survivors_that_are_not_of_the_cohort")),
+    Mutant("blocks", "no part of one is summed", "../parties/rules.py",
+           never("manifest.whole(index, present) != present"),
+           tests("blocks", "list_with_a_part_of_a_block")),
+    Mutant("blocks", "in any cohort", "../parties/rules.py",
+           (("if manifest.whole(index, present) != present:",
+             "if index == 0 and manifest.whole(index, present) != present:"),),
+           tests("blocks", "list_with_a_part_of_a_block_of_another_cohort")),
+    Mutant("blocks", "able silos are in whole ones", "../parties/rules.py",
+           (("able = manifest.whole(index, members)", "able = set(cohort) & set(members)"),),
+           tests("blocks", "silos_with_keys_count_in_whole_blocks")),
+    Mutant("blocks", "whole to the last silo", "../sums/manifest.py",
+           (("if there.issuperset(block)", "if there.intersection(block)"),),
+           tests("dropouts", "every_pattern_of_absence_with_blocks")),
+    Mutant("blocks", "hold each silo once", "manifest.py", gone("self._check_blocks(members)"),
+           ("test_sums_manifest::test_manifest_that_cannot_be",), "sums"),
+    Mutant("blocks", "are of one cohort each", "manifest.py",
+           ((" or len({cohort_of[silo] for silo in block}) > 1", ""),),
+           ("test_sums_manifest::test_manifest_that_cannot_be",), "sums"),
+    Mutant("blocks", "bound by the digest", "../sums/manifest.py",
+           (("[list(block) for block in self.blocks],", "[],"),),
+           tests("blocks", "list_with_a_part_of_a_block")),
     Mutant("survivors", "has sent a vector", "silo_round.py",
            never("any(party.silo in silos for silos in request.survivors) and not isinstance(state, Masked)"),
            tests("refusals", "listed_silo_that_sent_nothing")),
@@ -393,8 +415,18 @@ MUTANTS = (
     Mutant("coordinator: masked", "signed", "coordinator_round.py",
            never("message.silo != silo or not statement_holds(desk.roster.public(silo), receipt, message.signature)"),
            tests("blame", "reply_that_does_not_hold_counts_as_dropped")),
-    Mutant("coordinator: masked", "minimum", "coordinator_round.py", never("len(present) < least"),
+    Mutant("coordinator: masked", "minimum", "../sums/block_totals.py", never("len(present) < least"),
            tests("dropouts", "one_cohort_below_its_minimum_aborts_both")),
+    Mutant("coordinator: masked", "sums of whole blocks", "../sums/block_totals.py",
+           (("if block is not None and self._arrived.issuperset(block):", "if block is not None:"),),
+           tests("blocks", "coordinator_says_whom_it_left_out")),
+    Mutant("coordinator: masked", "receipts of survivors only", "coordinator_round.py",
+           (("summed = {silo: receipts[silo] for silos in survivors for silo in silos}", "summed = receipts"),),
+           tests("blocks", "coordinator_says_whom_it_left_out")),
+    Mutant("coordinator: masked", "nobody is asked in vain", "coordinator_round.py",
+           (("for cohort in self.manifest.each_whole(epoch.dealers) for silo in cohort]",
+             "for cohort in self.manifest.cohorts for silo in cohort if silo in epoch.dealers]"),),
+           tests("blocks", "silos_whose_block_has_no_keys_use_no_records")),
     Mutant("coordinator: masked", "holders of every survivor", "coordinator_round.py",
            never("alone is not None"), tests("sparse", "coordinator_does_not_ask_for_what_silos_refuse")),
     Mutant("coordinator: confirm", "signed", "coordinator_round.py",

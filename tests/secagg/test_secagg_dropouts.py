@@ -43,9 +43,9 @@ def run_pattern(fed, epoch, pattern, absent_at):
     return possible
 
 
-def attempt(fed, epoch, exchange):
+def attempt(fed, epoch, exchange, blocks=()):
     """`SecAggCoordinator.sum` on one key set-up for all patterns; it would make new keys after two aborts."""
-    stage = MaskedStage(epoch, fed.bind(epoch, fed.manifest()))
+    stage = MaskedStage(epoch, fed.bind(epoch, fed.manifest(blocks=blocks)))
     return stage.collect(exchange).collect(exchange).collect(exchange)
 
 
@@ -85,6 +85,34 @@ def test_every_pattern_of_absence_from_single_stages(federation):
     epoch = fed.open_epoch(512)
     for pattern in itertools.product(range(8), repeat=3):
         run_pattern(fed, epoch, pattern, gone_in)
+
+
+BLOCKS = (1, 2, 3), (4, 5, 6)
+
+
+@pytest.mark.parametrize("gone", [gone for size in range(7) for gone in itertools.combinations(range(1, 7), size)])
+def test_every_pattern_of_absence_with_blocks(keyed_six, gone):
+    """At masked, with each silo missing at a later stage besides: five of six must confirm and answer."""
+    fed, epoch = keyed_six
+    survivors = tuple(silo for block in BLOCKS if not set(block) & set(gone) for silo in block)
+    later = [("never", 0), *itertools.product(("confirm", "unmask"), range(1, 7))] if survivors else [("never", 0)]
+    for late in later:
+        exchange = fed.exchange(lambda *at, late=late: at == late or (at[0] == "masked" and at[1] in gone))
+        if survivors:
+            fed.assert_exact(attempt(fed, epoch, exchange, BLOCKS), survivors)
+        else:
+            alone = f", {6 - len(gone)} of them without their whole block" if len(gone) < 6 else ""
+            words = f"{6 - len(gone)} of 6 silos of a cohort sent a masked vector{alone}, 3 are needed"
+            with pytest.raises(Abort, match=words) as caught:
+                attempt(fed, epoch, exchange, BLOCKS)
+            assert (caught.value.stage, caught.value.blamed) == ("masked", ())
+    assert not fed.failures
+
+
+@pytest.fixture(scope="module")
+def keyed_six(federation):
+    fed = federation(6)
+    return fed, fed.open_epoch(300)
 
 
 def test_absence_patterns_of_seven(federation):

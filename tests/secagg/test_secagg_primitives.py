@@ -159,7 +159,8 @@ def test_published_vectors():
     settings, masked, unmask = (vectors[part] for part in ("settings", "masked", "unmask"))
     session, epoch, slot = bytes.fromhex(settings["session"]), settings["epoch"], settings["slot"]
     digest, own = bytes.fromhex(masked["digest"]), vectors["secrets"]["2"]
-    seed, mask_key, dropped_key = map(bytes.fromhex, (own["seeds"][slot], own["mask_keys"][slot], unmask["mask_key"]))
+    recovered = unmask["mask_keys"]["5"]
+    seed, mask_key, dropped_key = map(bytes.fromhex, (own["seeds"][slot], own["mask_keys"][slot], recovered))
     shared = Agreement(mask_key).with_peer(agreement.public_key(dropped_key))
     pair = keys.pair_mask_key(shared, digest, 5, 2, slot, 0)
     assert pair.hex() == masked["masks"]["pair 2 5"]["key"]
@@ -171,8 +172,8 @@ def test_published_vectors():
     commitment = keys.seed_commitment(seed, session, epoch, 2, slot)
     assert commitment.hex() in vectors["advertise"]["replies"]["2"]
     words = np.frombuffer(bytes.fromhex(masked["silos"]["2"]["words"]), "<u8").copy()
-    names = ("self 2", "pair 1 2", "pair 2 3", "pair 2 4", "pair 2 5")
-    signs = [1, *(agreement.pair_sign(2, peer) for peer in (1, 3, 4, 5))]
+    names = ("self 2", "pair 1 2", "pair 2 3", "pair 2 4", "pair 2 5", "pair 2 6")
+    signs = [1, *(agreement.pair_sign(2, peer) for peer in (1, 3, 4, 5, 6))]
     prg.apply_masks(words, [bytes.fromhex(masked["masks"][name]["key"]) for name in names], signs)
     assert words.tobytes().hex() == masked["silos"]["2"]["masked_words"]
     revealed = {int(silo): bytes.fromhex(share)[16:] for silo, share in unmask["seed_shares"]["2"].items()}

@@ -43,10 +43,10 @@ def epoch(fed):
     return epoch
 
 
-def attempt(fed, epoch, **options):
-    exchange = fed.exchange(**options)
+def attempt(fed, epoch, blocks=(), **options):
+    exchange, manifest = fed.exchange(**options), fed.bind(epoch, fed.manifest(blocks=blocks))
     fed.failures.clear()
-    return MaskedStage(epoch, fed.bind(epoch, fed.manifest())).collect(exchange).collect(exchange).collect(exchange)
+    return MaskedStage(epoch, manifest).collect(exchange).collect(exchange).collect(exchange)
 
 
 def new_keys(fed, session, **options):
@@ -83,6 +83,14 @@ def test_sum_is_exact_with_dropouts_in_one_stage(fed, epoch, stage):
     gone = {int(silo) for silo in fed.random.choice(EVERYONE, 5, replace=False)}
     sums = attempt(fed, epoch, absent=lambda now, silo: now == stage and silo in gone)
     fed.assert_exact(sums, *(without(gone) if stage == "masked" else (EVERYONE,)))
+    assert not fed.failures
+
+
+@pytest.mark.slow
+def test_sum_is_exact_without_the_block_of_a_dropout(fed, epoch):
+    blocks = tuple(EVERYONE[start : start + 3] for start in range(0, N, 3))
+    sums = attempt(fed, epoch, blocks, absent=lambda *at: at == ("masked", 50))
+    fed.assert_exact(sums, *without({49, 50, 51}))
     assert not fed.failures
 
 

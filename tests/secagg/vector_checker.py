@@ -14,8 +14,9 @@ import math
 import struct
 import sys
 from decimal import Decimal, localcontext
+from functools import cache
 from hashlib import sha256
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +82,18 @@ def chained(link: bytes, purpose: bytes) -> bytes:
 def gaussian(variance: float, key: bytes, count: int) -> list[int]:
     """Discrete Gaussian noise from a keystream: words against the distribution of the magnitude, then signs."""
     words = np.frombuffer(keystream(key, 8 * (count + -(-count // 64))), "<u8")
-    with localcontext(prec=60):
-        weights = [(-Decimal(k * k) / (2 * Decimal(variance))).exp() * (2 if k else 1) for k in range(600)]
-        total, reached, bounds = sum(weights), Decimal(0), []
-        for weight in weights:
-            reached += weight
-            bounds.append(int(reached / total * 2**64))
     signs = np.unpackbits(words[count:].view(np.uint8))
     draws = zip(words[:count].tolist(), signs, strict=False)
-    return [sum(bound <= word for bound in bounds) * (-1 if sign else 1) for word, sign in draws]
+    return [sum(bound <= word for bound in reached(variance)) * (-1 if sign else 1) for word, sign in draws]
+
+
+@cache
+def reached(variance: float) -> list[int]:
+    """2^64 times the chance of a magnitude up to 0, 1, ..."""
+    with localcontext(prec=60):
+        weights = [(-Decimal(k * k) / (2 * Decimal(variance))).exp() * (2 if k else 1) for k in range(600)]
+        total = sum(weights)
+        return [int(so_far / total * 2**64) for so_far in accumulate(weights)]
 
 
 def pieces(data: bytes, size: int) -> list[bytes]:
@@ -124,9 +128,11 @@ class Checker:
         v = self.v = decoded(vectors)
         self.secrets, settings = v["secrets"], v["settings"]
         self.silos, self.slots, self.t = (settings[name] for name in ("silos", "slots", "threshold"))
-        self.epoch, self.slot, self.gone = (settings[name] for name in ("epoch", "slot", "dropped"))
+        self.epoch, self.slot, self.blocks = (settings[name] for name in ("epoch", "slot", "blocks"))
         self.session, self.digest = settings["session"], v["masked"]["digest"]
-        self.present = [silo for silo in self.silos if silo != self.gone]
+        self.sent = [silo for silo in self.silos if silo != settings["dropped"]]
+        self.present = [silo for block in self.blocks if set(block) <= set(self.sent) for silo in block]
+        self.gone = [silo for silo in self.silos if silo not in self.present]
         self.head = [self.session, v["roster"]["hash"], self.epoch]
 
     def same(self, what: str, claimed: Any, found: Any) -> None:
@@ -152,7 +158,7 @@ class Checker:
             drawn = [own["identity"], *(secret for pair in pairs for secret in pair)]
             if party:
                 drawn += [own["box_key"], own["shamir_key"], *own["nonce_keys"], *own["gcm_nonces"]]
-            if party in self.present:
+            if party in self.sent:
                 drawn += [own["noise_root"], own["noise_key"]]
             rule = [h(f"SecAgg-S vectors, party {party}, draw {i}".encode())[: len(d)] for i, d in enumerate(drawn)]
             self.same(f"secrets of {party}", drawn, rule)
@@ -237,18 +243,19 @@ class Checker:
     def masked(self) -> None:
         given, settings, manifest = self.v["masked"], self.v["settings"], msgpack.unpackb(self.v["masked"]["manifest"])
         self.same("digest", self.digest, h(given["manifest"]))
-        self.same("manifest's keys", manifest[:5], [2, self.session, self.epoch, self.slot, self.epoch_hash])
+        self.same("manifest's keys", manifest[:5], [3, self.session, self.epoch, self.slot, self.epoch_hash])
         self.same("manifest's sum", manifest[8:11], [[self.silos], [3], self.t])
         self.levels(manifest[14][0], manifest[15], manifest[9][0])
-        self.same("manifest's hashes", manifest[11:14] + manifest[16:], list(map(h, HASHED)))
+        self.same("manifest's hashes", [*manifest[11:14], manifest[16]], list(map(h, HASHED)))
+        self.same("manifest's blocks", manifest[17:], [self.blocks])
         self.same("manifest's channel", manifest[14], [["update", settings["length"], settings["bits"], 1.0]])
         self.width = settings["bits"] + (len(self.silos) - 1).bit_length()
         self.m = -(-settings["length"] // (64 // self.width))
-        masks = {f"self {silo}": self.self_mask(silo, self.secrets[silo]["seeds"][self.slot]) for silo in self.present}
+        masks = {f"self {silo}": self.self_mask(silo, self.secrets[silo]["seeds"][self.slot]) for silo in self.sent}
         for low, high in self.pairs():
             masks[f"pair {low} {high}"] = self.pair_mask(self.secrets[low]["mask_keys"][self.slot], low, high)
         self.same("masks", given["masks"], masks)
-        for silo in self.present:
+        for silo in self.sent:
             self.vector(silo, masks, given["silos"][silo], given["replies"][silo])
             content = given["manifest"], self.deliveries[silo]
             self.signed(0, given["requests"][silo], "masked request", *self.head, *content)
@@ -271,7 +278,9 @@ class Checker:
     def noise(self, silo: int, given: dict[str, Any]) -> list[int]:
         """A silo's chain, and the parts of its noise; their sum."""
         own = self.secrets[silo]
-        links = [own["noise_root"], chained(own["noise_root"], b"next")]
+        links = [own["noise_root"]]
+        while len(links) < self.most:
+            links.append(chained(links[-1], b"next"))
         keys = [own["noise_key"], *(chained(link, b"noise|update") for link in links)]
         variances = [self.owed[0], *(more - less for less, more in pairwise(self.owed))]
         drawn = [gaussian(*part, self.v["settings"]["length"]) for part in zip(variances, keys, strict=True)]
@@ -281,7 +290,7 @@ class Checker:
 
     def pairs(self) -> list[tuple[int, int]]:
         """Who masks with whom, less who sent nothing."""
-        return [(low, high) for low in self.present for high in self.silos if low < high]
+        return [(low, high) for low in self.sent for high in self.silos if low < high]
 
     def vector(self, silo: int, masks: dict[str, Any], given: dict[str, Any], reply: bytes) -> None:
         """A silo's masked vector, as added up from its integers and masks, and its receipt."""
@@ -326,28 +335,30 @@ class Checker:
         content = self.v["masked"]["manifest"], [self.present], receipts, b""
         self.signed(0, given["request"], "confirm request", *self.head, *content)
         self.same("statement", given["statement"], message("confirmation", self.digest, [self.present]))
-        self.confirmations = [fields(given["replies"][silo], "confirm reply") for silo in self.present]
-        for silo, (who, signature) in zip(self.present, self.confirmations, strict=True):
+        self.confirmations = [fields(given["replies"][silo], "confirm reply") for silo in self.sent]
+        for silo, (who, signature) in zip(self.sent, self.confirmations, strict=True):
             self.same(f"confirm reply of {silo}", who, silo)
             self.verify(silo, given["statement"], signature)
 
     def unmask(self) -> None:
         given, content = self.v["unmask"], [self.digest, [self.present], self.confirmations]
         self.signed(0, given["request"], "unmask request", *self.head, self.slot, *content)
-        seeds = {owner: {silo: self.pieces[silo, owner][0] for silo in self.present} for owner in self.present}
-        keys = {self.gone: {silo: self.pieces[silo, self.gone][1] for silo in self.present}}
-        for silo in self.present:
+        seeds = {owner: {silo: self.pieces[silo, owner][0] for silo in self.sent} for owner in self.present}
+        keys = {owner: {silo: self.pieces[silo, owner][1] for silo in self.sent} for owner in self.gone}
+        links = {silo: self.v["masked"]["silos"][silo]["links"][len(self.gone)] for silo in self.present}
+        self.same("links", given["links"], links)
+        for silo in self.sent:
             revealed = [shares[silo] for shares in seeds.values()], [shares[silo] for shares in keys.values()]
-            link = self.v["masked"]["silos"][silo]["links"][len(self.silos) - len(self.present)]
-            self.same(f"link of {silo}", given["links"][silo], link)
+            link = links.get(silo, b"")
             self.signed(silo, given["replies"][silo], "unmask reply", silo, self.digest, *revealed, link)
         self.same("shares", [given["seed_shares"], given["mask_key_shares"]], [seeds, keys])
         self.same("recovered seeds", given["seeds"], {owner: interpolate(shares) for owner, shares in seeds.items()})
-        self.same("recovered mask key", given["mask_key"], interpolate(keys[self.gone]))
+        self.same("recovered mask keys", given["mask_keys"], {owner: interpolate(keys[owner]) for owner in self.gone})
         for silo, seed in given["seeds"].items():
             commitment = self.commitment(silo, self.slot, seed)
             self.same(f"commitment of {silo}", commitment, self.commitments[silo][self.slot])
-        self.same("public key of the dropped", x25519(given["mask_key"]), self.mask_keys[self.gone][self.slot])
+        for silo, key in given["mask_keys"].items():
+            self.same(f"public key of {silo}", x25519(key), self.mask_keys[silo][self.slot])
         self.open_sum(given)
 
     def open_sum(self, given: dict[str, Any]) -> None:
@@ -357,13 +368,15 @@ class Checker:
             total = total + np.frombuffer(self.v["masked"]["replies"][silo], "<u8", self.m)
         self.same("masked sum", given["masked_sum"], total.tobytes())
         for silo in self.present:
-            pair = self.words(self.pair_mask(given["mask_key"], self.gone, silo))
             total = total - self.words(self.self_mask(silo, given["seeds"][silo]))
-            total = total - pair if silo < self.gone else total + pair
+            for gone, key in given["mask_keys"].items():
+                pair = self.words(self.pair_mask(key, gone, silo))
+                total = total - pair if silo < gone else total + pair
         self.same("sum", given["sum"], total.tobytes())
         self.same("integers of the sum", given["integers"], self.unpacked(total.tolist()))
         silos = [self.v["masked"]["silos"][silo] for silo in self.present]
-        for what, found, parts in (("integers", given["integers"], 3), ("excess", given["without_excess"], 2)):
+        owed = len(self.gone) + 1
+        for what, found, parts in (("integers", given["integers"], None), ("excess", given["without_excess"], owed)):
             rows = [row for silo in silos for row in (silo["integers"], *silo["parts"][:parts])]
             self.same(f"sum of the integers: {what}", found, [sum(column) for column in zip(*rows, strict=True)])
 

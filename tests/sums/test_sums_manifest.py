@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from autoflip_secure.errors import ProtocolError
 from autoflip_secure.sums.channels import ChannelSpec
 from autoflip_secure.sums.manifest import Manifest, PrivacyTerms
+from tests.sums.partitions import partitions
 
 PRIVACY = PrivacyTerms("distributed", "train", 0.1, 1, 1.1, 0.5, 2, 1e-5)
 MANIFEST = Manifest(
@@ -24,6 +25,7 @@ CHANGES = {
     "cohorts": ((1, 2, 3), (4, 6, 8)), "minimum": (3, 2), "threshold": 6, "model_hash": b"M" * 32,
     "mask_hash": b"K" * 32, "config_hash": b"C" * 32, "channels": (ChannelSpec("update", 100, 16, 0.5),),
     "privacy": replace(PRIVACY, noise_multiplier=1.0), "heads_hash": b"h" * 32,
+    "blocks": ((1, 2, 3), (4, 6), (9,)),
 }  # fmt: skip
 
 unit = st.floats(0, 0.99)
@@ -44,11 +46,12 @@ def manifests(draw):
         ChannelSpec(name, draw(st.integers(1, 10**9)), draw(st.integers(2, 32)), draw(st.floats(1e-6, 1e6)))
         for name in draw(st.lists(st.sampled_from(["update", "count", "metric"]), min_size=1, unique=True))
     )
+    blocks = draw(st.one_of(st.just(()), st.tuples(*map(partitions, cohorts)).map(lambda parts: sum(parts, ()))))
     return Manifest(
         draw(st.binary(min_size=16, max_size=16)), counters[0], counters[1], hashes[0], counters[2], counters[3],
         draw(st.sampled_from(["census", "explore", "train", "evaluate"])), cohorts,
         tuple(draw(st.integers(1, len(cohort))) for cohort in cohorts), draw(st.integers(1, 100)), *hashes[1:4],
-        channels, draw(terms), hashes[4],
+        channels, draw(terms), hashes[4], blocks,
     )  # fmt: skip
 
 
@@ -130,6 +133,15 @@ def test_other_encodings_of_the_same_values_are_refused():
         {"minimum": (0, 3)},
         {"channels": ()},
         {"channels": (ChannelSpec("update", 1, 8, 1.0), ChannelSpec("update", 2, 8, 1.0))},
+        {"blocks": ((1, 2, 3), (4, 6))},
+        {"blocks": ((1, 2, 3), (4, 6), (9, 10))},
+        {"blocks": ((1, 2, 3), (4, 6, 9), (9,))},
+        {"blocks": ((1, 2, 3), (4, 4, 6, 9))},
+        {"blocks": ((1, 2), (3, 4), (6, 9))},
+        {"blocks": ((2, 1, 3), (4, 6, 9))},
+        {"blocks": ((1, 2, 3), (4, 6, 9), ())},
+        {"blocks": ((),)},
+        {"blocks": ((1, 2, 3), (4, 6, 9.0))},
     ],
 )
 def test_manifest_that_cannot_be(changes):
@@ -155,6 +167,14 @@ def test_cohort_of():
         MANIFEST.cohort_of(5)
 
 
+@given(manifests(), st.sets(st.integers(1, 13)))
+def test_silos_in_whole_blocks(manifest, present):
+    expected = present if not manifest.blocks else {s for b in manifest.blocks if present >= set(b) for s in b}
+    found = manifest.each_whole(present)
+    assert found == tuple(tuple(silo for silo in cohort if silo in expected) for cohort in manifest.cohorts)
+    assert found == tuple(manifest.whole(index, present) for index in range(len(manifest.cohorts)))
+
+
 def test_with_slot_changes_nothing_else():
     other = MANIFEST.with_slot(epoch=8, slot=9, epoch_hash=b"x" * 32, attempt=4)
     assert (other.epoch, other.slot, other.epoch_hash, other.attempt) == (8, 9, b"x" * 32, 4)
@@ -169,3 +189,14 @@ def test_counters_are_whole_numbers(field: int) -> None:
         forged = [*values[:field], impostor, *values[field + 1 :]]
         with pytest.raises(ProtocolError):
             Manifest.from_bytes(msgpack.packb(forged))
+
+
+@pytest.mark.parametrize("impostor", [1.0, True])
+@pytest.mark.parametrize("field", [8, 17])
+def test_silo_ids_are_whole_numbers(field: int, impostor: float) -> None:
+    """Of cohorts and of blocks."""
+    values = msgpack.unpackb(replace(MANIFEST, blocks=MANIFEST.cohorts).to_bytes())
+    assert values[field][0][0] == impostor
+    values[field][0][0] = impostor
+    with pytest.raises(ProtocolError):
+        Manifest.from_bytes(msgpack.packb(values))

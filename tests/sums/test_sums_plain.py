@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import replace
+from itertools import combinations
 
 import msgpack
 import numpy as np
@@ -56,8 +57,23 @@ def test_sum_is_exact(vectors, absent):
         np.testing.assert_array_equal(item.words, sum(vectors[silo] for silo in item.silos))
 
 
+@pytest.mark.parametrize("absent", [gone for size in range(6) for gone in combinations((1, 2, 3, 4, 5), size)])
+def test_sum_is_of_whole_blocks(vectors, absent):
+    """Whoever is absent, of all who may be."""
+    manifest = replace(MANIFEST, blocks=((1, 4), (2,), (3, 5)), minimum=(2, 1))
+    present = [tuple(i for b in part if not set(b) & set(absent) for i in b) for part in (((1, 4), (2,)), ((3, 5),))]
+    exchange = exchange_of(vectors, absent)
+    if len(present[0]) < 2 or not present[1]:
+        with pytest.raises(Abort):
+            PlainCoordinator().sum(manifest, exchange)
+        return
+    for item, silos in zip(PlainCoordinator().sum(manifest, exchange), present, strict=True):
+        assert item.silos == tuple(sorted(silos))
+        np.testing.assert_array_equal(item.words, sum(vectors[silo] for silo in silos))
+
+
 def test_too_few_silos(vectors):
-    with pytest.raises(Abort, match="1 of 3 silos answered, 2 are needed") as caught:
+    with pytest.raises(Abort, match="1 of 3 silos of a cohort sent a vector, 2 are needed") as caught:
         PlainCoordinator().sum(MANIFEST, exchange_of(vectors, (1, 4)))
     assert (caught.value.stage, caught.value.blamed) == ("clear", ())
 
@@ -151,6 +167,15 @@ def test_reveal_requests_that_do_not_hold_leave_the_chain_alone(vectors, request
     assert silo.answer("reveal", msgpack.packb([data, 0, [1, 2, 4]]), lambda manifest: None) == ROOTS[1]
     with pytest.raises(ProtocolError, match="no noise to remove"):
         silo.answer("reveal", msgpack.packb([data, 0, [1, 2, 4]]), lambda manifest: None)
+
+
+def test_nothing_is_revealed_for_a_part_of_a_block():
+    silo, data = new_silo(), replace(NOISED, blocks=((1,), (2, 4), (3, 5)), minimum=(1, 2)).to_bytes()
+    silo.answer("clear", data, lambda manifest: PackedWords(np.zeros(word_count(SPECS, 3), np.uint64), ROOTS[1]))
+    for part in ([1, 2], [1, 4]):
+        with pytest.raises(ProtocolError, match="in whole blocks"):
+            silo.answer("reveal", msgpack.packb([data, 0, part]), lambda manifest: None)
+    assert silo.answer("reveal", msgpack.packb([data, 0, [1, 2, 4]]), lambda manifest: None) == ROOTS[1]
 
 
 def test_unknown_stage_and_noise():

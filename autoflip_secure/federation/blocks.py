@@ -1,0 +1,57 @@
+"""Blocks: silos that are summed together or not at all, so that differences of sums show blocks and no single silo.
+
+Whatever sums of a run are opened, over however many rounds and attempts and whoever is said to be absent, each is a sum
+over whole blocks; so is every linear combination of them. Batches of users that take part together are from So et al.,
+"Securing Secure Aggregation: Mitigating Multi-Round Privacy Leakage in Federated Learning" (AAAI 2023); here silos
+enforce them where single ones drop out, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Container, Iterable, Sequence
+from itertools import pairwise
+
+__all__ = ["Blocks", "deal_blocks", "fewest_in_blocks", "inside", "least_block", "still_enrolled"]
+
+Blocks = tuple[tuple[int, ...], ...]
+
+
+def least_block(colluders: int, moments: int) -> int:
+    """Fewest silos of a block whose sum tells no single one: colluders + 1 + moments.
+
+    Colluders take themselves out of it. One sum hides two silos from each other; two about the same coordinates (a sum
+    and squares) hide three.
+    """
+    return colluders + 1 + moments
+
+
+def deal_blocks(silos: int, size: int) -> Blocks:
+    """Silos 1..n in as many blocks of at least `size` as there can be, ascending, sizes at most one apart.
+
+    By place and not by lot: another run of the same silos has the same blocks, and its coordinator does not choose who
+    is in which; the federation's owner, who numbers silos, does. Fewer silos than `size` are one block.
+    """
+    count = max(1, silos // size)
+    ends = [silos * i // count for i in range(count + 1)]
+    return tuple(tuple(range(start + 1, end + 1)) for start, end in pairwise(ends))
+
+
+def inside(blocks: Iterable[Sequence[int]], cohorts: Sequence[Collection[int]]) -> Blocks:
+    """Those blocks that are part of a cohort to the last silo."""
+    sets = [set(cohort) for cohort in cohorts]
+    return tuple(tuple(block) for block in blocks if any(each.issuperset(block) for each in sets))
+
+
+def still_enrolled(cohort: Sequence[int], blocks: Iterable[Sequence[int]], enrolled: Container[int]) -> tuple[int, ...]:
+    """A cohort less the silos that were removed from the roster, and less the rest of their blocks: a sum with that
+    rest and one without the removed would show either."""
+    broken = {silo for block in blocks for silo in block if any(other not in enrolled for other in block)}
+    return tuple(silo for silo in cohort if silo in enrolled and silo not in broken)
+
+
+def fewest_in_blocks(sizes: Sequence[int], least: int) -> int:
+    """Fewest silos of some whole blocks that are `least` or more; more than all of them where none are enough."""
+    reached = {0}
+    for size in sizes:
+        reached |= {total + size for total in reached}
+    return min((total for total in reached if total >= least), default=max(least, sum(sizes) + 1))

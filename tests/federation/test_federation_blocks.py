@@ -1,0 +1,161 @@
+"""Blocks: silos that are summed together or not at all, so that no difference of sums tells of a single one."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoflip_secure.config import ResolvedConfig, RunConfig
+from autoflip_secure.data.task import Task
+from autoflip_secure.errors import ConfigError, PolicyRefusal
+from autoflip_secure.federation.blocks import deal_blocks, fewest_in_blocks, inside, least_block, still_enrolled
+from autoflip_secure.federation.defaults import resolve
+from autoflip_secure.federation.policy import SiloPolicy
+from autoflip_secure.federation.schedule import Schedule
+from autoflip_secure.parties.roster import Roster
+
+TABLE = Task("t", "binary", (30,), 2, ("no", "yes"), "mlp", 500)
+TWO = ((1, 2, 3), (4, 5, 6))
+
+
+def resolved(**options: Any) -> ResolvedConfig:
+    return resolve(RunConfig.create(**options), TABLE, natural_silos=None)
+
+
+@given(st.integers(3, 200), st.integers(1, 12))
+def test_blocks_are_as_many_as_there_can_be(silos: int, size: int) -> None:
+    blocks = deal_blocks(silos, size)
+    assert [silo for block in blocks for silo in block] == list(range(1, silos + 1))
+    sizes = [len(block) for block in blocks]
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= min(size, silos)
+    assert (len(blocks) + 1) * size > silos
+
+
+@given(st.lists(st.integers(1, 6), max_size=7), st.integers(1, 30))
+def test_the_fewest_silos_of_whole_blocks(sizes: list[int], least: int) -> None:
+    unions = {sum(some) for count in range(len(sizes) + 1) for some in itertools.combinations(sizes, count)}
+    enough = [total for total in unions if total >= least]
+    found = fewest_in_blocks(sizes, least)
+    assert found == min(enough) if enough else found > sum(sizes)
+
+
+def test_blocks_do_not_depend_on_what_a_coordinator_chooses() -> None:
+    """A seed would let it put a silo into a block with its friends, and into others in every run."""
+    plans = {Schedule(resolved(silos=10, block=3, dp_epsilon=8, seed=seed)).blocks for seed in range(5)}
+    assert plans == {((1, 2, 3), (4, 5, 6), (7, 8, 9, 10))}
+
+
+@pytest.mark.parametrize(
+    ("options", "block"),
+    [
+        ({}, 1),
+        ({"block": 3, "dp_epsilon": 8, "colluders": 1}, 3),
+        ({"block": 3, "dp_epsilon": 8}, 4),
+        # Without DP pruning sums squares, too: two of them tell apart two silos that are left.
+        ({"block": 3, "colluders": 0}, 3),
+        ({"block": 3, "colluders": 1}, 4),
+        ({"block": 3, "colluders": 1, "prune": "none"}, 3),
+        ({"block": 7, "dp_epsilon": 8}, 7),
+    ],
+)
+def test_a_block_hides_its_silos_from_colluders_in_it(options: dict[str, Any], block: int) -> None:
+    config = resolved(silos=20, **options)
+    assert config.block == block
+    assert block == 1 or block >= least_block(config.colluders, Schedule(config).moments)
+
+
+def test_with_blocks_one_cohort_is_summed() -> None:
+    assert resolved(silos=12, dp_epsilon=8).cohorts == 2
+    assert resolved(silos=12, dp_epsilon=8, block=3).cohorts == 1
+    config = resolved(silos=12, dp_epsilon=8, block=3, cohorts=2, colluders=0, min_cohort=0.5)
+    cohorts = Schedule(config).plan(0).cohorts
+    assert len(cohorts) == 2
+    assert all(inside(Schedule(config).blocks, [cohort]) for cohort in cohorts)
+    with pytest.raises(ConfigError, match="--cohorts 2: 5 silos make 1 blocks of 3 or more"):
+        Schedule(resolved(silos=5, dp_epsilon=8, block=3, cohorts=2))
+
+
+def test_participants_are_drawn_block_by_block() -> None:
+    schedule = Schedule(resolved(silos=14, block=3, dp_epsilon=8, participation=0.5, rounds=30))
+    drawn = [schedule.plan(round).cohorts[0] for round in range(30)]
+    assert len(set(drawn)) > 3
+    for cohort in drawn:
+        assert sorted(silo for block in inside(schedule.blocks, [cohort]) for silo in block) == list(cohort)
+    kinds = {schedule.plan(round).minimum for round in schedule.kinds}
+    assert {schedule.plan(round).minimum for round in range(30)} == kinds, "what is reviewed is all there is"
+
+
+def test_cohorts_of_the_filter_are_blocks_of_their_size() -> None:
+    config = resolved(silos=20, block=3, cohort_filter=True)
+    cohorts = Schedule(config).plan(0).cohorts
+    assert sorted(cohorts) == sorted(Schedule(config).blocks)
+
+
+def test_a_policy_counts_colluders_out_of_a_block(make_config) -> None:
+    options = {"aggregation": "secagg", "dp_epsilon": 8.0, "dp_trust": "distributed", "silos": 12, "min_cohort": 0.6}
+    policy = SiloPolicy(proved_models=False, min_block=3)
+    policy.check_run(make_config(**options, block=3, colluders=1))
+    # A coordinator may say what it likes: nothing on its side is relied on.
+    with pytest.raises(PolicyRefusal, match=r"rule min_block: a block has 3 silos; the least is 4"):
+        policy.check_run(make_config(**options, block=3, colluders=1).model_copy(update={"colluders": 2}))
+    with pytest.raises(PolicyRefusal, match=r"rule min_block: a block has 1 silos; the least is 3"):
+        policy.check_run(make_config(**options, colluders=1))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"blocks": ()},
+        {"blocks": ((1, 2, 3, 4, 5, 6),)},
+        {"blocks": ((1, 2), (3, 4), (5, 6))},
+        {"blocks": ((1, 2, 4), (3, 5, 6))},
+        {"blocks": TWO[::-1]},
+        {"cohorts": ((1, 2, 3, 4, 5),), "blocks": ((1, 2, 3), (4, 5))},
+        {"cohorts": ((1, 2, 3, 4, 5),), "blocks": ((1, 2, 3, 4, 5),)},
+    ],
+)
+def test_a_round_has_the_blocks_of_the_joined_run(changes: dict[str, Any], institution) -> None:
+    silo = institution(silos=6, block=3, min_cohort=0.5)
+    assert silo.join().status == "ok", silo.refusal
+    assert silo.contribute(**{"minimum": (3,), **changes}).status == "refused"
+    assert "refused by rule blocks: " in silo.refusal
+    assert silo.lines() == 0
+    assert silo.contribute(minimum=(3,), blocks=TWO).status == "ok", silo.refusal
+
+
+def test_a_cohort_of_no_whole_block_is_refused(institution) -> None:
+    """It would name no block and be summed silo by silo: the coordinator leaves one of each block out."""
+    silo = institution(silos=10, block=3, min_cohort=0.5)
+    assert silo.join().status == "ok", silo.refusal
+    for cohort in ((1, 2, 4, 5, 7, 8, 9), (2, 3, 5, 6, 8, 9, 10), (1, 4, 7, 8, 9)):
+        assert silo.contribute(cohorts=(cohort,), minimum=(5,)).status == "refused"
+    assert "refused by rule blocks: " in silo.refusal
+    assert silo.lines() == 0
+
+
+def test_a_run_without_blocks_has_none(institution) -> None:
+    silo = institution(silos=6, min_cohort=0.5)
+    assert silo.join().status == "ok", silo.refusal
+    assert silo.contribute(minimum=(3,), blocks=TWO).status == "refused"
+    assert "refused by rule blocks: " in silo.refusal
+
+
+def test_a_silo_that_is_removed_takes_its_block_along(institution, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert still_enrolled((1, 2, 3, 4, 5, 6), TWO, (1, 2, 3, 4, 6)) == (1, 2, 3)
+    silo = institution(silos=6, block=3, min_cohort=0.5)
+    assert silo.join().status == "ok", silo.refusal
+    assert silo.contribute(minimum=(3,), blocks=TWO).status == "ok", silo.refusal
+    admission = silo.silo._session._admission
+    left = Roster(admission.roster.coordinator, tuple(entry for entry in admission.roster.entries if entry.silo != 5))
+    monkeypatch.setattr(silo.silo._session, "_admission", replace(admission, roster=left))
+    # A sum with 4 and 6 beside one with 4, 5 and 6 would tell of silo 5 alone, and of the two others.
+    rest = {"cohorts": ((1, 2, 3, 4, 6),), "minimum": (3,), "blocks": ((1, 2, 3), (4, 6))}
+    assert silo.contribute(attempt=1, **rest).status == "refused"
+    assert "refused by rule blocks: " in silo.refusal
+    assert silo.contribute(attempt=2, cohorts=((1, 2, 3),), minimum=(3,), blocks=TWO[:1]).status == "ok", silo.refusal
