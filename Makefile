@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # `make sim ARGS="--silos 5 --dp-epsilon 3"` passes options on; the last one given wins. `make sim DP=` runs without DP.
 DP ?= --dp-epsilon 8
 ARGS ?=
+# Processes that tests run in, one a core; `make test WORKERS=0` runs them one after another in one.
+WORKERS ?= auto
 
 .PHONY: sim test lint bench-sim bench-secagg bench-proofs bench-privacy bench-pruning bench-robustness bench-ablations bench-agreement bench-landscape bench-compaction bench-ckks bench-stages bench-threats clean
 
@@ -12,7 +14,7 @@ sim: $(VENV)/.installed
 	$(BIN)/python -m autoflip_secure.sim $(DP) $(ARGS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -91,8 +91,9 @@ class RunConfig(BaseModel):
     block: int = Field(
         1,
         ge=1,
-        description="silos that are summed together or not at all, at least so many and colluders + 2: differences of "
-        "sums then tell no single silo; one that drops out takes its block along [autoflip-secure run: 3]",
+        description="silos that are summed together or not at all: the first of 3, 6, 12, ... that is so many, and "
+        "colluders + 2 or more. Differences of sums then tell no single silo; one that drops out takes its block along "
+        "[autoflip-secure run: 3]",
     )
     epoch_slots: int = Field(64, ge=1, le=1024, description="rounds served by one key set-up")
     prove_models: bool = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoflip_secure.attacks.outcome import SLACK, Attack, Outcome, Scale, mean_interval, proportion_interval
-from autoflip_secure.attacks.settings import SETTINGS, run_federation
+from autoflip_secure.attacks.settings import IN_BLOCKS, SETTINGS, run_federation
+from autoflip_secure.federation.blocks import deal_blocks
 
 __all__ = ["ATTACK"]
 
@@ -19,11 +20,15 @@ CHANCE = HELD / CLASSES
 RECALL = f"classes found of {HELD} that a silo holds, of {CLASSES}"
 OPTIONS = f"--partition pathological:{HELD} --evaluate-every 1000"
 ABSENT = "--participation 0.8"
-NO_GROUP_BOUND = "DP of one patient bounds nothing about a whole silo"
+BLOCKS = deal_blocks(SILOS, IN_BLOCKS["block"])
+OF_BLOCKS = f", blocks of {IN_BLOCKS['block']}"
+BLOCK_GUESS = "without the attack: the best guess from the classes of the block's silos"
+NO_GROUP_BOUND = "`--block 1`; DP of one patient bounds nothing about a whole silo"
+TOGETHER = f"a sum tells what its silos hold together: their best guess + {SLACK}"
 
 GUESSED_FROM = {
     "plain": "each silo's vector is seen",
-    "sum": "not defended without DP",
+    "sum": "`--block 1` and no DP: not defended",
     "sum + DP 8": NO_GROUP_BOUND,
     "sum + DP 1": NO_GROUP_BOUND,
 }
@@ -50,6 +55,8 @@ def run(scale: Scale) -> Iterator[Outcome]:
     yield from _nobody_absent(scale, size)
     yield from _cohorts(scale, size)
     yield from _retries(scale, size)
+    yield from _absent_blocks(scale, size)
+    yield from _retries(scale, size, in_blocks=True)
     yield from _forbidden(scale)
 
 
@@ -104,12 +111,18 @@ def _drops(scale: Scale, size: _Size) -> Iterator[Outcome]:
 def _nobody_absent(scale: Scale, size: _Size) -> Iterator[Outcome]:
     """The same attack where every silo is in every sum."""
     for setting in tuple(SETTINGS)[1:]:
-        options, promise = f"--silos {SILOS}", f"a sum tells what its silos hold together: their best guess + {SLACK}"
-        name, note = (
-            "label sets, nobody absent",
-            "without the attack: the best guess from the classes of the cohort's silos",
+        note = "without the attack: the best guess from the classes of the cohort's silos"
+        yield _passive(
+            scale, size, f"--silos {SILOS}", "label sets, nobody absent", setting, SILOS, promise=TOGETHER, note=note
         )
-        yield _passive(scale, size, options, name, setting, SILOS, chance=None, promise=promise, note=note)
+
+
+def _absent_blocks(scale: Scale, size: _Size) -> Iterator[Outcome]:
+    """Blocks that are drawn for some rounds and not for others."""
+    given = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in IN_BLOCKS.items())
+    options, name = f"--silos {SILOS} {ABSENT} {given}", f"label sets from absences{OF_BLOCKS}"
+    for setting in tuple(SETTINGS)[1:]:
+        yield _passive(scale, size, options, name, setting, SILOS, promise=TOGETHER, note=BLOCK_GUESS, blocks=BLOCKS)
 
 
 def _cohorts(scale: Scale, size: _Size) -> Iterator[Outcome]:
@@ -122,38 +135,48 @@ def _cohorts(scale: Scale, size: _Size) -> Iterator[Outcome]:
         yield _passive(scale, size, options + rotation, name, setting, 12, note=note)
 
 
-def _retries(scale: Scale, size: _Size) -> Iterator[Outcome]:
-    """A coordinator that says silos dropped out, and has the round again without them."""
+def _retries(scale: Scale, size: _Size, *, in_blocks: bool = False) -> Iterator[Outcome]:
+    """A coordinator that says silos, or blocks, dropped out, and has the round again without them."""
     from autoflip_secure.attacks import retries
 
+    blocks, which = (IN_BLOCKS, OF_BLOCKS) if in_blocks else ({}, "")
     for setting in tuple(SETTINGS)[1:]:
         cosines, shared = [], []
         for seed in size.seeds:
-            found_there = retries.cosines_of_differences(scale.work / f"retry-{setting}-{seed}", setting, seed)
+            folder = scale.work / f"retry-{setting}-{seed}{which}"
+            found_there = retries.cosines_of_differences(folder, setting, seed, **blocks)
             cosines += found_there[0]
             shared += found_there[1]
+        alone = f"{GUESSED_FROM[setting]}; chance is the sum of all silos"
         yield Outcome(
-            "one silo's update from one retry",
+            f"one silo's update from one retry{which}",
             setting,
             "cosine of the difference and the update",
             *mean_interval(cosines),
             trials=len(cosines),
             chance=float(np.mean(shared)),
-            note=f"{GUESSED_FROM[setting]}; chance is the sum of all silos",
+            note="without the block; chance is the sum of its silos, without noise" if in_blocks else alone,
         )
-    for setting in tuple(SETTINGS)[2:]:
-        tried = [retries.label_sets(scale.work / f"hidden-{setting}-{s}", setting, s, HELD) for s in size.seeds]
-        found, sums = sum(hits for hits, _ in tried), max(sums for _, sums in tried)
-        note = f"{sums} sums that the plan pays for, over a made-up model; {NO_GROUP_BOUND}"
-        yield _recall("label sets from retries", setting, found, SILOS * len(size.seeds), note)
+    for setting in tuple(SETTINGS)[1 if in_blocks else 2 :]:
+        folder = scale.work / f"hidden-{setting}{which}"
+        tried = [retries.label_sets(folder / str(s), setting, s, HELD, **blocks) for s in size.seeds]
+        bound: dict[str, Any] = {}
+        if in_blocks:
+            bound = {"chance": float(np.mean([_best_guesses(t.held, BLOCKS) for t in tried])), "promise": TOGETHER}
+        paid = " that the plan pays for" if "DP" in setting else ""
+        note = f"{max(t.sums for t in tried)} sums{paid}, over a made-up model"
+        note = f"{note}; {BLOCK_GUESS if in_blocks else NO_GROUP_BOUND}"
+        found = sum(t.found for t in tried)
+        yield _recall(f"label sets from retries{which}", setting, found, SILOS * len(size.seeds), note, **bound)
 
 
 def _forbidden(scale: Scale) -> Iterator[Outcome]:
     """Sums that rules forbid, asked of real silos."""
-    from autoflip_secure.attacks.forbidden_sums import forbidden_sums
+    from autoflip_secure.attacks.forbidden_sums import forbidden_sums, parts_of_blocks
     from autoflip_secure.data.registry import load
 
-    tried = list(forbidden_sums(scale.work / "forbidden", load("digits", None, 0)))
+    data = load("digits", None, 0)
+    tried = [*forbidden_sums(scale.work / "forbidden", data), *parts_of_blocks(scale.work / "parts", data)]
     asked, answered = sum(t.asked for t in tried), sum(t.answered for t in tried)
     rules = sorted(set().union(*(t.rules for t in tried)))
     yield Outcome(
@@ -192,13 +215,14 @@ def _passive(
     setting: str,
     silos: int,
     *,
-    chance: float | None = CHANCE,
     note: str = "",
     promise: str = "",
+    blocks: Sequence[Sequence[int]] = (),
 ) -> Outcome:
-    """Label sets from the recorded views of honest runs. Without a given chance: a guess among the cohort's classes.
+    """Label sets from the recorded views of honest runs.
 
-    Where the promise is that this is all there is, the bound is chance and some slack.
+    With a promise, that sums tell no more than of the silos of a block together (of a cohort, where there are no
+    blocks), chance is a guess among their classes.
     """
     from autoflip_secure.attacks import property_inference, true_silos
     from autoflip_secure.attacks.recorded_view import RecordedView
@@ -211,25 +235,29 @@ def _passive(
         guessed = seen.label_sets(property_inference.class_signatures(folder), CLASSES, HELD)
         found += true_silos.found_classes(guessed, held)
         sizes = seen.present.sum(axis=1)
-        smallest = seen.present[sizes == sizes.min()]
-        within += [_best_guess([held[s] for s in np.flatnonzero(row)]) for row in smallest]
-    chance = float(np.mean(within)) if chance is None else chance
-    note = note or ("" if promise else GUESSED_FROM[setting])
-    bound = {"bound": chance + SLACK, "promise": promise} if promise else {}
-    return _recall(attack, setting, found, silos * len(size.seeds), note, chance=chance, **bound)
+        cohorts = [np.flatnonzero(row) + 1 for row in seen.present[sizes == sizes.min()]]
+        within.append(_best_guesses(held, blocks or cohorts))
+    note = note or GUESSED_FROM[setting]
+    chance = float(np.mean(within)) if promise else CHANCE
+    return _recall(attack, setting, found, silos * len(size.seeds), note, chance=chance, promise=promise)
 
 
 def _recall(
-    attack: str, setting: str, found: int, silos: int, note: str, *, chance: float = CHANCE, **bound: Any
+    attack: str, setting: str, found: int, silos: int, note: str, *, chance: float = CHANCE, promise: str = ""
 ) -> Outcome:
+    """Where the promise is that chance is all there is, the bound is chance and some slack."""
     share = proportion_interval(found, HELD * silos)
+    bound: dict[str, Any] = {"bound": chance + SLACK, "promise": promise} if promise else {}
     return Outcome(attack, setting, RECALL, *share, trials=HELD * silos, chance=chance, note=note, **bound)
 
 
-def _best_guess(held: Sequence[frozenset[int]]) -> float:
-    """Recall of one guess for all silos of a sum, the classes that most of them hold."""
-    counts = np.bincount([name for classes in held for name in classes], minlength=CLASSES)
-    return float(np.sort(counts)[::-1][:HELD].sum() / (HELD * len(held)))
+def _best_guesses(held: Sequence[frozenset[int]], groups: Iterable[Iterable[int]]) -> float:
+    """Recall where all silos of a group, given by ids 1, 2, ..., get one guess: the classes that most of them hold."""
+    right = silos = 0
+    for group in map(list, groups):
+        counts = np.bincount([name for silo in group for name in held[silo - 1]], minlength=CLASSES)
+        right, silos = right + int(np.sort(counts)[::-1][:HELD].sum()), silos + len(group)
+    return right / (HELD * silos)
 
 
 def _determined(present: NDArray[np.float64]) -> str:

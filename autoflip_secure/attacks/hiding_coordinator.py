@@ -14,13 +14,11 @@ from autoflip_secure.sums.manifest import Manifest
 
 __all__ = ["HidingCoordinator"]
 
-ROUND_STAGES = ("masked", "confirm", "unmask")
-
 
 class HidingCoordinator(LyingCoordinator):
-    """Silos that it hides get no request in a round; to the others they look as if they had dropped out.
+    """Silos that it hides are not asked for their vector; to the others they look as if they had dropped out.
 
-    They do take part in the set-up of keys, so that other sums can have them.
+    They do take part in the set-up of keys, so that other sums can have them, and help to open sums without them.
     """
 
     hidden: frozenset[int] = frozenset()
@@ -33,14 +31,14 @@ class HidingCoordinator(LyingCoordinator):
 
     @property
     def present(self) -> tuple[int, ...]:
-        """Silos that are asked."""
+        """Silos that are asked for their vector."""
         return tuple(silo for silo in self.roster.silos if silo not in self.hidden)
 
     def ask(
         self, silo: int, stage: str, request: bytes, model: bytes = b"", *, round: int = 1, attempt: int = 0
     ) -> Reply:
-        """As `LyingCoordinator.ask`; a hidden silo is not asked, and counts as away."""
-        if silo in self.hidden and stage in ROUND_STAGES:
+        """As `LyingCoordinator.ask`; a hidden silo is not asked for a vector, and counts as away."""
+        if silo in self.hidden and stage == "masked":
             return Reply("silent")
         reply = super().ask(silo, stage, request, model, round=round, attempt=attempt)
         self.answered += stage == "masked" and reply.status == "ok"

@@ -63,7 +63,8 @@ class PlainVector:
 def institution_policy(config: ResolvedConfig) -> SiloPolicy:
     """An institution's policy that accepts exactly this run: whoever asks for less than it meets a rule."""
     accepting = SiloPolicy.accepting(config).model_dump()
-    return SiloPolicy(**{**accepting, "simulated": False, "code": (code_digest().hex(),)})
+    own = {"simulated": False, "code": (code_digest().hex(),), "min_block": config.block}
+    return SiloPolicy(**{**accepting, **own})
 
 
 class LyingCoordinator:
@@ -218,6 +219,7 @@ class LyingCoordinator:
             channels=(self._update_channel(int(model.mask.sum()), plan.minimum),),
             privacy=self.plan.train_terms(self.schedule.is_exploration(round)),
             heads_hash=self.trail.freeze(),
+            blocks=plan.blocks,
         )
         if config.trust != "none":
             manifest = on_fine_grid(manifest, self.plan.privacy.releases, self.plan.privacy.epsilon)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,66 +19,100 @@ from autoflip_secure.data.records import Records
 from autoflip_secure.data.registry import load
 from autoflip_secure.federation.model_payload import ModelPayload
 
-__all__ = ["cosines_of_differences", "label_sets", "silent_model"]
+__all__ = ["Guesses", "cosines_of_differences", "label_sets", "silent_model"]
 
 SILOS = 10
 OPTIONS: dict[str, Any] = {"dataset": "digits", "model": "mlp", "partition": "pathological:2", "prune": "none"}
 ROUNDS, ROUND = 24, 1
 
 
+@dataclass(frozen=True)
+class Guesses:
+    """Label sets as guessed, and as they are.
+
+    Attributes
+    ----------
+    guessed, held : list of frozenset of int
+        By silo.
+    sums : int
+        That it took.
+    """
+
+    guessed: list[frozenset[int]]
+    held: list[frozenset[int]]
+    sums: int
+
+    @property
+    def found(self) -> int:
+        """Classes found."""
+        return found_classes(self.guessed, self.held)
+
+
 def cosines_of_differences(
-    folder: Path, setting: str, seed: int, silos: int = SILOS
+    folder: Path, setting: str, seed: int, silos: int = SILOS, **blocks: Any
 ) -> tuple[list[float], list[float]]:
     """Each silo's update as the difference of a round's sum and of its retry without that silo.
+
+    Parameters
+    ----------
+    blocks
+        Such as `settings.IN_BLOCKS`: the difference is then that of the retry without the silo's block.
 
     Returns
     -------
     lists of float
         By silo the cosine of the difference and the silo's own update, without noise and sampling; and that of the
-        whole sum and the update, which needs no retry.
+        update and what shows anyway: the whole sum, which needs no retry, or the sum of the silo's block without noise.
     """
-    options = {**OPTIONS, "seed": seed, "silos": silos, "rounds": ROUNDS}
+    options = {**OPTIONS, "seed": seed, "silos": silos, "rounds": ROUNDS, **blocks}
     coordinator = HidingCoordinator(folder / "sum", load("digits", None, seed), setting, options)
     try:
         model = coordinator.first_model()
         own = _own_updates(folder, coordinator, model, options)
         whole = coordinator.sum(model, ROUND).sum("update")
         found, shared = [], []
-        for attempt, (silo, update) in enumerate(zip(coordinator.roster.silos, own, strict=True), start=1):
-            coordinator.hide(silo)
+        for attempt, block in enumerate(coordinator.schedule.blocks, start=1):
+            coordinator.hide(*block)
             difference = whole - coordinator.sum(model, ROUND, attempt=attempt).sum("update")
-            found.append(cosine(difference, update))
-            shared.append(cosine(whole, update))
+            updates = own[np.array(block) - 1]
+            shown = updates.sum(axis=0) if blocks else whole
+            found += [cosine(difference, update) for update in updates]
+            shared += [cosine(shown, update) for update in updates]
         return found, shared
     finally:
         coordinator.close()
 
 
-def label_sets(folder: Path, setting: str, seed: int, held: int) -> tuple[int, int]:
-    """Under DP: what all sums that one run pays for tell, each without two silos in turn, of a model that tells most.
+def label_sets(folder: Path, setting: str, seed: int, held: int, **blocks: Any) -> Guesses:
+    """What all sums that one run pays for tell, each without two silos in turn, of a model that tells most.
 
-    Returns
-    -------
-    int, int
-        Classes found of all silos, and the sums that it took.
+    Without DP sums cost nothing and have no noise: two for each silo or block tell all that more of them would.
+
+    Parameters
+    ----------
+    blocks
+        Such as `settings.IN_BLOCKS`: each sum is then without one block.
     """
-    options = {**OPTIONS, "seed": seed, "silos": SILOS, "rounds": ROUNDS}
+    options = {**OPTIONS, "seed": seed, "silos": SILOS, "rounds": ROUNDS, **blocks}
     coordinator = HidingCoordinator(folder, load("digits", None, seed), setting, options)
     try:
         model = silent_model(coordinator.first_model())
-        silos = coordinator.roster.silos
+        parts = coordinator.schedule.blocks
         present: list[tuple[int, ...]] = []
         sums: list[NDArray[np.float64]] = []
-        planned = sum(mechanism.count for mechanism in coordinator.plan.mechanisms()["train"])
+        planned = sum(mechanism.count for mechanism in coordinator.plan.mechanisms().get("train", ()))
+        planned = planned or 2 * len(parts)
         for attempt in range(planned):
-            turn = attempt % len(silos)
-            coordinator.hide(silos[turn], silos[(turn + 1 + attempt // len(silos)) % len(silos)])
+            turn = attempt % len(parts)
+            other = parts[(turn + 1 + attempt // len(parts)) % len(parts)]
+            coordinator.hide(*parts[turn], *(() if blocks else other))
             sums.append(coordinator.sum(model, ROUND, attempt=attempt).sum("update"))
             present.append(coordinator.present)
-        counts = class_counts(presence(present, len(silos)), _signatures(coordinator, model, len(sums)), sums)
+        signatures = _signatures(coordinator, model, len(sums))
+        counts = class_counts(presence(present, len(coordinator.roster.silos)), signatures, sums)
     finally:
         coordinator.close()
-    return found_classes(likely_classes(counts, held), true_label_sets(folder)), planned
+    return Guesses(likely_classes(counts, held), true_label_sets(folder), planned)
 
 
 def silent_model(model: ModelPayload) -> ModelPayload:

@@ -7,11 +7,12 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["SETTINGS", "area_of_epsilon", "bound_of_epsilon", "epsilon_of", "run_federation"]
+__all__ = ["IN_BLOCKS", "SETTINGS", "area_of_epsilon", "bound_of_epsilon", "epsilon_of", "run_federation"]
 
 SETTINGS = MappingProxyType(
     {
@@ -22,6 +23,9 @@ SETTINGS = MappingProxyType(
     }
 )
 """Options of each: AutoFLIP as published, through the secure sum, and that with patient-level DP."""
+
+IN_BLOCKS: Mapping[str, Any] = MappingProxyType({"block": 3, "colluders": 0, "min_cohort": 0.6})
+"""The smallest blocks that a policy accepts unless it is changed; of three blocks the sum of any two may be opened."""
 
 
 def epsilon_of(setting: str) -> float | None:

@@ -19,7 +19,7 @@ from autoflip_secure.secagg.round_messages import ConfirmReply, ConfirmRequest, 
 from autoflip_secure.sums.encoding import unpack_sum
 from autoflip_secure.sums.manifest import Manifest
 
-__all__ = ["Slot", "SurvivorTally", "split_view", "survivor_lies"]
+__all__ = ["Slot", "SurvivorTally", "all_masked", "split_view", "survivor_lies"]
 
 SIGNATURE_BYTES = 64
 RECEIPT = len(MaskedReply(1, bytes(SIGNATURE_BYTES)).to_bytes())
@@ -128,18 +128,10 @@ def survivor_lies(lying: LyingCoordinator, slots: int, random: np.random.Generat
     other lists or too few.
     """
     tally, model = SurvivorTally(), lying.first_model()
-    epoch, content = lying.open_epoch(slots), lying.first_model().to_bytes()
+    epoch = lying.open_epoch(slots)
     for attempt in range(slots):
-        manifest = lying.manifest(model, round, attempt=attempt)
-        manifest = manifest.with_slot(
-            epoch=epoch.number, slot=epoch.take_slot(), epoch_hash=epoch.epoch_hash, attempt=attempt
-        )
-        slot, everybody = Slot(epoch, manifest), manifest.cohorts[0]
-        for silo in everybody:
-            reply = send_masked(lying, epoch, silo, manifest, content)
-            if reply is None:
-                raise RuntimeError(f"silo {silo} did not answer an honest round")
-            slot.take_masked(silo, reply)
+        slot = all_masked(lying, epoch, model, round, attempt)
+        manifest, everybody = slot.manifest, slot.manifest.cohorts[0]
         lists = [_some(everybody, manifest.minimum[0], random) for _ in range(2)]
         for silo in everybody:
             told = lists[int(random.integers(2))]
@@ -158,6 +150,27 @@ def survivor_lies(lying: LyingCoordinator, slots: int, random: np.random.Generat
                     tally.requests.count(accepted)
         tally.slots.count(bool(slot.breaks()))
     return tally
+
+
+def all_masked(lying: LyingCoordinator, epoch: KeyedEpoch, model: ModelPayload, round: int, attempt: int) -> Slot:
+    """The epoch's next slot, after an honest round's first stage: all silos of the first cohort have sent their vector.
+
+    Raises
+    ------
+    RuntimeError
+        A silo did not.
+    """
+    manifest = lying.manifest(model, round, attempt=attempt)
+    manifest = manifest.with_slot(
+        epoch=epoch.number, slot=epoch.take_slot(), epoch_hash=epoch.epoch_hash, attempt=attempt
+    )
+    slot, content = Slot(epoch, manifest), model.to_bytes()
+    for silo in manifest.cohorts[0]:
+        reply = send_masked(lying, epoch, silo, manifest, content)
+        if reply is None:
+            raise RuntimeError(f"silo {silo} did not answer an honest round")
+        slot.take_masked(silo, reply)
+    return slot
 
 
 def _some(everybody: tuple[int, ...], least: int, random: np.random.Generator) -> Survivors:

@@ -11,9 +11,21 @@ from __future__ import annotations
 from collections.abc import Collection, Container, Iterable, Sequence
 from itertools import pairwise
 
-__all__ = ["Blocks", "deal_blocks", "fewest_in_blocks", "inside", "least_block", "still_enrolled"]
+__all__ = [
+    "Blocks",
+    "block_size",
+    "deal_blocks",
+    "deal_evenly",
+    "fewest_in_blocks",
+    "inside",
+    "least_block",
+    "still_enrolled",
+]
 
 Blocks = tuple[tuple[int, ...], ...]
+
+SMALLEST = 3
+"""Silos of the smallest block."""
 
 
 def least_block(colluders: int, moments: int) -> int:
@@ -25,13 +37,31 @@ def least_block(colluders: int, moments: int) -> int:
     return colluders + 1 + moments
 
 
+def block_size(least: int) -> int:
+    """The smallest of 3, 6, 12, ... that is `least` or more.
+
+    Blocks of one of these sizes are made of whole blocks of any smaller one, so runs that need larger blocks than
+    others of the same silos do not subtract to anything smaller.
+    """
+    size = SMALLEST
+    while size < least:
+        size *= 2
+    return size
+
+
 def deal_blocks(silos: int, size: int) -> Blocks:
-    """Silos 1..n in as many blocks of at least `size` as there can be, ascending, sizes at most one apart.
+    """Silos 1..n in blocks of `size`, ascending; what is left over is in the last one, of up to 2 size - 1 silos.
 
     By place and not by lot: another run of the same silos has the same blocks, and its coordinator does not choose who
-    is in which; the federation's owner, who numbers silos, does. Fewer silos than `size` are one block.
+    is in which; the federation's owner, who numbers silos, does. A silo that is added moves the last block alone.
     """
-    count = max(1, silos // size)
+    starts = range(0, max(1, silos // size) * size, size)
+    ends = [*starts[1:], silos]
+    return tuple(tuple(range(start + 1, end + 1)) for start, end in zip(starts, ends, strict=True))
+
+
+def deal_evenly(silos: int, count: int) -> Blocks:
+    """Silos 1..n in `count` blocks of sizes at most one apart, ascending."""
     ends = [silos * i // count for i in range(count + 1)]
     return tuple(tuple(range(start + 1, end + 1)) for start, end in pairwise(ends))
 

@@ -12,7 +12,7 @@ from typing import Any
 from autoflip_secure.config import ResolvedConfig, RunConfig
 from autoflip_secure.data.task import Task
 from autoflip_secure.errors import ConfigError
-from autoflip_secure.federation.blocks import least_block
+from autoflip_secure.federation.blocks import block_size, least_block
 from autoflip_secure.federation.option_checks import check_options, check_robustness
 from autoflip_secure.federation.schedule import (
     UNEXPLORED,
@@ -253,7 +253,7 @@ def _block(config: RunConfig, colluders: int, moments: int, smallest: int) -> in
     cohorts of the filter as they are, which bear few absent silos anyway."""
     if config.block == 1:
         return 1
-    return max(config.block, least_block(colluders, moments), smallest if config.cohort_filter else 0)
+    return smallest if config.cohort_filter else block_size(max(config.block, least_block(colluders, moments)))
 
 
 READABLE_AGREEMENT = 2.0

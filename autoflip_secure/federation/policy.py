@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.data.silo_folder import HOLDOUT_FILE, TRAIN_FILE
 from autoflip_secure.errors import ConfigError, PolicyRefusal
-from autoflip_secure.federation.blocks import least_block
+from autoflip_secure.federation.blocks import block_size, least_block
 from autoflip_secure.federation.outflow import run_channels
 from autoflip_secure.federation.policy_rules import Rule, refusal
 from autoflip_secure.federation.rotation import cohorts_change
@@ -263,6 +263,12 @@ class SiloPolicy(BaseModel):
         least = max(self.min_block, least_block(config.colluders, schedule.moments)) if self.min_block > 1 else 1
         if smallest < least:
             yield refusal(Rule.MIN_BLOCK, f"a block has {smallest} silos", f"the least is {least}")
+        elif least > 1 and not config.cohort_filter and config.block != block_size(config.block):
+            yield refusal(
+                Rule.MIN_BLOCK,
+                f"blocks of {config.block} are not made of those of other runs, and sums of both tell of single silos",
+                f"{block_size(config.block)} would be",
+            )
         if self.proved_models and not (config.prove_models and config.aggregation == "secagg"):
             yield refusal(Rule.PROVED_MODELS, "nothing shows where the models of the run come from, round 0's aside")
         if (self.models or self.approval == "standing") and config.model not in self.models:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from autoflip_secure.federation.approvals import AskedRun
-from autoflip_secure.federation.blocks import deal_blocks
 from autoflip_secure.federation.policy import SiloPolicy
+from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.privacy.ledger_export import utc
 from autoflip_secure.privacy.ledger_tables import cap_text, epsilon_text, table
 
@@ -41,6 +41,9 @@ TRUST_WORDS = {
     "local": "this silo's noise alone keeps the promise, whoever colludes",
     "none": "NO differential privacy: what sums show about single patients is not bounded",
 }
+MOST_BLOCKS = 16
+"""Blocks that a review lists by the names in them."""
+
 AGGREGATION_WORDS = {
     "secagg": "secure aggregation: the coordinator sees sums only",
     "ckks": "homomorphic encryption: the coordinator sees sums only",
@@ -184,9 +187,12 @@ def _blocks(review: RunReview) -> str:
     config = review.config
     if config.block == 1:
         return "sums with and without this silo may be opened, whose difference tells of it alone"
-    blocks = deal_blocks(config.silos, config.block)
-    smallest = min(map(len, blocks))
-    return f"tell of blocks of {smallest} silos or more: one that drops out takes its block along; {len(blocks)} blocks"
+    blocks = Schedule(config).blocks
+    # Silos that have left already are in no block: then places are no names any more.
+    names = review.silos if len(review.silos) == config.silos else tuple(f"#{i + 1}" for i in range(config.silos))
+    listed = "; ".join(", ".join(_plain(names[place - 1]) for place in block) for block in blocks[:MOST_BLOCKS])
+    more = f"; and {len(blocks) - MOST_BLOCKS} more blocks" if len(blocks) > MOST_BLOCKS else ""
+    return f"tell of whole blocks only, one that drops out takes its block along: {listed}{more}"
 
 
 def _value(value: Any) -> str:

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import ConfigError
-from autoflip_secure.federation.blocks import Blocks, deal_blocks, fewest_in_blocks, inside
+from autoflip_secure.federation.blocks import Blocks, deal_blocks, deal_evenly, fewest_in_blocks, inside
 from autoflip_secure.parties.rules import HARD_FLOOR, most_colluders, only_list, share_threshold
 from autoflip_secure.secagg.graph import MAX_COMPLETE
 from autoflip_secure.seeds import stream
@@ -114,7 +114,7 @@ class Schedule:
                 f"{every}: --prune feddst readjusts in the first half of the run; give 2 rounds or more, "
                 "and --explore-every of at most their half"
             )
-        self.blocks = deal_blocks(self._silos, config.block)
+        self.blocks = self._dealt_blocks()
         """Silos that are summed together or not at all, of the whole run; with --block 1 single ones."""
         if config.block > 1 and len(self.blocks) < self._cohorts:
             raise ConfigError(
@@ -254,6 +254,12 @@ class Schedule:
                     f"{flag} {share}: changes who is in a cohort from round to round, and the sums then estimate "
                     "single silos; with --cohort-filter give 1, or --allow-cohort-rotation"
                 )
+
+    def _dealt_blocks(self) -> Blocks:
+        """Those of the filter are its cohorts, which are to be alike; else sizes that suit other runs' blocks."""
+        if self._config.block > 1 and self._config.cohort_filter:
+            return deal_evenly(self._silos, self._cohorts)
+        return deal_blocks(self._silos, self._config.block)
 
     def _drawn_groups(self, *round: int) -> list[list[int]]:
         """Silos, block by block, dealt to cohorts, for the whole run or for one round."""

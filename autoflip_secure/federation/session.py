@@ -373,6 +373,12 @@ class Session:
 
         Without any block in it a manifest would name none and be valid; with one it has to name all of its cohorts.
         """
+        if self._config.block > 1 and self._places is None:
+            raise refusal(
+                Rule.BLOCKS,
+                f"the run is one of {self._config.silos} silos, this silo's roster has "
+                f"{len(self._admission.roster.silos)}: nobody knows who is in which block",
+            )
         blocks = inside(self._blocks(), manifest.cohorts)
         if manifest.blocks != blocks or (self._config.block > 1 and not blocks):
             raise refusal(
@@ -385,17 +391,18 @@ class Session:
 
     def _ids(self, parts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Silos by their ids, of parts that the schedule knows by 1, 2, ..."""
-        return [[self._places.get(place, place) for place in part] for part in parts]
+        places = self._places or {}
+        return [[places.get(place, place) for place in part] for part in parts]
 
-    def _first_places(self) -> dict[int, int]:
-        """Ids of the silos that the run began with, by the schedule's 1, 2, ...; empty where they are these numbers.
+    def _first_places(self) -> dict[int, int] | None:
+        """Ids of the silos that the run began with, by the schedule's 1, 2, ...; None where they were never as many.
 
         Ids have gaps where a silo left before the run began. Who was there then is kept: silos may leave later, too.
         """
         ids = self._admission.roster.silos
         whole = msgpack.packb(list(ids)) if len(ids) == self._config.silos else None
         first = self._first(NO_ROUND, "places", whole)
-        return {} if first is None else dict(enumerate(msgpack.unpackb(first), start=1))
+        return None if first is None else dict(enumerate(msgpack.unpackb(first), start=1))
 
     def _check_plan(self, manifest: Manifest) -> None:
         """Under DP: only what the joined plan names, no more often than it says, on a fine enough grid."""

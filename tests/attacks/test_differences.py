@@ -16,16 +16,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoflip_secure.attacks import retries
-from autoflip_secure.attacks.disaggregation import class_counts, common_part, likely_classes, mean_parts, presence
-from autoflip_secure.attacks.forbidden_sums import HONEST_PAIR, forbidden_sums
+from autoflip_secure.attacks.disaggregation import (
+    class_counts,
+    common_part,
+    cosine,
+    likely_classes,
+    mean_parts,
+    presence,
+)
+from autoflip_secure.attacks.forbidden_sums import HONEST_PAIR, forbidden_sums, parts_of_blocks
 from autoflip_secure.attacks.hiding_coordinator import HidingCoordinator
 from autoflip_secure.attacks.power_sums import found_pairs, pairs_solved, two_values
+from autoflip_secure.attacks.settings import IN_BLOCKS
 from autoflip_secure.data.registry import load
+from autoflip_secure.federation.blocks import deal_blocks
 from autoflip_secure.federation.policy import SiloPolicy
 from autoflip_secure.federation.rotation import determined
 from autoflip_secure.federation.session import Session
 from autoflip_secure.federation.terms import deviation_channel, update_channel
 from autoflip_secure.parties.rules import SiloRules
+from autoflip_secure.secagg import silo_round
 
 SILOS, COORDINATES = 6, 40
 
@@ -159,6 +169,67 @@ def test_a_retry_without_a_silo_shows_little_of_its_update_under_dp(tmp_path: Pa
     assert max(found) < 0.5
 
 
+def test_a_retry_without_a_block_shows_its_sum_and_no_silos_update(tmp_path: Path) -> None:
+    found, of_blocks = retries.cosines_of_differences(tmp_path, "sum", 0, silos=9, **IN_BLOCKS)
+    np.testing.assert_allclose(found, of_blocks, atol=0.01)
+    assert max(found) < 0.9
+
+
+def test_retries_show_label_sets_and_in_blocks_those_of_a_block_together(tmp_path: Path) -> None:
+    alone, together = (
+        retries.label_sets(tmp_path / str(len(blocks)), "sum", 0, 2, **blocks) for blocks in ({}, IN_BLOCKS)
+    )
+    assert alone.found == 20
+    assert together.found <= 8
+    for block in deal_blocks(10, IN_BLOCKS["block"]):
+        assert len({together.guessed[silo - 1] for silo in block}) == 1
+
+
+def asked_for_parts(folder: Path) -> dict[str, float]:
+    """Share of the silos that helped, by what they were asked for."""
+    tried = parts_of_blocks(folder / "federation", load("digits", None, 0))
+    return {each.name: each.answered / each.asked for each in tried}
+
+
+def test_no_silo_helps_with_a_part_of_a_block(tmp_path: Path) -> None:
+    tried = list(parts_of_blocks(tmp_path / "federation", load("digits", None, 0)))
+    assert [each.answered for each in tried] == [0] * 6
+    assert [set(each.rules) for each in tried] == [{"blocks"}] * 6
+
+
+def test_without_the_rule_on_manifests_silos_help_with_a_part_of_a_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "_check_blocks", lambda *_: None)
+    *manifests, survivors = asked_for_parts(tmp_path).values()
+    assert manifests == [1.0] * 5
+    assert survivors == 0.0
+
+
+def test_without_the_rule_on_survivors_silos_help_with_a_part_of_a_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(silo_round, "check_survivors", lambda *_: None)
+    assert list(asked_for_parts(tmp_path).values())[-1] == 1.0
+
+
+def test_without_the_rule_on_blocks_one_silos_update_comes_out(coordinator, monkeypatch: pytest.MonkeyPatch) -> None:
+    terms = {"silos": 9, "prune": "none", **IN_BLOCKS}
+    plain, hiding = coordinator("plain", **terms), coordinator("sum", **terms)
+    model = plain.first_model()
+    plain.sum(model, 1)
+    own = {vector.silo: vector.update for vector in plain.vectors}
+
+    def asked(attempt: int) -> Any:
+        return hiding.opened(hiding.manifest(model, 1, attempt=attempt, blocks=()), model)
+
+    assert asked(0) is None
+    monkeypatch.setattr(Session, "_check_blocks", lambda *_: None)
+    whole = asked(1)
+    hiding.hide(2)
+    assert cosine(whole.sum("update") - asked(2).sum("update"), own[2]) > 0.999
+
+
 def test_no_round_is_had_again_with_fewer_silos_than_the_run_opens(coordinator) -> None:
     hiding = coordinator("sum", silos=5, prune="none", colluders=0)
     model = hiding.first_model()
@@ -187,9 +258,11 @@ def test_absences_show_label_sets_even_under_dp_and_full_sums_do_not(tmp_path: P
 
     options = "--dataset digits --model mlp --partition pathological:2 --silos 10 --rounds 20 --cohorts 1"
     found = {}
-    for name, more in (("absent", "--participation 0.8"), ("present", "")):
+    blocks = "--participation 0.8 --block 3 --colluders 0 --min-cohort 0.6"
+    for name, more in (("absent", "--participation 0.8"), ("present", ""), ("in blocks", blocks)):
         run_federation(f"{options} {more}", "sum + DP 8", 0, tmp_path / name)
         guessed = sums_of(RecordedView(tmp_path / name), 10).label_sets(class_signatures(tmp_path / name), 10, 2)
         found[name] = found_classes(guessed, label_sets(tmp_path / name))
     assert found["absent"] >= 14
     assert found["present"] <= 8
+    assert found["in blocks"] <= 8

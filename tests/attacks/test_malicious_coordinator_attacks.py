@@ -23,6 +23,7 @@ from autoflip_secure.attacks.model_attacks import (
     single_class_cosines,
     sole_classes,
 )
+from autoflip_secure.attacks.settings import IN_BLOCKS
 from autoflip_secure.attacks.survivor_lies import split_view
 from autoflip_secure.data.federation_data import LoadedData
 from autoflip_secure.data.registry import load
@@ -147,6 +148,11 @@ def test_silos_of_an_attack_have_an_institutions_policy(lying: Make) -> None:
     assert not policy.simulated
     assert policy.trusts == ("none",)
     assert policy.aggregations == ("secagg",)
+    assert policy.min_block == 1
+
+
+def test_where_the_run_has_blocks_so_has_the_policy(lying: Make) -> None:
+    assert institution_policy(lying("sum", **IN_BLOCKS).config).min_block == IN_BLOCKS["block"]
 
 
 def test_without_dp_a_crafted_model_shows_records_in_the_sum(lying: Make, data: LoadedData) -> None:

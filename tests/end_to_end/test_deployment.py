@@ -21,10 +21,12 @@ from tests.end_to_end.deployment_harness import CommandFailed, Deployment, Table
 pytestmark = pytest.mark.slow
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
-OPTIONS = ("--dp-epsilon", 4, "--colluders", 0, "--min-cohort", 0.75, "--block", 1, "--stage-timeout", 25, "--bits", 18)
+USUAL = ("--dp-epsilon", 4, "--colluders", 0, "--stage-timeout", 25, "--bits", 18)
+OPTIONS = (*USUAL, "--min-cohort", 0.75, "--block", 1)
 POLICY = """
 min_cohort = 0.75
 min_block = 1
+reply_every = 0.2
 epsilon = 16.0
 epsilon_per_run = 4.0
 """
@@ -89,10 +91,11 @@ def check_ledgers(deployment: Deployment) -> None:
 
 
 def test_four_hospitals_train_a_model_with_dp_through_secure_sums(deployment: Deployment) -> None:
-    deployment.begin("first", *OPTIONS, "--rounds", 8)
+    deployment.begin("first", *USUAL, "--rounds", 8)
     deployment.approve()
     summary = deployment.finished("first")
     assert summary["silos"] == 4
+    assert summary["block"] == 3
     assert summary["rounds"] == 8
     assert 0 < summary["epsilon_spent"] <= 4
     assert summary["accuracy"] > 0.5

@@ -13,11 +13,21 @@ from hypothesis import strategies as st
 from autoflip_secure.config import ResolvedConfig, RunConfig
 from autoflip_secure.data.task import Task
 from autoflip_secure.errors import ConfigError, PolicyRefusal
-from autoflip_secure.federation.blocks import deal_blocks, fewest_in_blocks, inside, least_block, still_enrolled
+from autoflip_secure.federation.blocks import (
+    block_size,
+    deal_blocks,
+    deal_evenly,
+    fewest_in_blocks,
+    inside,
+    least_block,
+    still_enrolled,
+)
 from autoflip_secure.federation.defaults import resolve
 from autoflip_secure.federation.policy import SiloPolicy
 from autoflip_secure.federation.schedule import Schedule
-from autoflip_secure.parties.roster import Roster
+from autoflip_secure.parties.identity import Identity
+from autoflip_secure.parties.roster import Roster, RosterEntry
+from autoflip_secure.run_cli import BLOCK, LEFT_OF_BLOCKS
 
 TABLE = Task("t", "binary", (30,), 2, ("no", "yes"), "mlp", 500)
 TWO = ((1, 2, 3), (4, 5, 6))
@@ -32,9 +42,31 @@ def test_blocks_are_as_many_as_there_can_be(silos: int, size: int) -> None:
     blocks = deal_blocks(silos, size)
     assert [silo for block in blocks for silo in block] == list(range(1, silos + 1))
     sizes = [len(block) for block in blocks]
+    assert set(sizes[:-1]) <= {size}
+    assert min(size, silos) <= sizes[-1] < 2 * size
+
+
+@given(st.integers(3, 100), st.integers(3, 100), st.integers(1, 30), st.integers(1, 30))
+def test_blocks_of_two_runs_do_not_tell_of_less_than_the_smaller_ones(
+    silos: int, more: int, one: int, other: int
+) -> None:
+    """Also where silos were added: then the last block is another, and is made of what was in it."""
+    small, large = sorted((block_size(one), block_size(other)))
+    fine = deal_blocks(silos, small)
+    for coarse in (deal_blocks(silos, large), deal_blocks(silos + more, small)):
+        for block in fine[:-1]:
+            assert sum(not set(block).isdisjoint(each) for each in coarse) == 1, (
+                "a block of one run is in one of others"
+            )
+    for block in deal_blocks(silos, large):
+        assert sorted(silo for part in inside(fine, [block]) for silo in part) == list(block)
+
+
+@given(st.integers(12, 100), st.integers(4, 12))
+def test_cohorts_of_the_filter_are_alike(silos: int, count: int) -> None:
+    sizes = [len(block) for block in deal_evenly(silos, count)]
+    assert (len(sizes), sum(sizes)) == (count, silos)
     assert max(sizes) - min(sizes) <= 1
-    assert min(sizes) >= min(size, silos)
-    assert (len(blocks) + 1) * size > silos
 
 
 @given(st.lists(st.integers(1, 6), max_size=7), st.integers(1, 30))
@@ -56,12 +88,13 @@ def test_blocks_do_not_depend_on_what_a_coordinator_chooses() -> None:
     [
         ({}, 1),
         ({"block": 3, "dp_epsilon": 8, "colluders": 1}, 3),
-        ({"block": 3, "dp_epsilon": 8}, 4),
+        ({"block": 3, "dp_epsilon": 8}, 6),
+        ({"block": 2, "dp_epsilon": 8, "colluders": 0}, 3),
         # Without DP pruning sums squares, too: two of them tell apart two silos that are left.
         ({"block": 3, "colluders": 0}, 3),
-        ({"block": 3, "colluders": 1}, 4),
+        ({"block": 3, "colluders": 1}, 6),
         ({"block": 3, "colluders": 1, "prune": "none"}, 3),
-        ({"block": 7, "dp_epsilon": 8}, 7),
+        ({"block": 7, "dp_epsilon": 8}, 12),
     ],
 )
 def test_a_block_hides_its_silos_from_colluders_in_it(options: dict[str, Any], block: int) -> None:
@@ -81,6 +114,14 @@ def test_with_blocks_one_cohort_is_summed() -> None:
         Schedule(resolved(silos=5, dp_epsilon=8, block=3, cohorts=2))
 
 
+@pytest.mark.parametrize("silos", range(3, 25))
+def test_across_institutions_a_block_may_be_missing_from_eight_silos_on(silos: int) -> None:
+    config = resolved(silos=silos, block=BLOCK, min_cohort=LEFT_OF_BLOCKS, dp_epsilon=8, colluders=min(1, silos // 10))
+    plan = Schedule(config).plan(0)
+    smallest = min(map(len, plan.blocks))
+    assert (silos - smallest >= plan.minimum[0]) == (silos >= 8)
+
+
 def test_participants_are_drawn_block_by_block() -> None:
     schedule = Schedule(resolved(silos=14, block=3, dp_epsilon=8, participation=0.5, rounds=30))
     drawn = [schedule.plan(round).cohorts[0] for round in range(30)]
@@ -92,9 +133,11 @@ def test_participants_are_drawn_block_by_block() -> None:
 
 
 def test_cohorts_of_the_filter_are_blocks_of_their_size() -> None:
-    config = resolved(silos=20, block=3, cohort_filter=True)
-    cohorts = Schedule(config).plan(0).cohorts
-    assert sorted(cohorts) == sorted(Schedule(config).blocks)
+    for silos in (14, 15, 20):
+        config = resolved(silos=silos, block=3, cohort_filter=True)
+        cohorts = Schedule(config).plan(0).cohorts
+        assert sorted(cohorts) == sorted(Schedule(config).blocks)
+        assert len(cohorts) == config.cohorts
 
 
 def test_a_policy_counts_colluders_out_of_a_block(make_config) -> None:
@@ -104,6 +147,10 @@ def test_a_policy_counts_colluders_out_of_a_block(make_config) -> None:
     # A coordinator may say what it likes: nothing on its side is relied on.
     with pytest.raises(PolicyRefusal, match=r"rule min_block: a block has 3 silos; the least is 4"):
         policy.check_run(make_config(**options, block=3, colluders=1).model_copy(update={"colluders": 2}))
+    with pytest.raises(
+        PolicyRefusal, match=r"rule min_block: blocks of 4 are not made of those of other runs.* 6 would"
+    ):
+        policy.check_run(make_config(**options, block=3, colluders=1).model_copy(update={"block": 4}))
     with pytest.raises(PolicyRefusal, match=r"rule min_block: a block has 1 silos; the least is 3"):
         policy.check_run(make_config(**options, colluders=1))
 
@@ -159,3 +206,15 @@ def test_a_silo_that_is_removed_takes_its_block_along(institution, monkeypatch: 
     assert silo.contribute(attempt=1, **rest).status == "refused"
     assert "refused by rule blocks: " in silo.refusal
     assert silo.contribute(attempt=2, cohorts=((1, 2, 3),), minimum=(3,), blocks=TWO[:1]).status == "ok", silo.refusal
+
+
+def test_a_run_of_other_silos_than_the_roster_has_no_blocks(institution) -> None:
+    """Its places would be other silos after a removal, and blocks with them."""
+    silo = institution(silos=6, block=3, min_cohort=0.5)
+    entries = silo.folder.roster().entries
+    extra = RosterEntry(7, "silo-7", Identity.generate().public)
+    (silo.home / "roster.bin").write_bytes(Roster(silo.folder.roster().coordinator, (*entries, extra)).to_bytes())
+    silo.restart()
+    assert silo.join().status == "ok", silo.refusal
+    assert silo.contribute(minimum=(3,), blocks=TWO).status == "refused"
+    assert "the run is one of 6 silos, this silo's roster has 7" in silo.refusal

@@ -86,10 +86,9 @@ def check_plan(config: ResolvedConfig, schedule: Schedule, round: int) -> None:
 
 
 def sizes_of_unions(sizes: list[int]) -> set[int]:
-    """Blocks have two sizes at most, so how many of each is all that counts."""
-    small = min(sizes)
-    few, many = sizes.count(small), len(sizes) - sizes.count(small)
-    return {small * i + (small + 1) * j for i in range(few + 1) for j in range(many + 1)}
+    """All blocks but one have the same size, so how many of these is all that counts."""
+    usual, last = min(sizes), max(sizes)
+    return {usual * i + last * j for i in range(len(sizes)) for j in (0, 1)}
 
 
 def groups_of(schedule: Schedule) -> list[set[int]]:

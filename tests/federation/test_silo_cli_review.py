@@ -169,6 +169,22 @@ def test_a_review_of_a_run_with_proved_models_says_so(trust: str, institution, a
         assert words in command.out
 
 
+def test_a_review_names_the_blocks(institution, at) -> None:
+    """With whom a hospital is summed together or not at all, and what else single sums would tell."""
+    silo = institution(each=True, silos=6, block=3, aggregation="secagg", min_cohort=0.5)
+    silo.join(silo.asked())
+    command = at(silo)
+    assert command("review", silo.request.digest().hex()) == 0
+    names = [entry.name for entry in silo.folder.roster().entries]
+    told = " ".join(command.out.split())
+    assert f"{', '.join(names[:3])}; {', '.join(names[3:])}" in told
+    alone = institution(each=True, silos=6, aggregation="secagg")
+    alone.join(alone.asked())
+    command = at(alone)
+    assert command("review", alone.request.digest().hex()) == 0
+    assert "whose difference tells of it alone" in " ".join(command.out.split())
+
+
 def test_every_channel_has_words_for_an_officer() -> None:
     assert set(CHANNEL_WORDS) == CHANNEL_NAMES | {TAG_CHANNEL}
 
