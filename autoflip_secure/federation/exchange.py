@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from autoflip_secure import errors
 from autoflip_secure.errors import AutoflipSecureError, ProtocolError
 from autoflip_secure.federation.audit_trail import CoordinatorTrail
+from autoflip_secure.federation.blocks import Blocks
 from autoflip_secure.federation.policy_rules import public_names
 from autoflip_secure.federation.server_view import ServerView
 from autoflip_secure.federation.wire import TRAINING_STAGES, Reply, Request, read_reply, request_message
@@ -73,6 +74,8 @@ class StageExchange:
         self.round, self.attempt, self.attachment = 0, 0, b""
         self.spared: frozenset[int] = frozenset()
         """Silos that have the model of this attempt already: they are not sent it."""
+        self.blocks: Blocks = ()
+        """Silos of this attempt that are summed together or not at all."""
         self.refusals: Counter[str] = Counter()
         self._away: set[int] = set()
         self._told: set[tuple[int, str]] = set()
@@ -81,7 +84,7 @@ class StageExchange:
     def begin(self, round: int, attempt: int, attachment: bytes) -> None:
         """Start an attempt; `attachment` is the model that travels with the stage that trains."""
         self.round, self.attempt, self.attachment = round, attempt, attachment
-        self.spared = frozenset()
+        self.spared, self.blocks = frozenset(), ()
         self.refusals.clear()
         self._told.clear()
         self._away.clear()
@@ -89,7 +92,12 @@ class StageExchange:
     def __call__(self, stage: str, requests: Mapping[int, bytes]) -> Iterator[tuple[int, bytes]]:
         # Silos that have not joined, or whose node is known to be away, are not waited for.
         connected = set(self._grid.get_node_ids())
-        by_node = {self.nodes[silo]: request for silo, request in requests.items() if self.nodes.get(silo) in connected}
+        there = {silo for silo in requests if self.nodes.get(silo) in connected}
+        in_vain = self._in_vain(there) if stage in TRAINING_STAGES else frozenset()
+        if in_vain:
+            self._event("not_asked", stage=stage, round=self.round, attempt=self.attempt, silos=sorted(in_vain))
+            requests = {silo: request for silo, request in requests.items() if silo not in in_vain}
+        by_node = {self.nodes[silo]: request for silo, request in requests.items() if silo in there}
         silo_of = {node: silo for silo, node in self.nodes.items()}
         absent = {silo: Reply("silent") for silo in requests}
         if self._trail is not None:
@@ -115,6 +123,11 @@ class StageExchange:
             self._count_absence(stage, silo, reply)
         answered = sorted(requests.keys() - absent.keys())
         self._event("stage", **where, answered=answered, seconds=round(time.perf_counter() - started, 3))
+
+    def _in_vain(self, there: Set[int]) -> frozenset[int]:
+        """Silos that are there without all of their block: what they sent would be in no sum, and cost them budget."""
+        broken = (block for block in self.blocks if not there >= set(block))
+        return frozenset(silo for block in broken for silo in block if silo in there)
 
     def ask_nodes(
         self, stage: str, requests: Mapping[int, bytes], shown: bytes = b"", within: float | None = None

@@ -121,6 +121,7 @@ class SumRunner:
         for attempt in range(MAX_ATTEMPTS):
             self.wait_for(manifest)
             self.exchange.begin(state.round, attempt, model)
+            self.exchange.blocks = manifest.blocks
             proved = self._proved(manifest)
             if proved is not None:
                 return proved

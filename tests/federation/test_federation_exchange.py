@@ -84,6 +84,21 @@ def start() -> Callable[[Answer], tuple[StageExchange, FakeGrid, RecordingView, 
 REQUESTS = {silo: b"to %d" % silo for silo in range(1, 5)}
 
 
+def test_silos_without_all_of_their_block_are_not_asked_for_their_records(start) -> None:
+    """What they sent would be in no sum; it would cost them budget."""
+    exchange, grid, _, events = start(ok)
+    exchange.nodes[4] = 999
+    exchange.blocks = ((1, 2), (3, 4))
+    requests = dict.fromkeys(range(1, 5), b"request")
+    assert sorted(silo for silo, _ in exchange("masked", requests)) == [1, 2]
+    assert sorted(message.metadata.dst_node_id for message in grid.sent) == [101, 102]
+    assert [event["silos"] for event in events if event["event"] == "not_asked"] == [[3]]
+    assert [event["silo"] for event in absences(events)] == [4], "silo 3 is there"
+    assert sorted(silo for silo, _ in exchange("confirm", requests)) == [1, 2, 3], "it helps all the same"
+    exchange.begin(4, 0, b"the model")
+    assert sorted(silo for silo, _ in exchange("masked", requests)) == [1, 2, 3], "of a run without blocks"
+
+
 def test_replies_find_their_silo_although_the_source_is_wrong(start) -> None:
     exchange, *_ = start(ok)
     assert dict(exchange("confirm", REQUESTS)) == {silo: b"from %d" % (100 + silo) for silo in REQUESTS}
