@@ -26,7 +26,7 @@ LOOK_EVERY = 0.5
 
 BLOCK, LEFT_OF_BLOCKS = 3, 0.6
 """Silos that are summed together or not at all, and the part of a cohort that must be there: a silo that drops out
-takes two or three others along, which from eight silos on leaves as much."""
+takes two others along (of the last block up to four), which leaves enough of eight silos or more."""
 
 
 @with_config_options

@@ -9,13 +9,11 @@ enforce them where single ones drop out, too.
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterable, Sequence
-from itertools import pairwise
 
 __all__ = [
     "Blocks",
     "block_size",
     "deal_blocks",
-    "deal_evenly",
     "fewest_in_blocks",
     "inside",
     "least_block",
@@ -53,23 +51,24 @@ def deal_blocks(silos: int, size: int) -> Blocks:
     """Silos 1..n in blocks of `size`, ascending; what is left over is in the last one, of up to 2 size - 1 silos.
 
     By place and not by lot: another run of the same silos has the same blocks, and its coordinator does not choose who
-    is in which; the federation's owner, who numbers silos, does. A silo that is added moves the last block alone.
+    is in which; the federation's owner, who numbers silos, does. A silo that is added moves the last block alone; sums
+    before and after then subtract to the new one.
     """
     starts = range(0, max(1, silos // size) * size, size)
     ends = [*starts[1:], silos]
     return tuple(tuple(range(start + 1, end + 1)) for start, end in zip(starts, ends, strict=True))
 
 
-def deal_evenly(silos: int, count: int) -> Blocks:
-    """Silos 1..n in `count` blocks of sizes at most one apart, ascending."""
-    ends = [silos * i // count for i in range(count + 1)]
-    return tuple(tuple(range(start + 1, end + 1)) for start, end in pairwise(ends))
-
-
 def inside(blocks: Iterable[Sequence[int]], cohorts: Sequence[Collection[int]]) -> Blocks:
     """Those blocks that are part of a cohort to the last silo."""
     sets = [set(cohort) for cohort in cohorts]
     return tuple(tuple(block) for block in blocks if any(each.issuperset(block) for each in sets))
+
+
+def in_whole_blocks(blocks: Blocks, present: Collection[int]) -> frozenset[int]:
+    """Those of `present` whose block is there to the last; all of them where there are no blocks."""
+    there = frozenset(present)
+    return frozenset(silo for block in blocks if there.issuperset(block) for silo in block) if blocks else there
 
 
 def still_enrolled(cohort: Sequence[int], blocks: Iterable[Sequence[int]], enrolled: Container[int]) -> tuple[int, ...]:

@@ -98,6 +98,7 @@ class Coordinator:
             self._roster,
             needed=frozenset(self._places) & frozenset(self._roster.silos),
             least=self._schedule.whole().minimum[0],
+            blocks=tuple(tuple(self._places[place - 1] for place in block) for block in self._schedule.whole().blocks),
             patience=config.join_timeout,
             ask=self._ask_to_join,
             joined=self._trail.joined,
@@ -167,7 +168,9 @@ class Coordinator:
         }
         if self._config.aggregation == "ckks":
             return CkksCoordinator(*parties, **epochs)
-        dropout = likely_dropout(self._config.dropout, self._config.silos, self._config.block)
+        dropout = likely_dropout(
+            self._config.dropout, self._config.silos, self._config.block, self._schedule.whole().minimum[0]
+        )
         return SecAggCoordinator(*parties, **epochs, colluders=self._config.colluders, dropout=dropout)
 
     def _most_sums(self) -> int:

@@ -15,6 +15,7 @@ from autoflip_secure.errors import ConfigError
 from autoflip_secure.federation.blocks import block_size, least_block
 from autoflip_secure.federation.option_checks import check_options, check_robustness
 from autoflip_secure.federation.schedule import (
+    LEAST_FILTERED,
     UNEXPLORED,
     bears_two_moments,
     cohort_minimum,
@@ -96,10 +97,11 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> Reso
         )
     check_robustness(config, task, silos)
     # With the cohort filter a cohort takes the place of the whole, and its sum comes without squares (see Schedule).
-    smallest = silos // (config.cohorts or largest_cohorts(silos)) if config.cohort_filter else silos
+    smallest = _smallest_cohort(config, silos)
     moments = 2 if trust != "distributed" and config.prune == "autoflip" and not config.cohort_filter else 1
     colluders = default_colluders(silos, moments, smallest) if config.colluders is None else config.colluders
-    block = _block(config, colluders, moments, smallest)
+    # A block that colluders are in still hides the others of it from each other.
+    block = 1 if config.block == 1 else block_size(max(config.block, least_block(colluders, moments)))
     explore_rounds = training.explore_rounds if config.explore_rounds is None else config.explore_rounds
     if trust != "distributed" and explore_rounds != 1:
         raise ConfigError(
@@ -248,16 +250,24 @@ def _silos(config: RunConfig, partition: str, natural_silos: int | None) -> int:
     return silos
 
 
-def _block(config: RunConfig, colluders: int, moments: int, smallest: int) -> int:
-    """Larger than asked for where a block with colluders in it would not hide the others of it from each other; and the
-    cohorts of the filter as they are, which bear few absent silos anyway."""
-    if config.block == 1:
-        return 1
-    return smallest if config.cohort_filter else block_size(max(config.block, least_block(colluders, moments)))
-
-
 READABLE_AGREEMENT = 2.0
 """Epsilon up to which measuring agreement costs more than it tells."""
+
+
+def _filtered_cohorts(config: RunConfig, silos: int, block: int) -> int:
+    """Cohorts of the filter, which are made of whole blocks: no more than there are."""
+    if config.block == 1:
+        return largest_cohorts(silos)
+    return min(largest_cohorts(silos), max(LEAST_FILTERED, silos // block))
+
+
+def _smallest_cohort(config: RunConfig, silos: int) -> int:
+    """Silos of the smallest cohort that is summed apart."""
+    if not config.cohort_filter:
+        return silos
+    if config.block > 1:
+        return block_size(config.block)
+    return silos // (config.cohorts or largest_cohorts(silos))
 
 
 def _cohorts(config: RunConfig, silos: int, colluders: int, block: int) -> int:
@@ -268,7 +278,7 @@ def _cohorts(config: RunConfig, silos: int, colluders: int, block: int) -> int:
     agreement of the whole model drowns in it: benchmarks/results/agreement.md.
     """
     if config.cohort_filter:
-        return largest_cohorts(silos)
+        return _filtered_cohorts(config, silos, block)
     if config.trust != "distributed" or config.prune != "autoflip" or silos > MAX_COMPLETE:
         return 1
     if (config.dp_epsilon or 0.0) <= READABLE_AGREEMENT or block > 1:

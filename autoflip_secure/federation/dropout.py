@@ -20,13 +20,14 @@ LEAST_DROPOUT = 0.05
 """Fraction of silos that may drop unannounced in any run."""
 
 
-def likely_dropout(probability: float, silos: int, block: int = 1) -> float:
+def likely_dropout(probability: float, silos: int, block: int = 1, minimum: int = 0) -> float:
     """Fraction of the silos that a round has to bear: three standard deviations above the mean.
 
-    One that drops takes its block along, so it is blocks that are missing.
+    One that drops takes its block along, so it is blocks that are missing; no more than a sum over `minimum` can spare.
     """
     lost, least = (1 - (1 - each) ** block for each in (probability, LEAST_DROPOUT))
-    return max(least, lost + 3 * math.sqrt(lost * (1 - lost) / max(1, silos // block)))
+    borne = max(least, lost + 3 * math.sqrt(lost * (1 - lost) / max(1, silos // block)))
+    return borne if block == 1 else min(borne, max(LEAST_DROPOUT, 1 - minimum / silos))
 
 
 def drops(aggregation: str, probability: float, seed: int, *, silo: int, round: int, attempt: int, stage: str) -> bool:

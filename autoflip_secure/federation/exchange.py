@@ -13,7 +13,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from autoflip_secure import errors
-from autoflip_secure.errors import AutoflipSecureError, ProtocolError
+from autoflip_secure.errors import AutoflipSecureError, BudgetExhausted, ProtocolError
 from autoflip_secure.federation.audit_trail import CoordinatorTrail
 from autoflip_secure.federation.blocks import Blocks
 from autoflip_secure.federation.policy_rules import public_names
@@ -76,6 +76,8 @@ class StageExchange:
         """Silos that have the model of this attempt already: they are not sent it."""
         self.blocks: Blocks = ()
         """Silos of this attempt that are summed together or not at all."""
+        self.exhausted: set[int] = set()
+        """Silos that said that they have no budget left, in this attempt and, as the caller puts in, before."""
         self.refusals: Counter[str] = Counter()
         self._away: set[int] = set()
         self._told: set[tuple[int, str]] = set()
@@ -84,7 +86,7 @@ class StageExchange:
     def begin(self, round: int, attempt: int, attachment: bytes) -> None:
         """Start an attempt; `attachment` is the model that travels with the stage that trains."""
         self.round, self.attempt, self.attachment = round, attempt, attachment
-        self.spared, self.blocks = frozenset(), ()
+        self.spared, self.blocks, self.exhausted = frozenset(), (), set()
         self.refusals.clear()
         self._told.clear()
         self._away.clear()
@@ -126,7 +128,7 @@ class StageExchange:
 
     def _in_vain(self, there: Set[int]) -> frozenset[int]:
         """Silos that are there without all of their block: what they sent would be in no sum, and cost them budget."""
-        broken = (block for block in self.blocks if not there >= set(block))
+        broken = (block for block in self.blocks if not there - self.exhausted >= set(block))
         return frozenset(silo for block in broken for silo in block if silo in there)
 
     def ask_nodes(
@@ -239,6 +241,8 @@ class StageExchange:
             told = (silo, reply.error if reply.error in KNOWN_ERRORS else "other")
             if told not in self._told:  # a silo counts once, however many stages it refuses
                 self._told.add(told)
+                if told[1] == BudgetExhausted.__name__:
+                    self.exhausted.add(silo)
                 self.refusals[told[1]] += 1
         if silo in self._away:
             return  # a drop is counted at the stage where the silo was first missed

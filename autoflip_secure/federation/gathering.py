@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from flwr.serverapp import Grid
 
 from autoflip_secure.errors import BudgetExhausted, CannotContinue, ProtocolError
+from autoflip_secure.federation.blocks import Blocks, in_whole_blocks
 from autoflip_secure.federation.exchange import KNOWN_ERRORS, StageExchange
 from autoflip_secure.federation.join import JOIN_STAGE, read_join_reply
 from autoflip_secure.federation.policy import LONGEST_HOLD
@@ -45,7 +46,9 @@ class Gathering:
     needed : frozenset of int
         Silos of the run.
     least : int
-        With fewer no round can succeed.
+        With fewer, in whole blocks, no round can succeed.
+    blocks : tuple of tuple of int
+        Silos that are summed together or not at all; empty: each by itself.
     patience : float
         Seconds to wait for those that are missing; with 0 all have to be there at once.
     ask : callable
@@ -64,6 +67,7 @@ class Gathering:
     ask: Callable[[], tuple[bytes, bytes]]
     joined: Callable[[Mapping[int, Reply]], None]
     event: Callable[..., None]
+    blocks: Blocks = ()
     _answers: dict[int, str] = field(default_factory=dict, init=False)
     _next_look: float = field(default=0.0, init=False)
     _look_pause: float = field(default=0.0, init=False)
@@ -88,7 +92,7 @@ class Gathering:
         self.exchange.nodes = {}
         self.look()
         while self.missing:
-            enough = len(self.needed - self.missing) >= self.least
+            enough = self._suffices()
             patience = min(self.patience, GRACE) if begun and enough else self.patience
             left = started + patience - time.monotonic()
             if left <= 0:
@@ -97,9 +101,11 @@ class Gathering:
             pause = min(GROWTH * pause, LONGEST_PAUSE)
             self.look()
         self._next_look, self._look_pause = time.monotonic() + FIRST_LATE_PAUSE, FIRST_LATE_PAUSE
-        present = self.needed - self.missing
-        if self.missing and (not self.patience or len(present) < self.least):
+        if self.missing and (not self.patience or not self._suffices()):
             self._give_up()
+
+    def _suffices(self) -> bool:
+        return len(in_whole_blocks(self.blocks, self.needed - self.missing)) >= self.least
 
     @property
     def missing(self) -> frozenset[int]:

@@ -84,13 +84,16 @@ class SiloPolicy(BaseModel):
         ("secagg",), description="kinds of sums: secagg, ckks, none (the coordinator sees every silo)"
     )
     min_silos: int = Field(HARD_FLOOR, ge=HARD_FLOOR, description="fewest silos in a sum that may be opened")
-    min_cohort: float = Field(0.6, gt=0, le=1, description="least fraction of a cohort that must survive")
+    min_cohort: float = Field(
+        0.6, gt=0, le=1, description="least fraction of a cohort that must survive; 0.8 and more where min_block is 1"
+    )
     min_block: int = Field(
         HARD_FLOOR,
         ge=1,
         description="fewest silos that are summed together or not at all (--block): differences of a run's sums, "
-        "whoever is said to be absent, then tell of so many silos together and not of this one alone. 1: of single "
-        "silos, under DP which classes one holds, and without DP its updates",
+        "whoever is said to be absent, then tell of so many silos together and not of this one alone. It takes others "
+        "of the block who ask for it, too. 1: of single silos, under DP which classes one holds, and without DP its "
+        "updates",
     )
     min_threshold: int = Field(
         HARD_FLOOR,
@@ -263,7 +266,7 @@ class SiloPolicy(BaseModel):
         least = max(self.min_block, least_block(config.colluders, schedule.moments)) if self.min_block > 1 else 1
         if smallest < least:
             yield refusal(Rule.MIN_BLOCK, f"a block has {smallest} silos", f"the least is {least}")
-        elif least > 1 and not config.cohort_filter and config.block != block_size(config.block):
+        elif least > 1 and config.block != block_size(config.block):
             yield refusal(
                 Rule.MIN_BLOCK,
                 f"blocks of {config.block} are not made of those of other runs, and sums of both tell of single silos",

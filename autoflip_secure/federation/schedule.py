@@ -9,7 +9,7 @@ from functools import cached_property
 
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import ConfigError
-from autoflip_secure.federation.blocks import Blocks, deal_blocks, deal_evenly, fewest_in_blocks, inside
+from autoflip_secure.federation.blocks import Blocks, deal_blocks, fewest_in_blocks, inside
 from autoflip_secure.parties.rules import HARD_FLOOR, most_colluders, only_list, share_threshold
 from autoflip_secure.secagg.graph import MAX_COMPLETE
 from autoflip_secure.seeds import stream
@@ -69,7 +69,8 @@ def cohort_minimum(
     """Fewest survivors whose sum may be opened: max(min_cohort of the cohort, 3, colluders + 2 + moments).
 
     A cohort that is the whole roster also needs the share threshold that its key shares need. Of blocks, given by their
-    sizes, it is the fewest silos in whole ones; silos whose block is incomplete still hold shares.
+    sizes, it is the fewest silos in whole ones: silos whose block is incomplete still hold shares, and that enough of
+    these are there is counted when the sum is opened.
     """
     least = max(math.ceil(min_cohort * size), HARD_FLOOR, colluders + 2 + moments)
     if blocks:
@@ -114,8 +115,8 @@ class Schedule:
                 f"{every}: --prune feddst readjusts in the first half of the run; give 2 rounds or more, "
                 "and --explore-every of at most their half"
             )
-        self.blocks = self._dealt_blocks()
-        """Silos that are summed together or not at all, of the whole run; with --block 1 single ones."""
+        self.blocks = deal_blocks(self._silos, config.block)
+        """Silos that are summed together or not at all, of the whole run; with --block 1 each is one of its own."""
         if config.block > 1 and len(self.blocks) < self._cohorts:
             raise ConfigError(
                 f"--cohorts {self._cohorts}: {self._silos} silos make {len(self.blocks)} blocks of {config.block} or "
@@ -254,12 +255,6 @@ class Schedule:
                     f"{flag} {share}: changes who is in a cohort from round to round, and the sums then estimate "
                     "single silos; with --cohort-filter give 1, or --allow-cohort-rotation"
                 )
-
-    def _dealt_blocks(self) -> Blocks:
-        """Those of the filter are its cohorts, which are to be alike; else sizes that suit other runs' blocks."""
-        if self._config.block > 1 and self._config.cohort_filter:
-            return deal_evenly(self._silos, self._cohorts)
-        return deal_blocks(self._silos, self._config.block)
 
     def _drawn_groups(self, *round: int) -> list[list[int]]:
         """Silos, block by block, dealt to cohorts, for the whole run or for one round."""

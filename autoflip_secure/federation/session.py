@@ -367,18 +367,28 @@ class Session:
                 Rule.COHORTS, f"round {manifest.round} was asked for with other cohorts than the joined run fixes"
             )
 
+    def check_roster(self) -> None:
+        """Whether this silo knows who is in which block of the run.
+
+        Raises
+        ------
+        PolicyRefusal
+            Its roster never had as many silos as the run: places would be other silos after a removal.
+        """
+        if self._config.block > 1 and self._places is None:
+            raise refusal(
+                Rule.MIN_BLOCK,
+                f"the run is one of {self._config.silos} silos, this silo's roster has "
+                f"{len(self._admission.roster.silos)}, so nobody knows who is in which block; begin a run of these",
+            )
+
     def _check_blocks(self, manifest: Manifest) -> None:
         """A cohort is made of blocks of the joined run, and the manifest says which: no sum that the silos open has a
         part of one. So no sums of the run differ by less than a block.
 
         Without any block in it a manifest would name none and be valid; with one it has to name all of its cohorts.
         """
-        if self._config.block > 1 and self._places is None:
-            raise refusal(
-                Rule.BLOCKS,
-                f"the run is one of {self._config.silos} silos, this silo's roster has "
-                f"{len(self._admission.roster.silos)}: nobody knows who is in which block",
-            )
+        self.check_roster()
         blocks = inside(self._blocks(), manifest.cohorts)
         if manifest.blocks != blocks or (self._config.block > 1 and not blocks):
             raise refusal(

@@ -162,6 +162,7 @@ class Silo:
             ledger.expect(dataset, mechanisms)
         self._check_records()
         session = self._make_session(request, ledger)
+        session.check_roster()
         self._database.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?)", (request.session, request.body()))
         self._admission.note_joined(request)
         self._session = session

@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -93,6 +93,7 @@ class SumRunner:
     watch: SumWatch | None = None
     proofs: ModelProofs | None = None
     wait_for: Callable[[Manifest], None] = lambda manifest: None
+    _exhausted: dict[str, set[int]] = field(default_factory=dict, init=False)
 
     def run(
         self,
@@ -117,11 +118,11 @@ class SumRunner:
             state.facts["grid_delta"] = max(gap, state.facts.get("grid_delta", 0.0))
         if self.proofs is not None and phase in PROVED_PHASES:
             manifest = with_tag(manifest)
-        last = ""
+        last, use = "", manifest.privacy.dataset
         for attempt in range(MAX_ATTEMPTS):
             self.wait_for(manifest)
             self.exchange.begin(state.round, attempt, model)
-            self.exchange.blocks = manifest.blocks
+            self.exchange.blocks, self.exchange.exhausted = manifest.blocks, self._exhausted.setdefault(use, set())
             proved = self._proved(manifest)
             if proved is not None:
                 return proved
@@ -282,12 +283,13 @@ class SumRunner:
             reason=abort.reason,
             blamed=list(abort.blamed),
         )
-        exhausted = self.exchange.refusals["BudgetExhausted"]
-        # One silo without budget, or one that says so, does not stop the others.
-        sizes = zip(manifest.cohorts, manifest.minimum, strict=True)
-        if any(exhausted > len(cohort) - least for cohort, least in sizes):
+        # One silo without budget, or one that says so, does not stop the others, but those of its block.
+        exhausted = self.exchange.exhausted
+        able = [set(cohort) - exhausted for cohort in manifest.cohorts]
+        if any(len(manifest.whole(index, able[index])) < least for index, least in enumerate(manifest.minimum)):
             raise BudgetExhausted(
-                f"round {state.round}: {exhausted} silos have no privacy budget left; the last round's model is kept"
+                f"round {state.round}: {len(exhausted)} silos have no privacy budget left; the last round's model is "
+                "kept"
             ) from abort
         state.spare_attempts_used += 1
         if manifest.privacy.dataset == "train":

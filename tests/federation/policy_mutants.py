@@ -173,7 +173,7 @@ MUTANTS = (
            never("self._config.block > 1 and self._places is None"),
            "test_federation_blocks::test_a_run_of_other_silos_than_the_roster_has_no_blocks"),
     mutant("min_block", "made of those of other runs", "policy.py",
-           changed("elif least > 1 and not config.cohort_filter and config.block != block_size(config.block):",
+           changed("elif least > 1 and config.block != block_size(config.block):",
                    "elif False:"),
            "test_federation_blocks::test_a_policy_counts_colluders_out_of_a_block"),
     mutant("blocks", "where no block is whole", "session.py",

@@ -69,6 +69,8 @@ def test_draws_differ_by_round_attempt_silo_and_seed() -> None:
 def test_a_round_bears_the_blocks_that_are_likely_to_be_missing(probability: float, silos: int, block: int) -> None:
     missing = 1 - (1 - probability) ** block
     likely = likely_dropout(probability, silos, block)
+    capped = likely_dropout(probability, silos, block, silos * 9 // 10)
+    assert capped == likely or capped <= 0.2
     assert likely >= max(missing, likely_dropout(probability, silos) - 1e-12)
     # Of so many blocks more are rarely missing (three standard deviations; few blocks have a heavier tail).
     blocks = silos // block

@@ -99,6 +99,13 @@ def test_silos_without_all_of_their_block_are_not_asked_for_their_records(start)
     assert sorted(silo for silo, _ in exchange("masked", requests)) == [1, 2, 3], "of a run without blocks"
 
 
+def test_the_block_of_a_silo_without_budget_is_not_asked(start) -> None:
+    exchange, _, _, events = start(ok)
+    exchange.blocks, exchange.exhausted = ((1, 2), (3, 4)), {2}
+    assert sorted(silo for silo, _ in exchange("masked", dict.fromkeys(range(1, 5), b"request"))) == [3, 4]
+    assert [event["silos"] for event in events if event["event"] == "not_asked"] == [[1, 2]]
+
+
 def test_replies_find_their_silo_although_the_source_is_wrong(start) -> None:
     exchange, *_ = start(ok)
     assert dict(exchange("confirm", REQUESTS)) == {silo: b"from %d" % (100 + silo) for silo in REQUESTS}
@@ -216,6 +223,7 @@ def test_refusals_are_counted_by_kind_and_forgotten_by_the_next_attempt(start) -
     exchange, *_ = start(answer)
     dict(exchange("masked", REQUESTS))
     assert exchange.refusals == {"BudgetExhausted": 2, "PolicyRefusal": 1}
+    assert exchange.exhausted == {1, 2}
     exchange.begin(3, 2, b"")
     assert not exchange.refusals
 

@@ -276,6 +276,18 @@ def test_each_cohort_has_to_be_connected(clock: SimpleNamespace) -> None:
     assert clock.now > 0
 
 
+def test_a_run_that_no_whole_blocks_make_does_not_begin(clock: SimpleNamespace) -> None:
+    """Three of four silos would do, but not one of each block."""
+    answers = all_join()
+    answers[104] = [Reply("refused", error="PolicyRefusal:denied")]
+    made, _, _ = gather(answers, patience=100)
+    made.blocks = ((1, 2), (3, 4))
+    with pytest.raises(CannotContinue, match=r"silos \[4\] did not join \(refused: PolicyRefusal:denied\)"):
+        made.gather()
+    made, _, _ = gather(answers, patience=100)
+    made.gather()
+
+
 def test_a_silo_without_its_block_does_not_count(clock: SimpleNamespace) -> None:
     made, _, _ = gather(all_join(), patience=30)
     made.gather()

@@ -39,6 +39,7 @@ class FakeSum:
         if self.aborts:
             self.aborts -= 1
             exchange.refusals.update(self.refusals)
+            exchange.exhausted |= {silo for silo, said in enumerate(self.refusals, 1) if said == "BudgetExhausted"}
             raise Abort("too few silos", stage="masked", blamed=(2,))
         sums = []
         for index, cohort in enumerate(manifest.cohorts):
@@ -53,10 +54,13 @@ class FakeExchange:
     def __init__(self) -> None:
         self.refusals: Counter[str] = Counter()
         self.begun: list[tuple[int, int, bytes]] = []
+        self.blocks: Any = ()
+        self.exhausted: set[int] = set()
 
     def begin(self, round: int, attempt: int, attachment: bytes) -> None:
         self.begun.append((round, attempt, attachment))
         self.refusals.clear()
+        self.blocks, self.exhausted = (), set()
 
 
 class FakeView:
@@ -212,6 +216,21 @@ def test_an_exhausted_silo_ends_the_run_as_such(start: Start) -> None:
         run(runner, state)
     assert len(secure_sum.manifests) == 1
     assert events[-1]["event"] == "abort"
+
+
+def test_one_exhausted_silo_of_each_block_ends_the_run(start: Start) -> None:
+    """Before others pay for attempts that could give no sum."""
+    said = ("BudgetExhausted", "", "", "BudgetExhausted")
+    options = {"reserve": 5, "dp_epsilon": 8.0, "silos": 6, "min_cohort": 0.5, "colluders": 0}
+    runner, state, _ = start(FakeSum(1, 6, refusals=said), block=3, **options)
+    with pytest.raises(BudgetExhausted, match="2 silos have no privacy budget left"):
+        run(runner, state)
+    runner, state, _ = start(FakeSum(1, 6, refusals=("BudgetExhausted", "BudgetExhausted")), block=3, **options)
+    assert run(runner, state), "the other block goes on"
+    assert runner.exchange.exhausted == {1, 2}, "known in later attempts, so that their block is not asked"
+    runner, state, _ = start(FakeSum(1, 6, refusals=said), **options)
+    with pytest.raises(BudgetExhausted):
+        run(runner, state)  # of six silos five are needed: a share threshold
 
 
 def test_other_refusals_are_retried(start: Start) -> None:
