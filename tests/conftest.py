@@ -18,3 +18,8 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data sets at {folder}; set {VARIABLE} to their folder")
     return folder
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are numbered: some hold times or keys, and processes that share the tests have to call them the same."""
+    return argname if isinstance(val, bytes) else None
