@@ -26,7 +26,7 @@ from autoflip_secure.secagg.setup_messages import (
 
 N = 101
 EVERYONE = tuple(range(1, N + 1))
-SLOTS = 12
+SLOTS = 16
 
 
 @pytest.fixture(scope="module")
