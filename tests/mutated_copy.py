@@ -11,7 +11,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["REPOSITORY", "TESTS_FAILED", "TextNotThere", "mutated", "repository_copy", "run_pytest", "run_python"]
+__all__ = [
+    "REPOSITORY",
+    "TESTS_FAILED",
+    "TextNotThere",
+    "mutated",
+    "repository_copy",
+    "run_pytest",
+    "run_python",
+    "run_script",
+]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOT_COPIED = shutil.ignore_patterns("__pycache__", ".*", "*_mutants.py")
@@ -80,3 +89,9 @@ def run_pytest(copy: Path, ids: Sequence[str], *options: str) -> tuple[int, str]
     """Exit code and output of pytest on the copy; `ids` as pytest names tests."""
     done = run_python(copy, PYTEST, ("-q", "--tb=no", "-p", "no:cacheprovider", *options, *ids))
     return done.returncode, done.stdout + done.stderr
+
+
+def run_script(module: str) -> subprocess.CompletedProcess[str]:
+    """A script of mutants, as people run it."""
+    command = [sys.executable, "-m", module]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)

@@ -14,11 +14,11 @@ from autoflip_secure.attacks.hiding_coordinator import HidingCoordinator
 from autoflip_secure.attacks.settings import IN_BLOCKS
 from autoflip_secure.attacks.survivor_lies import all_masked
 from autoflip_secure.data.federation_data import LoadedData
-from autoflip_secure.federation.blocks import Blocks
 from autoflip_secure.federation.client_app import silo_folder
 from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.terms import deviation_channel, update_channel
 from autoflip_secure.parties.rules import Survivors
+from autoflip_secure.sums.manifest import Blocks
 
 __all__ = ["SILOS", "Tried", "forbidden_sums", "parts_of_blocks"]
 

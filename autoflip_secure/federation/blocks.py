@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterable, Sequence
 
+from autoflip_secure.sums.manifest import Blocks
+
 __all__ = [
-    "Blocks",
     "block_size",
     "deal_blocks",
     "fewest_in_blocks",
+    "ids_of",
     "inside",
     "least_block",
     "still_enrolled",
 ]
-
-Blocks = tuple[tuple[int, ...], ...]
 
 SMALLEST = 3
 """Silos of the smallest block."""
@@ -65,10 +65,9 @@ def inside(blocks: Iterable[Sequence[int]], cohorts: Sequence[Collection[int]]) 
     return tuple(tuple(block) for block in blocks if any(each.issuperset(block) for each in sets))
 
 
-def in_whole_blocks(blocks: Blocks, present: Collection[int]) -> frozenset[int]:
-    """Those of `present` whose block is there to the last; all of them where there are no blocks."""
-    there = frozenset(present)
-    return frozenset(silo for block in blocks if there.issuperset(block) for silo in block) if blocks else there
+def ids_of(parts: Iterable[Sequence[int]], ids: Sequence[int]) -> list[list[int]]:
+    """Silos by their ids, of parts that the schedule knows by places 1, 2, ...; without `ids` places are ids."""
+    return [[ids[place - 1] if ids else place for place in part] for part in parts]
 
 
 def still_enrolled(cohort: Sequence[int], blocks: Iterable[Sequence[int]], enrolled: Container[int]) -> tuple[int, ...]:

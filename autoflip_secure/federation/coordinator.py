@@ -16,6 +16,7 @@ from autoflip_secure.data.records import Records
 from autoflip_secure.data.task import Task
 from autoflip_secure.federation.audit_log import AuditLog
 from autoflip_secure.federation.audit_trail import CoordinatorTrail
+from autoflip_secure.federation.blocks import ids_of
 from autoflip_secure.federation.dropout import likely_dropout
 from autoflip_secure.federation.events import JsonLines, keep_lines
 from autoflip_secure.federation.exchange import StageExchange
@@ -98,7 +99,7 @@ class Coordinator:
             self._roster,
             needed=frozenset(self._places) & frozenset(self._roster.silos),
             least=self._schedule.whole().minimum[0],
-            blocks=tuple(tuple(self._places[place - 1] for place in block) for block in self._schedule.whole().blocks),
+            blocks=tuple(map(tuple, ids_of(self._schedule.whole().blocks, self._places))),
             patience=config.join_timeout,
             ask=self._ask_to_join,
             joined=self._trail.joined,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +15,10 @@ from flwr.serverapp import Grid
 from autoflip_secure import errors
 from autoflip_secure.errors import AutoflipSecureError, BudgetExhausted, ProtocolError
 from autoflip_secure.federation.audit_trail import CoordinatorTrail
-from autoflip_secure.federation.blocks import Blocks
 from autoflip_secure.federation.policy_rules import public_names
 from autoflip_secure.federation.server_view import ServerView
 from autoflip_secure.federation.wire import TRAINING_STAGES, Reply, Request, read_reply, request_message
+from autoflip_secure.sums.manifest import Blocks, in_whole_blocks
 
 __all__ = ["KNOWN_ERRORS", "StageExchange", "Traffic"]
 
@@ -94,7 +94,7 @@ class StageExchange:
     def __call__(self, stage: str, requests: Mapping[int, bytes]) -> Iterator[tuple[int, bytes]]:
         # Silos that have not joined, or whose node is known to be away, are not waited for.
         connected = set(self._grid.get_node_ids())
-        there = {silo for silo in requests if self.nodes.get(silo) in connected}
+        there = frozenset(silo for silo in requests if self.nodes.get(silo) in connected)
         in_vain = self._in_vain(there) if stage in TRAINING_STAGES else frozenset()
         if in_vain:
             self._event("not_asked", stage=stage, round=self.round, attempt=self.attempt, silos=sorted(in_vain))
@@ -126,10 +126,11 @@ class StageExchange:
         answered = sorted(requests.keys() - absent.keys())
         self._event("stage", **where, answered=answered, seconds=round(time.perf_counter() - started, 3))
 
-    def _in_vain(self, there: Set[int]) -> frozenset[int]:
+    def _in_vain(self, there: frozenset[int]) -> frozenset[int]:
         """Silos that are there without all of their block: what they sent would be in no sum, and cost them budget."""
-        broken = (block for block in self.blocks if not there - self.exhausted >= set(block))
-        return frozenset(silo for block in broken for silo in block if silo in there)
+        if not self.blocks:
+            return frozenset()
+        return there - in_whole_blocks(self.blocks, there - self.exhausted)
 
     def ask_nodes(
         self, stage: str, requests: Mapping[int, bytes], shown: bytes = b"", within: float | None = None

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from flwr.serverapp import Grid
 
 from autoflip_secure.errors import BudgetExhausted, CannotContinue, ProtocolError
-from autoflip_secure.federation.blocks import Blocks, in_whole_blocks
 from autoflip_secure.federation.exchange import KNOWN_ERRORS, StageExchange
 from autoflip_secure.federation.join import JOIN_STAGE, read_join_reply
 from autoflip_secure.federation.policy import LONGEST_HOLD
 from autoflip_secure.federation.wire import Reply
 from autoflip_secure.parties.roster import Roster
-from autoflip_secure.sums.manifest import Manifest
+from autoflip_secure.sums.manifest import Blocks, Manifest, in_whole_blocks
 
 __all__ = ["Gathering"]
 

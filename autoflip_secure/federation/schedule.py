@@ -9,10 +9,11 @@ from functools import cached_property
 
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import ConfigError
-from autoflip_secure.federation.blocks import Blocks, deal_blocks, fewest_in_blocks, inside
+from autoflip_secure.federation.blocks import deal_blocks, fewest_in_blocks, inside
 from autoflip_secure.parties.rules import HARD_FLOOR, most_colluders, only_list, share_threshold
 from autoflip_secure.secagg.graph import MAX_COMPLETE
 from autoflip_secure.seeds import stream
+from autoflip_secure.sums.manifest import Blocks
 
 __all__ = ["LEAST_FILTERED", "RoundPlan", "Schedule", "cohort_minimum", "default_colluders", "largest_cohorts"]
 
@@ -49,7 +50,7 @@ class RoundPlan:
     phase: str
     cohorts: tuple[tuple[int, ...], ...]
     minimum: tuple[int, ...]
-    blocks: tuple[tuple[int, ...], ...] = ()
+    blocks: Blocks = ()
 
 
 def default_colluders(silos: int, moments: int, smallest: int | None = None) -> int:
@@ -229,7 +230,7 @@ class Schedule:
 
     def _kinds(self) -> tuple[int, ...]:
         """Cohorts have the same sizes in all rounds that measure agreement, and in all that do not; but those of drawn
-        blocks, which may differ by a silo."""
+        blocks, of which the last may be larger."""
         draws_blocks = self._config.block > 1 and (
             self._config.participation < 1
             or self._config.explore_participation is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from autoflip_secure.attacks.bad_silos import BadSilos
 from autoflip_secure.errors import AutoflipSecureError, BudgetExhausted, ProtocolError
 from autoflip_secure.federation.admission import Admission
-from autoflip_secure.federation.blocks import inside, still_enrolled
+from autoflip_secure.federation.blocks import ids_of, inside, still_enrolled
 from autoflip_secure.federation.dropout import drops
 from autoflip_secure.federation.join import JoinRequest
 from autoflip_secure.federation.outflow import run_channels
@@ -362,7 +362,9 @@ class Session:
         trains = manifest.phase in TRAINING
         plan = self._schedule.plan(manifest.round) if trains else self._schedule.whole()
         roster, blocks = self._admission.roster, self._blocks()
-        if manifest.cohorts != tuple(still_enrolled(cohort, blocks, roster) for cohort in self._ids(plan.cohorts)):
+        if manifest.cohorts != tuple(
+            still_enrolled(cohort, blocks, roster) for cohort in ids_of(plan.cohorts, self._places)
+        ):
             raise refusal(
                 Rule.COHORTS, f"round {manifest.round} was asked for with other cohorts than the joined run fixes"
             )
@@ -375,7 +377,7 @@ class Session:
         PolicyRefusal
             Its roster never had as many silos as the run: places would be other silos after a removal.
         """
-        if self._config.block > 1 and self._places is None:
+        if self._config.block > 1 and not self._places:
             raise refusal(
                 Rule.MIN_BLOCK,
                 f"the run is one of {self._config.silos} silos, this silo's roster has "
@@ -397,22 +399,17 @@ class Session:
 
     def _blocks(self) -> list[list[int]]:
         """Silos of the joined run that are summed together or not at all; none where each is by itself."""
-        return self._ids(self._schedule.blocks) if self._config.block > 1 else []
+        return ids_of(self._schedule.blocks, self._places) if self._config.block > 1 else []
 
-    def _ids(self, parts: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Silos by their ids, of parts that the schedule knows by 1, 2, ..."""
-        places = self._places or {}
-        return [[places.get(place, place) for place in part] for part in parts]
-
-    def _first_places(self) -> dict[int, int] | None:
-        """Ids of the silos that the run began with, by the schedule's 1, 2, ...; None where they were never as many.
+    def _first_places(self) -> tuple[int, ...]:
+        """Ids of the silos that the run began with, by the schedule's 1, 2, ...; empty where they were never as many.
 
         Ids have gaps where a silo left before the run began. Who was there then is kept: silos may leave later, too.
         """
         ids = self._admission.roster.silos
         whole = msgpack.packb(list(ids)) if len(ids) == self._config.silos else None
         first = self._first(NO_ROUND, "places", whole)
-        return None if first is None else dict(enumerate(msgpack.unpackb(first), start=1))
+        return () if first is None else tuple(msgpack.unpackb(first))
 
     def _check_plan(self, manifest: Manifest) -> None:
         """Under DP: only what the joined plan names, no more often than it says, on a fine enough grid."""

@@ -15,7 +15,7 @@ from autoflip_secure.autoflip.masking import scatter_live
 from autoflip_secure.config import ResolvedConfig
 from autoflip_secure.errors import Abort, BudgetExhausted, CannotContinue
 from autoflip_secure.federation.audit_trail import CoordinatorTrail, manifest_in
-from autoflip_secure.federation.blocks import inside, still_enrolled
+from autoflip_secure.federation.blocks import ids_of, inside, still_enrolled
 from autoflip_secure.federation.exchange import StageExchange
 from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.model_proofs import ModelProofs
@@ -247,17 +247,13 @@ class SumRunner:
             config_hash=self.config_hash,
             channels=tuple(channels),
             privacy=terms,
-            blocks=inside(self._ids(plan.blocks), cohorts),
+            blocks=inside(ids_of(plan.blocks, self.places), cohorts),
         )
-
-    def _ids(self, parts: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Silos by their ids, of parts that the schedule knows by 1, 2, ..."""
-        return [[self.places[place - 1] if self.places else place for place in part] for part in parts]
 
     def _enrolled(self, round: int, plan: RoundPlan) -> tuple[tuple[int, ...], ...]:
         """Ids of the silos in a plan's cohorts, less those that have left for good, and their blocks."""
-        blocks = self._ids(plan.blocks)
-        cohorts = tuple(still_enrolled(cohort, blocks, self.roster) for cohort in self._ids(plan.cohorts))
+        blocks = ids_of(plan.blocks, self.places)
+        cohorts = tuple(still_enrolled(cohort, blocks, self.roster) for cohort in ids_of(plan.cohorts, self.places))
         for cohort, least in zip(cohorts, plan.minimum, strict=True):
             if len(cohort) < least:
                 whole = " with the whole of their blocks" if blocks else ""

@@ -28,7 +28,7 @@ from autoflip_secure.secagg.round_messages import (
     UnmaskReply,
     UnmaskRequest,
 )
-from autoflip_secure.sums.block_totals import BlockTotals
+from autoflip_secure.sums.block_totals import BlockTotals, add_words
 from autoflip_secure.sums.encoding import word_count
 from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.secure_sum import CohortSum, Exchange
@@ -68,7 +68,7 @@ class MaskedStage:
             else desk.signed(MaskedRequest(head.session, head.roster_hash, head.epoch, data, epoch.delivery(silo)))
             for silo in asked
         }
-        totals = BlockTotals(self.manifest, self._empty, _add)
+        totals = BlockTotals(self.manifest, self._empty, add_words)
 
         def read(silo: int, reply: bytes) -> tuple[bytes, bytes]:
             total = totals.of(silo)
@@ -239,10 +239,6 @@ class UnmaskStage:
                     signs.append(-pair_sign(peer, silo))
         apply_masks(words, keys, signs)
         return CohortSum(index, present, words, {silo: links[silo] for silo in present if silo in links})
-
-
-def _add(total: NDArray[np.uint64], other: NDArray[np.uint64]) -> None:
-    np.add(total, other, out=total)
 
 
 def _add_and_hash(total: NDArray[np.uint64], words: NDArray[np.uint64]) -> bytes:

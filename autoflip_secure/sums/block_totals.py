@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from autoflip_secure.errors import Abort
 from autoflip_secure.sums.manifest import Manifest
 
-__all__ = ["BlockTotals"]
+__all__ = ["BlockTotals", "add_words"]
 
 T = TypeVar("T")
+
+
+def add_words(total: NDArray[np.uint64], words: NDArray[np.uint64]) -> None:
+    """Add in Z_2^64, in place."""
+    np.add(total, words, out=total)
 
 
 class BlockTotals(Generic[T]):

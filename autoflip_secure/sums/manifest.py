@@ -17,7 +17,7 @@ import msgpack
 from autoflip_secure.errors import EncodingError, ProtocolError
 from autoflip_secure.sums.channels import ChannelSpec
 
-__all__ = ["HASH_BYTES", "Manifest", "PrivacyTerms"]
+__all__ = ["HASH_BYTES", "Blocks", "Manifest", "PrivacyTerms", "in_whole_blocks"]
 
 VERSION = 3
 HASH_BYTES = 32
@@ -25,6 +25,15 @@ SESSION_BYTES = 16
 TRUST_MODES = frozenset({"none", "local", "distributed"})
 PHASES = frozenset({"census", "explore", "train", "evaluate"})
 MAX_MANIFEST_BYTES = 1 << 20
+
+Blocks = tuple[tuple[int, ...], ...]
+"""Silos that are summed together or not at all; empty: each by itself."""
+
+
+def in_whole_blocks(blocks: Blocks, present: Collection[int]) -> frozenset[int]:
+    """Those of `present` whose block is there to the last; all of them where there are no blocks."""
+    there = frozenset(present)
+    return frozenset(silo for block in blocks if there.issuperset(block) for silo in block) if blocks else there
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,7 @@ class Manifest:
     channels: tuple[ChannelSpec, ...]
     privacy: PrivacyTerms
     heads_hash: bytes = bytes(HASH_BYTES)
-    blocks: tuple[tuple[int, ...], ...] = ()
+    blocks: Blocks = ()
 
     def __post_init__(self) -> None:
         if len(self.session) != SESSION_BYTES:
@@ -165,9 +174,7 @@ class Manifest:
 
     def whole(self, cohort: int, present: Collection[int]) -> tuple[int, ...]:
         """Silos of a cohort that may be summed where `present` are there: those whose block is there to the last."""
-        there = set(present)
-        blocks = self.blocks or tuple((silo,) for silo in self.cohorts[cohort])
-        able = {silo for block in blocks if there.issuperset(block) for silo in block}
+        able = in_whole_blocks(self.blocks, present)
         return tuple(silo for silo in self.cohorts[cohort] if silo in able)
 
     def each_whole(self, present: Collection[int]) -> tuple[tuple[int, ...], ...]:

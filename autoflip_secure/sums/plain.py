@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoflip_secure.errors import Abort, ProtocolError
-from autoflip_secure.sums.block_totals import BlockTotals
+from autoflip_secure.sums.block_totals import BlockTotals, add_words
 from autoflip_secure.sums.encoding import word_count
 from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.noise_chain import LINK_BYTES, link_to_reveal
@@ -85,9 +85,9 @@ class PlainCoordinator:
         manifest = manifest.with_slot(epoch=0, slot=self._slot, epoch_hash=bytes(32), attempt=manifest.attempt)
         request = manifest.to_bytes()
         sizes = [word_count(manifest.channels, len(cohort)) for cohort in manifest.cohorts]
-        totals = BlockTotals(manifest, lambda cohort: np.zeros(sizes[cohort], np.uint64), _add)
+        totals = BlockTotals(manifest, lambda cohort: np.zeros(sizes[cohort], np.uint64), add_words)
         for silo, reply in exchange(CLEAR, {silo: request for cohort in manifest.cohorts for silo in cohort}):
-            _add(totals.of(silo), _read_words(reply, sizes[manifest.cohort_of(silo)], silo))
+            add_words(totals.of(silo), _read_words(reply, sizes[manifest.cohort_of(silo)], silo))
             totals.has(silo)
         present = totals.survivors(CLEAR, "vector")
         links = _ask_links(manifest, present, exchange)
@@ -95,10 +95,6 @@ class PlainCoordinator:
             CohortSum(i, present[i], words, {silo: links[silo] for silo in present[i] if silo in links})
             for i, words in enumerate(totals.cohorts)
         )
-
-
-def _add(total: NDArray[np.uint64], words: NDArray[np.uint64]) -> None:
-    np.add(total, words, out=total)
 
 
 def _ask_links(manifest: Manifest, present: Sequence[tuple[int, ...]], exchange: Exchange) -> Mapping[int, bytes]:

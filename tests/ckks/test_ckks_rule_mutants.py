@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
 import pytest
 
 from tests.ckks import ckks_rule_mutants
-from tests.mutated_copy import REPOSITORY
+from tests.mutated_copy import REPOSITORY, run_script
 
 
 def test_every_rule_has_a_mutant():
@@ -39,13 +37,7 @@ def test_mutants_are_of_the_code_as_it_is():
 
 @pytest.mark.slow
 def test_no_mutant_survives():
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.ckks.ckks_rule_mutants"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_script("tests.ckks.ckks_rule_mutants")
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| NO" not in done.stdout

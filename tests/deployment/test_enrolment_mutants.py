@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from tests.deployment import enrolment_mutants
-from tests.mutated_copy import REPOSITORY
+from tests.mutated_copy import REPOSITORY, run_script
 
 
 def test_mutants_are_of_the_code_as_it_is() -> None:
@@ -21,12 +18,6 @@ def test_mutants_are_of_the_code_as_it_is() -> None:
 
 @pytest.mark.slow
 def test_no_mutant_survives() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.deployment.enrolment_mutants"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_script("tests.deployment.enrolment_mutants")
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -170,7 +170,7 @@ MUTANTS = (
     mutant("blocks", "at all", "session.py",
            never("manifest.blocks != blocks or (self._config.block > 1 and not blocks)"), *refused("blocks")),
     mutant("blocks", "of another roster", "session.py",
-           never("self._config.block > 1 and self._places is None"),
+           never("self._config.block > 1 and not self._places"),
            "test_federation_blocks::test_a_run_of_other_silos_than_the_roster_has_no_blocks"),
     mutant("min_block", "made of those of other runs", "policy.py",
            changed("elif least > 1 and config.block != block_size(config.block):",
