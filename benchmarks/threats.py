@@ -32,7 +32,7 @@ from autoflip_secure.attacks.outcome import Outcome
 from autoflip_secure.attacks.registry import MODULES
 
 PAGES = Path(__file__).parents[1] / "threat_models"
-LONGEST_FIRST = ("membership", "malicious-silos", "gradient-inversion")
+LONGEST_FIRST = ("differences", "membership", "malicious-silos")
 """Begun first, so that no core waits for them at the end."""
 ALONE = ("side-channels",)
 """Begun when all others are done: they measure times."""

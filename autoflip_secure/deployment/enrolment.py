@@ -34,6 +34,7 @@ COORDINATOR_LABEL = "coordinator request"
 DOMAINS = {SILO_LABEL: b"enrolment/silo", COORDINATOR_LABEL: b"enrolment/coordinator"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 HEX_KEY = re.compile(r"[0-9a-f]{64}")
+HEX = re.compile(r"(?:[0-9a-f]{2})*")
 
 
 class _Request(BaseModel):
@@ -186,7 +187,5 @@ def check_name(name: str, where: str = "--name") -> str:
 
 
 def _unhex(text: str) -> bytes:
-    try:
-        return bytes.fromhex(text)
-    except ValueError:
-        return b""
+    # `bytes.fromhex` alone also takes capital digits and blanks: a second text of the same request.
+    return bytes.fromhex(text) if HEX.fullmatch(text) else b""

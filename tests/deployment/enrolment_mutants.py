@@ -71,6 +71,10 @@ MUTANTS = (
         "node key proves itself", "enrolment",
         'not node_verify(request.node, message, _unhex(signatures["node"]))', FORGED,
     ),
+    Mutant(
+        "one spelling of a signature", "enrolment", " if HEX.fullmatch(text) else b", " if text else b",
+        ("enrolment::a_signature_has_one_text",),
+    ),
     gone("all signatures are there", "enrolment", "set(signatures) != expected", FORGED),
     Mutant("names", "enrolment", "    check_name(request.name, where)\n", "", (FORGED,)),
     Mutant("one spelling of a node key", "keys", "        or node_public_text(key) != text\n", "", (FORGED,)),

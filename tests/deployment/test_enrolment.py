@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,17 @@ def test_a_request_with_any_byte_changed_is_refused(kind: str, data: st.DataObje
         return
     with pytest.raises(EnrolmentError):
         parse_request(changed, "request.txt")
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+@pytest.mark.parametrize("written_as", [str.upper, lambda text: text[:-2] + " " + text[-2:]], ids=["capitals", "blank"])
+def test_a_signature_has_one_text(kind: str, written_as: Callable[[str], str]) -> None:
+    signature = json.loads("".join(TEXTS[kind].splitlines(keepends=True)[1:-1]))["signatures"]["identity"]
+    other = written_as(signature)
+    assert bytes.fromhex(other) == bytes.fromhex(signature)
+    assert other != signature
+    with pytest.raises(EnrolmentError, match="not signed by its identity key"):
+        parse_request(TEXTS[kind].replace(signature, other), "request.txt")
 
 
 @settings(max_examples=300, deadline=None)
