@@ -8,15 +8,18 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from threats_defaults import BY_DEFAULT, Unpromised, attacks_with_a_way, tried_by_default
+
 from autoflip_secure.attacks.outcome import Outcome
 from autoflip_secure.attacks.registry import MODULES
 from autoflip_secure.attacks.settings import SETTINGS
 
-__all__ = ["markdown", "page_table", "results_of", "write_pages"]
+__all__ = ["defaults_table", "markdown", "page_table", "results_of", "write_pages"]
 
 MARKER = re.compile(r"<!-- results: ([\w-]+) -->\n.*?<!-- /results -->", re.S)
 MARKS = {"broken": "**broken**", "loose": "bound is loose"}
 """How verdicts are written where they do not speak for themselves."""
+NOT_PROMISED = "nothing: [not promised](../../threat_models/not-defended.md#others-who-take-part)"
 
 Attacks = dict[str, dict[str, Any]]
 
@@ -76,6 +79,7 @@ def markdown(attacks: Attacks, *, quick: bool) -> str:
             by_setting = {o.setting: o for o in group}
             cells = " | ".join(cell(by_setting.get(setting)) for setting in SETTINGS)
             lines.append(f"| {attack} | {measure} | {chances(group)} | {cells} |")
+    lines += defaults_table(found)
     promised = [o for o in found if o.bound is not None]
     count = Counter(o.verdict for o in promised)
     lines += [
@@ -91,6 +95,34 @@ def markdown(attacks: Attacks, *, quick: bool) -> str:
     machines = {json.dumps(attack["machine"]) for attack in attacks.values()}
     lines += ["", f"Made by {form} in {seconds / 60:.0f} minutes of one core, on {' and '.join(sorted(machines))}."]
     return "\n".join(lines) + "\n"
+
+
+def defaults_table(found: list[Outcome]) -> list[str]:
+    """What attacks that succeed under DP above come to where institutions run it; no lines where none does."""
+    rows = []
+    for attack in attacks_with_a_way(found):
+        default = BY_DEFAULT.get(attack)
+        if default is None:
+            rows.append(f"| {attack} | **not said in threats_defaults.py** | as above |")
+            continue
+        if isinstance(default, Unpromised):
+            rows.append(f"| {attack} | {NOT_PROMISED} | as above |")
+            continue
+        tried = "; ".join(f"{o.attack}: {cell(o)}" for o in tried_by_default(default, found)) or "not run"
+        rows.append(f"| {attack} | {default.defence} | {tried} |")
+    if not rows:
+        return []
+    return [
+        "",
+        "## Across institutions",
+        "",
+        "Attacks that succeed under DP in the simulations above, and what stands against them where a hospital's "
+        "`policy.toml` is left as it comes (DP 8).",
+        "",
+        "| attack | what is on by default there | what it comes to |",
+        "|---|---|---|",
+        *rows,
+    ]
 
 
 def results_of(name: str, results: Path) -> tuple[dict[str, Any], bool] | None:

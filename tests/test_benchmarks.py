@@ -58,3 +58,26 @@ def test_no_attack_in_the_committed_table_broke_a_promise(name: str, threats_rep
     measured = (BENCHMARKS / f"results/threats{'-quick' if found[1] else ''}.md").read_text()
     for outcome in outcomes:
         assert outcome.setting not in SETTINGS or f"| {outcome.attack} | {outcome.measure} |" in measured
+
+
+def test_what_succeeds_in_a_simulation_is_refused_across_institutions_or_said_not_to_be(threats_report: Any) -> None:
+    import threats_defaults
+
+    found = [
+        outcome
+        for name in MODULES
+        for outcome in threats_report.outcomes_of(threats_report.results_of(name, BENCHMARKS / "results")[0])
+    ]
+    succeeding = threats_defaults.attacks_with_a_way(found)
+    assert {"label sets from retries", "backdoor"} <= set(succeeding)
+    assert set(succeeding) <= set(threats_defaults.BY_DEFAULT)
+    said = (BENCHMARKS.parent / "threat_models/not-defended.md").read_text()
+    for attack, default in threats_defaults.BY_DEFAULT.items():
+        assert attack in {outcome.attack for outcome in found}
+        if isinstance(default, threats_defaults.Unpromised):
+            assert f"\n- **{default.entry}**" in said
+            continue
+        tried = threats_defaults.tried_by_default(default, found)
+        assert {outcome.attack for outcome in tried} == set(default.attacks), attack
+        assert {outcome.verdict for outcome in tried} <= {"held", "not refuted", "no gain"}, attack
+        assert not {outcome.attack for outcome in tried} & set(succeeding) or "reply_every" in default.setting

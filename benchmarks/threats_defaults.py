@@ -1,0 +1,79 @@
+"""What attacks that succeed under DP in a simulation come to across institutions, where more is switched on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autoflip_secure.attacks.outcome import Outcome
+
+__all__ = ["BY_DEFAULT", "Tried", "Unpromised", "attacks_with_a_way", "tried_by_default"]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A defence that is on across institutions, and the rows in which it is tried.
+
+    Attributes
+    ----------
+    defence : str
+        With the option of `policy.toml` that asks for it.
+    attacks : tuple of str
+        Names of rows.
+    setting : str
+        Column of the rows, or a setting of their page.
+    """
+
+    defence: str
+    attacks: tuple[str, ...]
+    setting: str = "sum + DP 8"
+
+
+@dataclass(frozen=True)
+class Unpromised:
+    """Nothing is promised: the sentence of not-defended.md that says so begins with these words."""
+
+    entry: str
+
+
+_MODELS = "models follow from the sums (`proved_models = true`)"
+_LYING = Unpromised("Silos that lie.")
+
+
+def _in_blocks(attack: str) -> Tried:
+    return Tried("sums are of whole blocks (`min_block = 3`)", (f"{attack}, blocks of 3",))
+
+
+BY_DEFAULT: dict[str, Tried | Unpromised] = {
+    "label sets from absences": _in_blocks("label sets from absences"),
+    "label sets from drops": _in_blocks("label sets from absences"),
+    "label sets from retries": _in_blocks("label sets from retries"),
+    "mean updates from absences": _in_blocks("one silo's update from one retry"),
+    "one silo's update from one retry": _in_blocks("one silo's update from one retry"),
+    "crafted model: single records": Tried(_MODELS, ("a model that does not follow from the sums",)),
+    "crafted model: beyond the class": Tried(_MODELS, ("a model that does not follow from the sums",)),
+    "crafted model: one silo by its class": Tried(_MODELS, ("a model that does not follow from the sums",)),
+    "chosen mask: one silo": Tried(_MODELS, ("a mask that does not follow from the sums",)),
+    "record count from reply times": Tried(
+        "replies are held back (`reply_every = 2`)", ("record count from reply times",), "sum + DP 8, reply_every"
+    ),
+    "huge count": _LYING,
+    "backdoor": _LYING,
+    "scaling by 10": _LYING,
+    "scaling by -10": _LYING,
+}
+"""By attack, of those that may succeed although DP is on: a simulation has `--block 1`, models that are not proved and
+replies that are not held back."""
+
+
+def attacks_with_a_way(found: Sequence[Outcome]) -> list[str]:
+    """Attacks that succeed under DP through the secure sum in a setting of the table, in the order of their rows."""
+    there = ("sum + DP 8", "sum + DP 1")
+    return list(dict.fromkeys(o.attack for o in found if o.setting in there and o.verdict == "succeeds"))
+
+
+def tried_by_default(default: Tried | Unpromised, found: Sequence[Outcome]) -> list[Outcome]:
+    """Rows that try what is on across institutions; none where nothing is promised."""
+    if isinstance(default, Unpromised):
+        return []
+    return [o for o in found if o.attack in default.attacks and o.setting == default.setting]
