@@ -46,6 +46,9 @@ class PruningTask:
         of those that were tried, for methods that have none of their own.
     tried : tuple of str
         Learning rates that dense FedAvg and AutoFLIP run at, first seed, to find these; the usual one first.
+    prox : str
+        Weight of FedProx's proximal term, which its paper (arXiv 1812.06127) tunes by task: a network that needs many
+        steps to leave its start hardly moves under a heavy one.
     floor : str
         Least share of each layer's units that pruned methods keep, where the usual one leaves layers too narrow.
     seeds : int
@@ -61,6 +64,7 @@ class PruningTask:
     pruned: str = ""
     dense: str = ""
     tried: tuple[str, ...] = ()
+    prox: str = "0.1"
     floor: str = ""
     seeds: int = 5
     data: bool = True
@@ -117,6 +121,7 @@ TASKS = (
         pruned=" --learning-rate 6e-3",
         dense=" --learning-rate 6e-3",
         tried=("3e-3", "6e-3", "1e-2"),
+        prox="0.001",
         seeds=3,
     ),
     PruningTask(
@@ -136,7 +141,7 @@ QUICK = PruningTask(
 )
 DENSE = {
     "FedAvg": "--prune none",
-    "FedProx": "--prune none --prox-mu 0.1",
+    "FedProx": "--prune none --prox-mu",
     "FedAdam": "--prune none --server-optimizer adam",
     # Of plain FedAvg no squares are summed: how far silos are apart is read from a network of which nothing dies.
     DENSE_WITH_SQUARES: "--prune-flops 1 --prune-threshold 0 --no-warm-start",
@@ -182,8 +187,12 @@ def settings(task: PruningTask, starts: tuple[str, ...], *, main: bool) -> list[
         method: task.options + ("" if method in WHOLE_UNITS else f" --prune-threshold {task.threshold}")
         for method in (*DENSE, *PRUNED)
     }
+    prox = {"FedProx": f" {task.prox}"}
     made = [
-        ({"task": task.name, "method": method, "start": "", "flops": None}, f"{shared[method]} {options}{task.dense}")
+        (
+            {"task": task.name, "method": method, "start": "", "flops": None},
+            f"{shared[method]} {options}{prox.get(method, '')}{task.dense}",
+        )
         for method, options in DENSE.items()
         if method in MAIN or not main
     ]
