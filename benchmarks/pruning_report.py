@@ -95,8 +95,8 @@ def rate_table(rows: list[Row], chosen: dict[tuple[str, bool], str]) -> list[str
         "## Learning rates and floors tried",
         "",
         "First seed; bold: used above, for all dense methods and for all pruned ones of the task. The floor is the "
-        "least share of a layer's units that stays, 0.1 where nothing is said; mu the weight of FedProx's proximal term, "
-        "0.1, and on Shakespeare 0.001, where nothing is said.",
+        "least share of a layer's units that stays, 0.1 where nothing is said; mu the weight of FedProx's proximal "
+        "term, 0.1, and on Shakespeare 0.001, where nothing is said.",
         "",
         "| task | method | learning rate: accuracy % |",
         "|---|---|---|",
