@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import compileall
+import json
 import os
 import shutil
 import subprocess
@@ -10,6 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from py_compile import PycInvalidationMode
 
 __all__ = [
     "REPOSITORY",
@@ -29,7 +32,8 @@ TESTS_FAILED = 1
 START = (
     "import sys, autoflip_secure; assert autoflip_secure.__file__.startswith(sys.argv[1]), autoflip_secure.__file__; "
 )
-PYTEST = START + "import pytest; sys.exit(pytest.main(sys.argv[2:]))"
+_SERVERS: dict[Path, subprocess.Popen[str]] = {}
+"""A process for each copy on which pytest runs."""
 
 
 class TextNotThere(ValueError):
@@ -48,7 +52,14 @@ def repository_copy(folders: Iterable[str]) -> Iterator[Path]:
             if not shared.name.startswith("test_"):
                 shutil.copy(shared, copy / "tests")
         shutil.copy(REPOSITORY / "pyproject.toml", copy)
-        yield copy
+        # By hash, so that a replaced text is compiled anew even within the second.
+        compileall.compile_dir(copy / "autoflip_secure", quiet=2, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
+        try:
+            yield copy
+        finally:
+            server = _SERVERS.pop(copy, None)
+            if server is not None:
+                server.communicate()
 
 
 @contextmanager
@@ -79,16 +90,30 @@ def mutated(copy: Path, changes: Iterable[tuple[Path, str, str]]) -> Iterator[No
 
 def run_python(copy: Path, program: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """`program` in the copy; it finds the copy's path in `sys.argv[1]` and `arguments` after it."""
-    # Two mutants of one file within a second look the same to the cache of compiled modules: do without it.
-    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-c", program, str(copy), *arguments]
-    return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=copy, env=_environment(copy), capture_output=True, text=True, check=False)
 
 
 def run_pytest(copy: Path, ids: Sequence[str], *options: str) -> tuple[int, str]:
-    """Exit code and output of pytest on the copy; `ids` as pytest names tests."""
-    done = run_python(copy, PYTEST, ("-q", "--tb=no", "-p", "no:cacheprovider", *options, *ids))
-    return done.returncode, done.stdout + done.stderr
+    """Exit code and output of pytest on the copy; `ids` as pytest names tests.
+
+    All runs on a copy are forks of one process. The first is best one without a mutant, of all tests that are to come.
+    """
+    if copy not in _SERVERS:
+        command = [sys.executable, str(REPOSITORY / "tests" / "forked_pytest.py"), str(copy)]
+        _SERVERS[copy] = subprocess.Popen(
+            command, cwd=copy, env=_environment(copy), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+    server = _SERVERS[copy]
+    assert server.stdin is not None
+    assert server.stdout is not None
+    print(json.dumps(["-q", "--tb=no", "-p", "no:cacheprovider", *options, *ids]), file=server.stdin, flush=True)
+    code, output = json.loads(server.stdout.readline())
+    return code, output
+
+
+def _environment(copy: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def run_script(module: str) -> subprocess.CompletedProcess[str]:

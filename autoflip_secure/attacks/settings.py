@@ -12,6 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from autoflip_secure.attacks.simulated import simulated
+
 __all__ = ["IN_BLOCKS", "SETTINGS", "area_of_epsilon", "bound_of_epsilon", "epsilon_of", "run_federation"]
 
 SETTINGS = MappingProxyType(
@@ -77,14 +79,17 @@ def run_federation(
     RuntimeError
         The run failed; the message is its own.
     """
-    started = ["-m", "autoflip_secure.sim"] if program is None else ["-c", program]
-    command = [sys.executable, *started, *shlex.split(options), *SETTINGS[setting]]
-    command += ["--seed", str(seed), "--run-dir", str(run), "--record-server-view"]
-    command += ["--workers", "0", "--summary", "json", "--quiet"]
-    command += ["--data-dir", str(data)] if data is not None else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if ended.returncode:
-        raise RuntimeError(f"{shlex.join(command)}: {ended.stderr.strip()}")
-    summary: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    given = [*shlex.split(options), *SETTINGS[setting], "--seed", str(seed), "--run-dir", str(run)]
+    given += ["--record-server-view", "--workers", "0", "--summary", "json", "--quiet"]
+    given += ["--data-dir", str(data)] if data is not None else []
+    if program is None:
+        code, said, complained = simulated(given)
+    else:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", program, *given]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        code, said, complained = ended.returncode, ended.stdout, ended.stderr
+    if code:
+        raise RuntimeError(f"{shlex.join(given)}: {complained.strip()}")
+    summary: dict[str, Any] = json.loads(said.splitlines()[-1])
     return summary

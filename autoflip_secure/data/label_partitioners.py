@@ -64,13 +64,18 @@ class _DealtClasses(PathologicalPartitioner):  # type: ignore[misc, unused-ignor
 
 
 class _Columns(datasets.Dataset):  # type: ignore[misc, unused-ignore]
-    """A table whose columns come as arrays: the partitioners turn a whole column into one, which a lazy column of
-    datasets makes row by row (seconds for sixty thousand)."""
+    """A table whose columns come as arrays: the partitioners turn a whole column into one, and pick rows by lists of
+    places, both of which datasets does row by row (seconds for sixty thousand)."""
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, str) and self._indices is None:
             return self.data.column(key).to_numpy()
         return super().__getitem__(key)
+
+    def select(self, indices: Any, *_: Any, **__: Any) -> _Columns:
+        rows = np.asarray(indices, np.int64)
+        picked: _Columns = _Columns.from_dict({name: self[name][rows] for name in self.column_names})
+        return picked
 
 
 def _partition_rows(partitioner: Partitioner, labels: NDArray[np.int64]) -> list[Rows]:
@@ -80,4 +85,4 @@ def _partition_rows(partitioner: Partitioner, labels: NDArray[np.int64]) -> list
         # A redraw is expected with small alpha; failure is reported by the caller.
         warnings.simplefilter("ignore")
         parts = [partitioner.load_partition(silo) for silo in range(partitioner.num_partitions)]
-    return [np.asarray(part.with_format("numpy")[ROW][:], dtype=np.int64) for part in parts]
+    return [np.asarray(part[ROW], dtype=np.int64) for part in parts]

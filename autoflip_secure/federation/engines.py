@@ -9,7 +9,7 @@ from typing import Any
 from flwr.app import Context, RecordDict
 
 from autoflip_secure.config import ResolvedConfig
-from autoflip_secure.federation.client_app import ClientAppFactory
+from autoflip_secure.federation.client_app import ClientAppFactory, close_silos
 from autoflip_secure.federation.coordinator import Watcher
 from autoflip_secure.federation.local_grid import LocalGrid, default_workers
 from autoflip_secure.federation.provisioning import RunFolder
@@ -33,8 +33,11 @@ def run_federation(folder: RunFolder, config: ResolvedConfig, watch: Watcher) ->
         _run_on_ray(app, factory, config.silos)
     else:
         workers = default_workers(config.silos) if config.workers is None else min(config.workers, config.silos)
-        with LocalGrid(factory, config.silos, workers) as grid:
-            app(grid, _server_context())
+        try:
+            with LocalGrid(factory, config.silos, workers) as grid:
+                app(grid, _server_context())
+        finally:
+            close_silos()  # those that this process answered for, without workers
     if outcome.error is not None:
         raise outcome.error
     return outcome
