@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,14 @@ __all__ = ["ATTACK"]
 CLASSES, HELD, SILOS = 10, 2, 10
 CHANCE = HELD / CLASSES
 RECALL = f"classes found of {HELD} that a silo holds, of {CLASSES}"
+BEYOND = f"classes found beyond the best common guess, of {HELD} that a silo holds"
 OPTIONS = f"--partition pathological:{HELD} --evaluate-every 1000"
 ABSENT = "--participation 0.8"
 BLOCKS = deal_blocks(SILOS, IN_BLOCKS["block"])
 OF_BLOCKS = f", blocks of {IN_BLOCKS['block']}"
-BLOCK_GUESS = "without the attack: the best guess from the classes of the block's silos"
+OF_ONE_BLOCK = "of the silos of a block"
 NO_GROUP_BOUND = "`--block 1`; DP of one patient bounds nothing about a whole silo"
-TOGETHER = f"a sum tells what its silos hold together: their best guess + {SLACK}"
+TOGETHER = f"a sum tells what its silos hold together: nothing beyond the best common guess, + {SLACK}"
 
 GUESSED_FROM = {
     "plain": "each silo's vector is seen",
@@ -111,9 +112,8 @@ def _drops(scale: Scale, size: _Size) -> Iterator[Outcome]:
 def _nobody_absent(scale: Scale, size: _Size) -> Iterator[Outcome]:
     """The same attack where every silo is in every sum."""
     for setting in tuple(SETTINGS)[1:]:
-        note = "without the attack: the best guess from the classes of the cohort's silos"
         yield _passive(
-            scale, size, f"--silos {SILOS}", "label sets, nobody absent", setting, SILOS, promise=TOGETHER, note=note
+            scale, size, f"--silos {SILOS}", "label sets, nobody absent", setting, SILOS, together="of a cohort's silos"
         )
 
 
@@ -122,7 +122,7 @@ def _absent_blocks(scale: Scale, size: _Size) -> Iterator[Outcome]:
     given = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in IN_BLOCKS.items())
     options, name = f"--silos {SILOS} {ABSENT} {given}", f"label sets from absences{OF_BLOCKS}"
     for setting in tuple(SETTINGS)[1:]:
-        yield _passive(scale, size, options, name, setting, SILOS, promise=TOGETHER, note=BLOCK_GUESS, blocks=BLOCKS)
+        yield _passive(scale, size, options, name, setting, SILOS, together=OF_ONE_BLOCK, blocks=BLOCKS)
 
 
 def _cohorts(scale: Scale, size: _Size) -> Iterator[Outcome]:
@@ -158,16 +158,17 @@ def _retries(scale: Scale, size: _Size, *, in_blocks: bool = False) -> Iterator[
             note="without the block; chance is the sum of its silos, without noise" if in_blocks else alone,
         )
     for setting in tuple(SETTINGS)[1 if in_blocks else 2 :]:
-        folder = scale.work / f"hidden-{setting}{which}"
+        folder, name = scale.work / f"hidden-{setting}{which}", f"label sets from retries{which}"
         tried = [retries.label_sets(folder / str(s), setting, s, HELD, **blocks) for s in size.seeds]
-        bound: dict[str, Any] = {}
-        if in_blocks:
-            bound = {"chance": float(np.mean([_best_guesses(t.held, BLOCKS) for t in tried])), "promise": TOGETHER}
         paid = " that the plan pays for" if "DP" in setting else ""
         note = f"{max(t.sums for t in tried)} sums{paid}, over a made-up model"
-        note = f"{note}; {BLOCK_GUESS if in_blocks else NO_GROUP_BOUND}"
-        found = sum(t.found for t in tried)
-        yield _recall(f"label sets from retries{which}", setting, found, SILOS * len(size.seeds), note, **bound)
+        if in_blocks:
+            yield _beyond(
+                name, setting, [_Guessed(t.guessed, t.held, BLOCKS) for t in tried], f"{note}; {OF_ONE_BLOCK}"
+            )
+        else:
+            found = sum(t.found for t in tried)
+            yield _recall(name, setting, found, SILOS * len(tried), f"{note}; {NO_GROUP_BOUND}")
 
 
 def _forbidden(scale: Scale) -> Iterator[Outcome]:
@@ -216,48 +217,67 @@ def _passive(
     silos: int,
     *,
     note: str = "",
-    promise: str = "",
+    together: str = "",
     blocks: Sequence[Sequence[int]] = (),
 ) -> Outcome:
     """Label sets from the recorded views of honest runs.
 
-    With a promise, that sums tell no more than of the silos of a block together (of a cohort, where there are no
-    blocks), chance is a guess among their classes.
+    Where `together` says which silos have only their sum told, it is judged what is found beyond a guess that is the
+    same for all of these: the silos of a block or, where there are no blocks, of a cohort.
     """
     from autoflip_secure.attacks import property_inference, true_silos
     from autoflip_secure.attacks.recorded_view import RecordedView
 
-    found, within = 0, []
+    tried = []
     for seed in size.seeds:
         folder = scale.work / f"{attack}-{setting}-{seed}"
         run_federation(f"{size.options} {options}", setting, seed, folder)
         seen, held = property_inference.sums_of(RecordedView(folder), silos), true_silos.label_sets(folder)
         guessed = seen.label_sets(property_inference.class_signatures(folder), CLASSES, HELD)
-        found += true_silos.found_classes(guessed, held)
-        sizes = seen.present.sum(axis=1)
-        cohorts = [np.flatnonzero(row) + 1 for row in seen.present[sizes == sizes.min()]]
-        within.append(_best_guesses(held, blocks or cohorts))
-    note = note or GUESSED_FROM[setting]
-    chance = float(np.mean(within)) if promise else CHANCE
-    return _recall(attack, setting, found, silos * len(size.seeds), note, chance=chance, promise=promise)
+        cohorts = [(np.flatnonzero(row) + 1).tolist() for row in np.unique(seen.present, axis=0)]
+        tried.append(_Guessed(guessed, held, blocks or cohorts))
+    if together:
+        return _beyond(attack, setting, tried, together)
+    found = sum(true_silos.found_classes(t.guessed, t.held) for t in tried)
+    return _recall(attack, setting, found, silos * len(tried), note or GUESSED_FROM[setting])
 
 
-def _recall(
-    attack: str, setting: str, found: int, silos: int, note: str, *, chance: float = CHANCE, promise: str = ""
-) -> Outcome:
-    """Where the promise is that chance is all there is, the bound is chance and some slack."""
+def _recall(attack: str, setting: str, found: int, silos: int, note: str) -> Outcome:
+    """Nothing is promised; chance is a blind guess."""
     share = proportion_interval(found, HELD * silos)
-    bound: dict[str, Any] = {"bound": chance + SLACK, "promise": promise} if promise else {}
-    return Outcome(attack, setting, RECALL, *share, trials=HELD * silos, chance=chance, note=note, **bound)
+    return Outcome(attack, setting, RECALL, *share, trials=HELD * silos, chance=CHANCE, note=note)
 
 
-def _best_guesses(held: Sequence[frozenset[int]], groups: Iterable[Iterable[int]]) -> float:
-    """Recall where all silos of a group, given by ids 1, 2, ..., get one guess: the classes that most of them hold."""
-    right = silos = 0
-    for group in map(list, groups):
-        counts = np.bincount([name for silo in group for name in held[silo - 1]], minlength=CLASSES)
-        right, silos = right + int(np.sort(counts)[::-1][:HELD].sum()), silos + len(group)
-    return right / (HELD * silos)
+@dataclass(frozen=True)
+class _Guessed:
+    """Label sets of one run as guessed and as they are, and the groups of silos (ids 1, 2, ...) whose sums are told."""
+
+    guessed: list[frozenset[int]]
+    held: list[frozenset[int]]
+    groups: Sequence[Sequence[int]]
+
+    def counts(self) -> Iterator[tuple[int, int, int]]:
+        """By group: classes found, those that the best guess finds that is the same for all its silos, and silos.
+
+        The best guess is the two classes that most of them hold: a bound on what the sum of a group, without its
+        silos, can be used for.
+        """
+        for group in self.groups:
+            counts = np.bincount([name for silo in group for name in self.held[silo - 1]], minlength=CLASSES)
+            found = sum(len(self.guessed[silo - 1] & self.held[silo - 1]) for silo in group)
+            yield found, int(np.sort(counts)[::-1][:HELD].sum()), len(group)
+
+
+def _beyond(attack: str, setting: str, tried: Sequence[_Guessed], note: str) -> Outcome:
+    """What was found of any group's silos beyond the best common guess; groups where it was less count 0."""
+    counts = [count for guessed in tried for count in guessed.counts()]
+    trials = HELD * sum(silos for _, _, silos in counts)
+    share = proportion_interval(sum(max(0, found - best) for found, best, _ in counts), trials)
+    recall, common = (sum(column) / trials for column in list(zip(*counts, strict=True))[:2])
+    return Outcome(
+        attack, setting, BEYOND, *share, trials=trials, chance=0.0, bound=SLACK, promise=TOGETHER,
+        note=f"{note}: {recall:.2f} of the classes were found, by the best common guess {common:.2f}",
+    )  # fmt: skip
 
 
 def _determined(present: NDArray[np.float64]) -> str:

@@ -53,7 +53,7 @@ class _Size:
     seeds: int
 
 
-QUICK, FULL = _Size(rounds=2, alone=1, seeds=1), _Size(rounds=4, alone=4, seeds=5)
+QUICK, FULL = _Size(rounds=2, alone=1, seeds=1), _Size(rounds=4, alone=4, seeds=10)
 
 
 def attack(scale: Scale) -> Iterator[Outcome]:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoflip_secure.attacks import retries
+from autoflip_secure.attacks import differences, retries
 from autoflip_secure.attacks.disaggregation import (
     class_counts,
     common_part,
@@ -266,3 +266,24 @@ def test_absences_show_label_sets_even_under_dp_and_full_sums_do_not(tmp_path: P
     assert found["absent"] >= 14
     assert found["present"] <= 8
     assert found["in blocks"] <= 8
+
+
+HELD = [frozenset(pair) for pair in ((0, 1), (0, 1), (0, 2), (3, 4), (5, 6), (7, 8))]
+GROUPS = ((1, 2, 3), (4, 5, 6))
+
+
+@pytest.mark.parametrize(
+    ("guessed", "value", "said"),
+    [
+        (HELD, 5 / 12, "1.00 of the classes were found, by the best common guess 0.58"),
+        ([frozenset((0, 1))] * 3 + [frozenset((3, 4))] * 3, 0.0, "0.58 of the classes were found"),
+        ([frozenset((8, 9))] * 6, 0.0, "0.08 of the classes were found, by the best common guess 0.58"),
+        # What is lost in one group does not make up for what is found in another.
+        ([frozenset((8, 9))] * 3 + HELD[3:], 4 / 12, "0.50 of the classes were found"),
+    ],
+)
+def test_what_is_found_beyond_the_best_common_guess(guessed: list, value: float, said: str) -> None:
+    told = differences._beyond("a", "sum", [differences._Guessed(guessed, HELD, GROUPS)], "as asked")
+    assert (told.value, told.trials, told.chance) == (pytest.approx(value), 12, 0.0)
+    assert f"as asked: {said}" in told.note
+    assert (told.verdict == "broken") == (value > 0.3)
