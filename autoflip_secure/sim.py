@@ -27,6 +27,7 @@ Preset = Annotated[str | None, typer.Option("--preset", help="named settings: pa
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file with any of these options")]
 Summary = Annotated[str | None, typer.Option("--summary", help="json: print summary.json as the last line of stdout")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress on stderr")]
+Report = Annotated[bool, typer.Option("--report/--no-report", help="write report.html, or leave it for `report RUN`")]
 
 
 @app.command()
@@ -39,6 +40,7 @@ def simulate(
     preset: Preset = None,
     summary: Summary = None,
     quiet: Quiet = False,
+    report: Report = True,
 ) -> None:
     """Train one private, pruned model in a federation of silos simulated on this machine."""
     if summary not in (None, "json"):
@@ -54,7 +56,7 @@ def simulate(
         if "dp_trust" in options and "dp_epsilon" not in options and config is None and preset is None:
             raise ConfigError("--dp-trust: promises nothing without --dp-epsilon; give both or neither")
         folder, resolved = _prepare(config_from(options, config, preset))
-    _run(folder, resolved, quiet=quiet, summary=summary)
+    _run(folder, resolved, quiet=quiet, summary=summary, report=report)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -111,13 +113,12 @@ def _reopen(path: Path) -> tuple[RunFolder, ResolvedConfig]:
     return folder, ResolvedConfig.create(**load_config_file(folder.config))
 
 
-def _run(folder: RunFolder, config: ResolvedConfig, *, quiet: bool, summary: str | None) -> None:
+def _run(folder: RunFolder, config: ResolvedConfig, *, quiet: bool, summary: str | None, report: bool) -> None:
     import json
 
     from autoflip_secure.federation.engines import run_federation
     from autoflip_secure.federation.finish import finish
     from autoflip_secure.federation.rotation import warnings_of
-    from autoflip_secure.report.html import write_report
     from autoflip_secure.report.progress import Progress
 
     with Progress(config, folder.path, quiet=quiet) as progress:
@@ -131,8 +132,11 @@ def _run(folder: RunFolder, config: ResolvedConfig, *, quiet: bool, summary: str
         except CannotContinue as error:
             raise type(error)(f"{error} (checkpoint: {folder.checkpoint})") from error
         figures = finish(folder, config, outcome)
-        write_report(folder.path, figures)
-        progress.finished(figures, folder.report)
+        if report:
+            from autoflip_secure.report.html import write_report
+
+            write_report(folder.path, figures)
+        progress.finished(figures, folder.report if report else f"autoflip-secure report {folder.path}")
     if summary == "json":
         print(json.dumps(figures), flush=True)
 

@@ -93,7 +93,7 @@ def run_simulation(options: str, seed: int, run: Path, *, data: bool) -> Row:
         The run failed; the message is its own.
     """
     command = [sys.executable, "-m", "autoflip_secure.sim", *shlex.split(options), "--seed", str(seed)]
-    command += ["--run-dir", str(run), "--workers", "0", "--summary", "json", "--quiet"]
+    command += ["--run-dir", str(run), "--workers", "0", "--summary", "json", "--quiet", "--no-report"]
     command += ["--data-dir", str(DATA)] if data else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

@@ -62,7 +62,7 @@ def attack(scale: Scale) -> Iterator[Outcome]:
     for setting in SETTINGS:
         runs = [scale.work / f"{setting.replace(' ', '')}-{seed}" for seed in range(size.seeds)]
         for seed, run in enumerate(runs):
-            data = "--dataset mnist5k" if scale.data is None else "--dataset mnist"
+            data = "--dataset mnist5k" if scale.quick or scale.data is None else "--dataset mnist"
             run_federation(f"{data} {FEDERATION} --rounds {size.rounds}", setting, seed, run, data=scale.data)
         yield from _outcomes(setting, runs)
     for epsilon in ALONE:

@@ -109,7 +109,7 @@ def run(scale: Scale) -> Iterator[Outcome]:
 
 def _protocol(scale: Scale) -> Iterator[Outcome]:
     """Lies against the secure sum itself: the share that spoils a sum which the coordinator then goes on with."""
-    attempts = 100 if scale.quick else 1000
+    attempts = 60 if scale.quick else 1000
     for lie in LIES:
         told = told_of(lie, attempts, seed=1)
         exact = lie == "wrong shares"

@@ -123,7 +123,15 @@ def run_all(game: Game, setting: str, options: str, folder: Path, *, keep_data: 
     for member, run in zip(game.member, runs, strict=True):
         data = folder / f"data-{run.name}"
         _write(game, member, data)
-        arguments = ["--dataset", f"folder:{data}", "--run-dir", str(run), "--record-server-view", "--quiet"]
+        arguments = [
+            "--dataset",
+            f"folder:{data}",
+            "--run-dir",
+            str(run),
+            "--record-server-view",
+            "--quiet",
+            "--no-report",
+        ]
         arguments += ["--workers", "0", "--seed", "0", *SETTINGS[setting], *shlex.split(options)]
         commands.append(arguments)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

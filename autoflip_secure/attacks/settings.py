@@ -80,7 +80,7 @@ def run_federation(
         The run failed; the message is its own.
     """
     given = [*shlex.split(options), *SETTINGS[setting], "--seed", str(seed), "--run-dir", str(run)]
-    given += ["--record-server-view", "--workers", "0", "--summary", "json", "--quiet"]
+    given += ["--record-server-view", "--workers", "0", "--summary", "json", "--quiet", "--no-report"]
     given += ["--data-dir", str(data)] if data is not None else []
     if program is None:
         code, said, complained = simulated(given)

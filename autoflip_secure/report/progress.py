@@ -106,8 +106,8 @@ class Progress:
         else:
             self._write(text)
 
-    def finished(self, summary: Mapping[str, Any], report: Path) -> None:
-        """Write the result of the run."""
+    def finished(self, summary: Mapping[str, Any], report: Path | str) -> None:
+        """Write the result of the run, and where its report is or how to have it."""
         self._stop()
         if not self._quiet:
             self._write("\n".join(_result_lines(summary, report)))
@@ -151,7 +151,7 @@ class Progress:
         print(text, file=sys.stderr, flush=True)
 
 
-def _result_lines(summary: Mapping[str, Any], report: Path) -> list[str]:
+def _result_lines(summary: Mapping[str, Any], report: Path | str) -> list[str]:
     rounds, silos = count_of(int(summary.get("rounds") or 0), "round"), count_of(int(summary.get("silos") or 0), "silo")
     rows = {
         main_score(summary)[0]: _scores(summary),

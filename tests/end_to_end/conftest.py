@@ -25,10 +25,11 @@ def _fresh_process_state() -> None:
 
 @pytest.fixture
 def run_sim(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> RunSim:
-    """run_sim(*options, name="run", small=SMALL) -> summary; the run directory is tmp_path / name."""
+    """run_sim(*options, name="run", small=SMALL, report=False) -> summary; the run directory is tmp_path / name."""
 
-    def run(*options: str, name: str = "run", small: tuple[str, ...] = SMALL) -> dict[str, Any]:
-        code = main([*small, *options, "--run-dir", str(tmp_path / name), "--summary", "json"])
+    def run(*options: str, name: str = "run", small: tuple[str, ...] = SMALL, report: bool = False) -> dict[str, Any]:
+        given = [*small, *options, "--report" if report else "--no-report"]
+        code = main([*given, "--run-dir", str(tmp_path / name), "--summary", "json"])
         printed = capsys.readouterr()
         assert code == 0, printed.err
         summary = json.loads(printed.out.splitlines()[-1])

@@ -8,8 +8,10 @@ from pathlib import Path
 import msgpack
 import pytest
 
+from autoflip_secure.cli import main as command
 from autoflip_secure.federation.events import read_json_lines
 from autoflip_secure.report.text import STAGE_MEANING
+from autoflip_secure.sim import main as sim_command
 
 COMBINATIONS = list(itertools.product(("secagg", "none"), ("none", "local", "distributed"), ("autoflip", "none")))
 COMBINATIONS += [("secagg", trust, "random") for trust in ("none", "distributed")]
@@ -20,7 +22,7 @@ COMBINATIONS += [("ckks", "none", "none"), ("ckks", "distributed", "random")]
 @pytest.mark.parametrize(("aggregation", "trust", "prune"), COMBINATIONS, ids=["-".join(c) for c in COMBINATIONS])
 def test_runs_to_a_summary(run_sim, tmp_path: Path, aggregation: str, trust: str, prune: str) -> None:
     privacy = () if trust == "none" else ("--dp-epsilon", "8", "--dp-trust", trust)
-    summary = run_sim("--aggregation", aggregation, "--prune", prune, *privacy)
+    summary = run_sim("--aggregation", aggregation, "--prune", prune, *privacy, report=True)
     assert (summary["aggregation"], summary["dp_trust"], summary["prune"]) == (aggregation, trust, prune)
     assert summary["rounds"] == 5
     assert summary["rounds_aborted"] == 0
@@ -41,6 +43,16 @@ def test_runs_to_a_summary(run_sim, tmp_path: Path, aggregation: str, trust: str
     assert {"config.toml", "events.jsonl", "metrics.jsonl", "checkpoint", "model.safetensors", "report.html"} <= {
         path.name for path in run.iterdir()
     }
+
+
+def test_a_report_can_wait(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    small = ["--dataset", "digits", "--model", "mlp", "--silos", "4", "--rounds", "2", "--workers", "0"]
+    assert sim_command([*small, "--no-report", "--run-dir", str(run)]) == 0
+    assert f"autoflip-secure report {run}" in " ".join(capsys.readouterr().err.split())
+    assert not (run / "report.html").exists()
+    assert command(["report", str(run)]) == 0
+    assert (run / "report.html").read_text().startswith("<!DOCTYPE html>")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +131,7 @@ def test_drops_are_survived_and_listed_by_stage(run_sim) -> None:
 def test_ckks_sums_that_a_silo_does_not_help_to_open_are_tried_again(run_sim, tmp_path: Path) -> None:
     """A silo that is gone when the others open stops the sum: all attempts of a round start from the same model."""
     options = ("--dropout", "0.08", "--rounds", "12", "--colluders", "0", "--silos", "10", "--prune", "none")
-    summary = run_sim("--aggregation", "ckks", *options, "--record-server-view")
+    summary = run_sim("--aggregation", "ckks", *options, "--record-server-view", report=True)
     assert set(summary["drops"]) == {"encrypt", "open"}
     assert summary["rounds"] == 12
     records = list(msgpack.Unpacker((tmp_path / "run/server_view/public.msgpack").open("rb")))[:-1]

@@ -49,7 +49,7 @@ def small(registers: Path, *options: str) -> tuple[str, ...]:
 
 
 def test_without_noise_the_summary_is_as_good_as_exact(run_sim, registers, benchmark, tmp_path) -> None:
-    summary = run_sim(small=small(registers, "--rounds", "4", "--prune", "none"))
+    summary = run_sim(small=small(registers, "--rounds", "4", "--prune", "none"), report=True)
     exact = benchmark.exact_scores(tmp_path / "run")
     held = [len(np.load(path)["x"]) for path in (tmp_path / "run").glob("silos/*/data/holdout.npz")]
     assert exact["records"] == sum(held) == pytest.approx(220, abs=4)
