@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -13,11 +14,34 @@ from typing import TextIO
 
 from autoflip_secure.errors import StorageError
 
-__all__ = ["is_locked", "locked", "open_silo_database", "storing", "sync_folder", "write_atomically"]
+__all__ = [
+    "folder_in_memory",
+    "is_locked",
+    "locked",
+    "open_silo_database",
+    "storing",
+    "sync_folder",
+    "write_atomically",
+]
 
 OWNER_ONLY = 0o600
 LOOKING = 0.1
 """Seconds for which a lock is asked for again: `is_locked` of another process has it for an instant."""
+
+MEMORY = Path("/dev/shm")
+ROOM = 4 << 30
+"""Bytes that have to be free there, and in the machine's memory, which it takes from."""
+
+
+def folder_in_memory() -> Path | None:
+    """Where small runs that need not last may be kept, since a silo syncs its every step; None without enough room."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+        free = shutil.disk_usage(MEMORY).free
+    except (OSError, StopIteration):
+        return None
+    return MEMORY if os.access(MEMORY, os.W_OK) and min(free, available) >= ROOM else None
 
 
 def write_atomically(path: Path, data: bytes, *, secret: bool = False) -> None:

@@ -84,11 +84,6 @@ def main_rows(rows: list[Row]) -> list[Row]:
     return [row for row in rows if "rate" not in row]
 
 
-def _rate_and_floor(label: str) -> tuple[float, str]:
-    rate, _, floor = label.partition(",")
-    return float(rate), floor
-
-
 def rate_table(rows: list[Row], chosen: dict[tuple[str, bool], str]) -> list[str]:
     """Accuracy of the first seed at the learning rates tried; in bold what the tables above use."""
     lines = [

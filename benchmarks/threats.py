@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -35,8 +34,6 @@ from autoflip_secure.attacks.registry import MODULES
 PAGES = Path(__file__).parents[1] / "threat_models"
 LONGEST_FIRST = ("differences", "membership", "mask-leakage", "malicious-silos")
 """Begun first, so that no core waits for them at the end."""
-MEMORY, ROOM = Path("/dev/shm"), 4 << 30
-"""Where runs are kept if there is so much room and TMPDIR does not say otherwise: silos sync every step to disk."""
 ALONE = ("side-channels",)
 """Begun when all others are done: they measure times."""
 
@@ -77,8 +74,7 @@ def run_attack(name: str, *, quick: bool) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "autoflip_secure.attacks", name, "--json", "--pictures", str(pictures)]
     command += ["--quick"] if quick else []
     command += ["--data-dir", str(DATA)] if DATA.is_dir() else []
-    in_memory = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= ROOM
-    environment = {**({"TMPDIR": str(MEMORY)} if in_memory else {}), **os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     rows, said = [], "?"
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
@@ -105,7 +101,7 @@ def main() -> int:
     path = RESULTS / ("threats-quick" if arguments.quick else "threats")
     outcomes = Outcomes(path.with_suffix(".json"), fresh=arguments.fresh and not arguments.only)
     wanted = arguments.only or [name for name in MODULES if name not in outcomes.attacks]
-    wanted = sorted(wanted, key=lambda name: name not in LONGEST_FIRST)
+    wanted = sorted(wanted, key=lambda name: LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(MODULES))
     failed = []
 
     def one(name: str) -> None:

@@ -116,8 +116,8 @@ def defaults_table(found: list[Outcome]) -> list[str]:
         "",
         "## Across institutions",
         "",
-        "Attacks that succeed under DP in the simulations above, and what stands against them where a hospital's "
-        "`policy.toml` is left as it comes (DP 8).",
+        "Of the attacks against which nothing is promised in the simulations above, those that succeed under DP, and "
+        "what stands against them where a hospital's `policy.toml` is left as it comes (DP 8).",
         "",
         "| attack | what is on by default there | what it comes to |",
         "|---|---|---|",

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
 
+from autoflip_secure.storage import folder_in_memory
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 VARIABLE = "AUTOFLIP_SECURE_DATA"
-MEMORY, ROOM = Path("/dev/shm"), 4 << 30
 
 
 def pytest_configure() -> None:
     """Silos sync each step to disk, which is a third of a small run: tests write to memory where there is room, unless
     TMPDIR says otherwise."""
-    if "TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= ROOM:
-        os.environ["TMPDIR"] = str(MEMORY)
+    memory = folder_in_memory()
+    if memory is not None and "TMPDIR" not in os.environ:
+        os.environ["TMPDIR"] = str(memory)
         tempfile.tempdir = None
 
 

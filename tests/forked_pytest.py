@@ -3,7 +3,8 @@
     python forked_pytest.py COPY
 
 Reads from standard input one JSON list of pytest's arguments a line; answers each with a JSON list of exit code and
-output. What the first run loaded that is not of the copy is loaded here after it, so that later runs need not.
+output. The first run is made twice: what it loads that is not of the copy is loaded here before the second, whose
+answer counts, so that it is like all later ones.
 """
 
 from __future__ import annotations
@@ -15,28 +16,45 @@ import json
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from typing import BinaryIO, TextIO
 
 __all__ = ["serve"]
 
 
+NOT_RUN = 70
+"""Exit code of a fork that did not come to its tests: none of pytest's."""
+
+
 def serve(copy: str) -> None:
     """Answer requests until there are none."""
     loaded = False
     for line in sys.stdin:
-        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile("w+") as modules:
-            child = os.fork()
-            if not child:
-                sys.exit(_run(copy, json.loads(line), output, None if loaded else modules))
-            _, status = os.waitpid(child, 0)
-            output.seek(0)
-            said = output.read().decode(errors="replace")
-            if not loaded:
+        arguments = json.loads(line)
+        if not loaded:
+            with tempfile.TemporaryFile("w+") as modules:
+                _forked(copy, arguments, modules)
                 modules.seek(0)
                 _load(modules.read().split())
-                loaded = True
-        print(json.dumps([os.waitstatus_to_exitcode(status), said]), flush=True)
+            loaded = True
+        print(json.dumps(_forked(copy, arguments)), flush=True)
+
+
+def _forked(copy: str, arguments: Sequence[str], modules: TextIO | None = None) -> tuple[int, str]:
+    """Exit code and output of one run; into `modules` go the names of the libraries that it loaded."""
+    with tempfile.TemporaryFile() as output:
+        child = os.fork()
+        if not child:
+            try:
+                code = _run(copy, arguments, output, modules)
+            except BaseException:
+                traceback.print_exc()
+                code = NOT_RUN
+            sys.exit(code)
+        _, status = os.waitpid(child, 0)
+        output.seek(0)
+        return os.waitstatus_to_exitcode(status), output.read().decode(errors="replace")
 
 
 def _run(copy: str, arguments: Sequence[str], output: BinaryIO, modules: TextIO | None) -> int:

@@ -108,12 +108,17 @@ def run_pytest(copy: Path, ids: Sequence[str], *options: str) -> tuple[int, str]
     assert server.stdin is not None
     assert server.stdout is not None
     print(json.dumps(["-q", "--tb=no", "-p", "no:cacheprovider", *options, *ids]), file=server.stdin, flush=True)
-    code, output = json.loads(server.stdout.readline())
+    answer = server.stdout.readline()
+    if not answer:
+        raise RuntimeError(f"the process that runs pytest on {copy} ended with {server.wait()}")
+    code, output = json.loads(answer)
     return code, output
 
 
 def _environment(copy: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    # Libraries load before the module of the package that says so to them.
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return {**os.environ, **offline, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def run_script(module: str) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from autoflip_secure.attacks.outcome import Outcome, Scale
 from autoflip_secure.attacks.registry import MODULES, load_attack
 from autoflip_secure.errors import ConfigError
 from autoflip_secure.options import run_command
+from autoflip_secure.storage import folder_in_memory
 
 __all__ = ["app", "attack", "main"]
 
@@ -38,7 +40,9 @@ def attack(
         if folder is not None and not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder")
     broken = False
-    with tempfile.TemporaryDirectory(prefix="autoflip-attack-") as work:
+    # The runs of the full forms may be more than memory holds.
+    folder = folder_in_memory() if quick and "TMPDIR" not in os.environ else None
+    with tempfile.TemporaryDirectory(prefix="autoflip-attack-", dir=folder) as work:
         for outcome in found.run(Scale(quick, Path(work), data_dir, pictures)):
             broken |= outcome.verdict == "broken"
             typer.echo(json.dumps(outcome.to_json()) if as_json else sentence(outcome))

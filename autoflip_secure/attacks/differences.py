@@ -18,14 +18,15 @@ __all__ = ["ATTACK"]
 CLASSES, HELD, SILOS = 10, 2, 10
 CHANCE = HELD / CLASSES
 RECALL = f"classes found of {HELD} that a silo holds, of {CLASSES}"
-BEYOND = f"classes found beyond the best common guess, of {HELD} that a silo holds"
+BEYOND = "groups of silos of whom more is found than by the best common guess"
 OPTIONS = f"--partition pathological:{HELD} --evaluate-every 1000"
 ABSENT = "--participation 0.8"
 BLOCKS = deal_blocks(SILOS, IN_BLOCKS["block"])
 OF_BLOCKS = f", blocks of {IN_BLOCKS['block']}"
-OF_ONE_BLOCK = "of the silos of a block"
+OF_ONE_BLOCK = "groups are blocks"
 NO_GROUP_BOUND = "`--block 1`; DP of one patient bounds nothing about a whole silo"
-TOGETHER = f"a sum tells what its silos hold together: nothing beyond the best common guess, + {SLACK}"
+TOGETHER = "silos of a group look the same in all sums"
+THE_BLOCKS_SUM = f"what the sum of the block shows without noise, + {SLACK}"
 
 GUESSED_FROM = {
     "plain": "each silo's vector is seen",
@@ -113,7 +114,7 @@ def _nobody_absent(scale: Scale, size: _Size) -> Iterator[Outcome]:
     """The same attack where every silo is in every sum."""
     for setting in tuple(SETTINGS)[1:]:
         yield _passive(
-            scale, size, f"--silos {SILOS}", "label sets, nobody absent", setting, SILOS, together="of a cohort's silos"
+            scale, size, f"--silos {SILOS}", "label sets, nobody absent", setting, SILOS, together="groups are cohorts"
         )
 
 
@@ -141,34 +142,33 @@ def _retries(scale: Scale, size: _Size, *, in_blocks: bool = False) -> Iterator[
 
     blocks, which = (IN_BLOCKS, OF_BLOCKS) if in_blocks else ({}, "")
     for setting in tuple(SETTINGS)[1:]:
-        cosines, shared = [], []
-        for seed in size.seeds:
-            folder = scale.work / f"retry-{setting}-{seed}{which}"
-            found_there = retries.cosines_of_differences(folder, setting, seed, **blocks)
-            cosines += found_there[0]
-            shared += found_there[1]
-        alone = f"{GUESSED_FROM[setting]}; chance is the sum of all silos"
+        folders = {seed: scale.work / f"retry-{setting}-{seed}{which}" for seed in size.seeds}
+        tried = [retries.cosines_of_differences(folder, setting, seed, **blocks) for seed, folder in folders.items()]
+        found = [cosine for cosines in tried for cosine in cosines.difference]
+        chance = float(np.mean([cosine for cosines in tried for cosine in cosines.whole]))
+        shown = float(np.mean([cosine for cosines in tried for cosine in cosines.block]))
+        bound: dict[str, Any] = {"bound": shown + SLACK, "promise": THE_BLOCKS_SUM} if in_blocks else {}
         yield Outcome(
             f"one silo's update from one retry{which}",
             setting,
             "cosine of the difference and the update",
-            *mean_interval(cosines),
-            trials=len(cosines),
-            chance=float(np.mean(shared)),
-            note="without the block; chance is the sum of its silos, without noise" if in_blocks else alone,
+            *mean_interval(found),
+            trials=len(found),
+            chance=chance,
+            note=f"{'without the block' if in_blocks else GUESSED_FROM[setting]}; chance is the sum of all silos",
+            **bound,
         )
     for setting in tuple(SETTINGS)[1 if in_blocks else 2 :]:
         folder, name = scale.work / f"hidden-{setting}{which}", f"label sets from retries{which}"
-        tried = [retries.label_sets(folder / str(s), setting, s, HELD, **blocks) for s in size.seeds]
+        guesses = [retries.label_sets(folder / str(s), setting, s, HELD, **blocks) for s in size.seeds]
         paid = " that the plan pays for" if "DP" in setting else ""
-        note = f"{max(t.sums for t in tried)} sums{paid}, over a made-up model"
+        note = f"{max(g.sums for g in guesses)} sums{paid}, over a made-up model"
         if in_blocks:
-            yield _beyond(
-                name, setting, [_Guessed(t.guessed, t.held, BLOCKS) for t in tried], f"{note}; {OF_ONE_BLOCK}"
-            )
+            of_blocks = [_Guessed(g.guessed, g.held, BLOCKS) for g in guesses]
+            yield _beyond(name, setting, of_blocks, f"{note}; {OF_ONE_BLOCK}")
         else:
-            found = sum(t.found for t in tried)
-            yield _recall(name, setting, found, SILOS * len(tried), f"{note}; {NO_GROUP_BOUND}")
+            right = sum(g.found for g in guesses)
+            yield _recall(name, setting, right, SILOS * len(guesses), f"{note}; {NO_GROUP_BOUND}")
 
 
 def _forbidden(scale: Scale) -> Iterator[Outcome]:
@@ -222,8 +222,8 @@ def _passive(
 ) -> Outcome:
     """Label sets from the recorded views of honest runs.
 
-    Where `together` says which silos have only their sum told, it is judged what is found beyond a guess that is the
-    same for all of these: the silos of a block or, where there are no blocks, of a cohort.
+    Where `together` says which groups of silos have only their sums told, it is judged what is found of a group beyond
+    a guess that is the same for all its silos: of a block or, where there are no blocks, of a cohort.
     """
     from autoflip_secure.attacks import property_inference, true_silos
     from autoflip_secure.attacks.recorded_view import RecordedView
@@ -234,8 +234,7 @@ def _passive(
         run_federation(f"{size.options} {options}", setting, seed, folder)
         seen, held = property_inference.sums_of(RecordedView(folder), silos), true_silos.label_sets(folder)
         guessed = seen.label_sets(property_inference.class_signatures(folder), CLASSES, HELD)
-        cohorts = [(np.flatnonzero(row) + 1).tolist() for row in np.unique(seen.present, axis=0)]
-        tried.append(_Guessed(guessed, held, blocks or cohorts))
+        tried.append(_Guessed(guessed, held, blocks or _cohorts_of(seen.present)))
     if together:
         return _beyond(attack, setting, tried, together)
     found = sum(true_silos.found_classes(t.guessed, t.held) for t in tried)
@@ -269,15 +268,26 @@ class _Guessed:
 
 
 def _beyond(attack: str, setting: str, tried: Sequence[_Guessed], note: str) -> Outcome:
-    """What was found of any group's silos beyond the best common guess; groups where it was less count 0."""
+    """In how many groups more was found than the best common guess finds.
+
+    Nothing is allowed: the attack's guesses are the same for silos that are in the same sums, and so are those of any
+    attack on sums but by luck. A group of which more is found was not always summed whole.
+    """
     counts = [count for guessed in tried for count in guessed.counts()]
-    trials = HELD * sum(silos for _, _, silos in counts)
-    share = proportion_interval(sum(max(0, found - best) for found, best, _ in counts), trials)
-    recall, common = (sum(column) / trials for column in list(zip(*counts, strict=True))[:2])
+    share = proportion_interval(sum(found > best for found, best, _ in counts), len(counts))
+    classes = HELD * sum(silos for _, _, silos in counts)
+    recall, common = (sum(column) / classes for column in list(zip(*counts, strict=True))[:2])
     return Outcome(
-        attack, setting, BEYOND, *share, trials=trials, chance=0.0, bound=SLACK, promise=TOGETHER,
-        note=f"{note}: {recall:.2f} of the classes were found, by the best common guess {common:.2f}",
+        attack, setting, BEYOND, *share, trials=len(counts), chance=0.0, bound=0.0, promise=TOGETHER,
+        note=f"{note}; {recall:.2f} of the classes were found, by the best common guess {common:.2f}",
     )  # fmt: skip
+
+
+def _cohorts_of(present: NDArray[np.float64]) -> list[list[int]]:
+    """Ids of the silos of each sum that has no smaller one in it."""
+    rows = np.unique(present, axis=0)
+    smaller = [np.flatnonzero((rows <= row).all(axis=1)) for row in rows]
+    return [(np.flatnonzero(row) + 1).tolist() for row, within in zip(rows, smaller, strict=True) if len(within) == 1]
 
 
 def _determined(present: NDArray[np.float64]) -> str:

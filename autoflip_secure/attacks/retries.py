@@ -19,7 +19,7 @@ from autoflip_secure.data.records import Records
 from autoflip_secure.data.registry import load
 from autoflip_secure.federation.model_payload import ModelPayload
 
-__all__ = ["Guesses", "cosines_of_differences", "label_sets", "silent_model"]
+__all__ = ["Cosines", "Guesses", "cosines_of_differences", "label_sets", "silent_model"]
 
 SILOS = 10
 OPTIONS: dict[str, Any] = {"dataset": "digits", "model": "mlp", "partition": "pathological:2", "prune": "none"}
@@ -48,21 +48,32 @@ class Guesses:
         return found_classes(self.guessed, self.held)
 
 
-def cosines_of_differences(
-    folder: Path, setting: str, seed: int, silos: int = SILOS, **blocks: Any
-) -> tuple[list[float], list[float]]:
+@dataclass(frozen=True)
+class Cosines:
+    """By silo, the cosine of its own update, without noise and sampling, and of something that the coordinator has.
+
+    Attributes
+    ----------
+    difference : list of float
+        Of the sum and its retry without the silo, or without its block.
+    whole : list of float
+        The whole sum, which needs no retry.
+    block : list of float
+        What a difference may show: the updates of the silo's block added up, without noise (1 without blocks).
+    """
+
+    difference: list[float]
+    whole: list[float]
+    block: list[float]
+
+
+def cosines_of_differences(folder: Path, setting: str, seed: int, silos: int = SILOS, **blocks: Any) -> Cosines:
     """Each silo's update as the difference of a round's sum and of its retry without that silo.
 
     Parameters
     ----------
     blocks
         Such as `settings.IN_BLOCKS`: the difference is then that of the retry without the silo's block.
-
-    Returns
-    -------
-    lists of float
-        By silo the cosine of the difference and the silo's own update, without noise and sampling; and that of the
-        update and what shows anyway: the whole sum, which needs no retry, or the sum of the silo's block without noise.
     """
     options = {**OPTIONS, "seed": seed, "silos": silos, "rounds": ROUNDS, **blocks}
     coordinator = HidingCoordinator(folder / "sum", load("digits", None, seed), setting, options)
@@ -70,15 +81,16 @@ def cosines_of_differences(
         model = coordinator.first_model()
         own = _own_updates(folder, coordinator, model, options)
         whole = coordinator.sum(model, ROUND).sum("update")
-        found, shared = [], []
+        found = Cosines([], [], [])
         for attempt, block in enumerate(coordinator.schedule.blocks, start=1):
             coordinator.hide(*block)
             difference = whole - coordinator.sum(model, ROUND, attempt=attempt).sum("update")
             updates = own[np.array(block) - 1]
-            shown = updates.sum(axis=0) if blocks else whole
-            found += [cosine(difference, update) for update in updates]
-            shared += [cosine(shown, update) for update in updates]
-        return found, shared
+            for update in updates:
+                found.difference.append(cosine(difference, update))
+                found.whole.append(cosine(whole, update))
+                found.block.append(cosine(updates.sum(axis=0), update))
+        return found
     finally:
         coordinator.close()
 

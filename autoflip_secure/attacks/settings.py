@@ -90,6 +90,6 @@ def run_federation(
         ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         code, said, complained = ended.returncode, ended.stdout, ended.stderr
     if code:
-        raise RuntimeError(f"{shlex.join(given)}: {complained.strip()}")
+        raise RuntimeError(f"python -m autoflip_secure.sim {shlex.join(given)}: {complained.strip()}")
     summary: dict[str, Any] = json.loads(said.splitlines()[-1])
     return summary

@@ -7,9 +7,8 @@ import os
 import runpy
 import sys
 import tempfile
-from collections.abc import Sequence
-from functools import lru_cache
-from multiprocessing.context import ForkServerContext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 __all__ = ["simulated"]
@@ -20,7 +19,7 @@ LOADED = (
     "autoflip_secure.federation.contribution", "autoflip_secure.federation.engines",
     "autoflip_secure.federation.provisioning", "autoflip_secure.federation.server_app",
 )  # fmt: skip
-WRITTEN = ("stdout", "stderr")
+WRITTEN, THREADS = ("stdout", "stderr"), "OMP_NUM_THREADS"
 
 
 def simulated(arguments: Sequence[str]) -> tuple[int, str, str]:
@@ -32,34 +31,36 @@ def simulated(arguments: Sequence[str]) -> tuple[int, str, str]:
         Of the command line.
     """
     with tempfile.TemporaryDirectory() as folder:
-        child = _forking().Process(target=_run, args=(tuple(arguments), folder))
-        child.start()
+        said, complained = (Path(folder, name) for name in WRITTEN)
+        said.touch(0o600)
+        complained.touch(0o600)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(LOADED))
+        child = context.Process(target=_run, args=(tuple(arguments), folder))
+        with _one_thread():
+            child.start()
         child.join()
         assert child.exitcode is not None
-        said, complained = (Path(folder, name) for name in WRITTEN)
         return child.exitcode, said.read_text(), complained.read_text()
 
 
-@lru_cache(maxsize=1)
-def _forking() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(LOADED))
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """In the environment of a server that is started meanwhile, and so of all its forks."""
+    before = os.environ.get(THREADS)
+    os.environ[THREADS] = "1"
     try:
-        # Starts the server, which keeps this environment.
-        context.Process(target=int).start()
+        yield
     finally:
         if before is None:
-            del os.environ["OMP_NUM_THREADS"]
+            del os.environ[THREADS]
         else:
-            os.environ["OMP_NUM_THREADS"] = before
-    return context
+            os.environ[THREADS] = before
 
 
 def _run(arguments: Sequence[str], folder: str) -> None:
     """In the fork."""
     for descriptor, name in enumerate(WRITTEN, start=1):
-        os.dup2(os.open(Path(folder, name), os.O_WRONLY | os.O_CREAT, 0o600), descriptor)
+        os.dup2(os.open(Path(folder, name), os.O_WRONLY), descriptor)
     sys.argv = ["autoflip_secure.sim", *arguments]
     runpy.run_module("autoflip_secure.sim", run_name="__main__", alter_sys=False)

@@ -14,7 +14,6 @@ from autoflip_secure.attacks.settings import run_federation
 from autoflip_secure.attacks.simulated import simulated
 
 OPTIONS = ("--dataset", "digits", "--model", "mlp", "--rounds", "2", "--workers", "0", "--summary", "json", "--quiet")
-TIMES = ("seconds_training", "seconds_total", "rounds_per_second", "run")
 
 
 def test_a_forked_run_comes_to_what_the_command_line_comes_to(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_the_four_hospitals_report_auroc(run_sim, shared_data: Path) -> None:
         "0",
         "--quiet",
     )
-    summary = run_sim("--dp-epsilon", "8", "--colluders", "0", small=small)
+    summary = run_sim("--dp-epsilon", "8", "--colluders", "0", small=small, report=True)
     assert summary["silos"] == 4
     assert summary["epsilon_spent"] <= 8
     assert summary["auroc"] > 0.7
