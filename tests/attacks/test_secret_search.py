@@ -235,7 +235,7 @@ def test_no_secret_of_a_deployed_silo_is_anywhere_but_in_its_home(tmp_path: Path
         deployment.all_up()
         deployment.begin("run", "--dp-epsilon", 4, "--colluders", 0, "--rounds", 3, "--bits", 18)
         deployment.approve()
-        deployment.finished("run", 400)
+        deployment.finished("run")
         running = b"".join(_process_texts(tmp_path))
         assert b"silo_worker" in running
     finally:

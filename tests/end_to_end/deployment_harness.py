@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 PROGRAM = str(Path(sys.executable).parent / "autoflip-secure")
-PATIENCE = 240.0
+PATIENCE = 900.0
 
 Table = tuple[np.ndarray, np.ndarray]
 

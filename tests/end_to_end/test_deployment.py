@@ -170,7 +170,7 @@ def test_a_hospital_that_comes_late_joins_and_killed_processes_come_back(trustin
     until(lambda: deployment.rounds("second") > seen + 1, "rounds after the SuperLink was killed")
     deployment.kill_supervisor("coordinator")
     deployment.up("coordinator")
-    summary = deployment.finished("second", 400)
+    summary = deployment.finished("second")
     assert summary["rounds"] == 12
     assert summary["epsilon_spent"] <= 4
     check_ledgers(deployment)
@@ -224,7 +224,7 @@ def test_a_hospital_that_leaves_for_good_is_removed_by_a_signed_change_and_the_r
     command("provision", "remove", "va", home=deployment.authority)
     deployment.install(only=("coordinator",))
     until(lambda: [e for e in deployment.events("fourth") if e["event"] == "roster_changed"], "the roster has changed")
-    summary = deployment.finished("fourth", 400)
+    summary = deployment.finished("fourth")
     assert summary["rounds"] == 10
     for name in ("cleveland", "hungarian", "switzerland"):
         assert "va" not in json.loads(command("silo", "show", "--json", home=deployment.silo(name)))["silos"]
