@@ -228,6 +228,10 @@ def rate_settings(task: PruningTask) -> list[tuple[dict[str, Any], str]]:
         kept = "" if dense else f" --prune-flops {task.flops[-1]} {STARTS['cold']}"
         given = "" if rate == task.tried[0] else RATE + rate
         made.append((facts, f"{task.options} {options}{kept}{given}"))
+    if task.prox != PruningTask.prox:
+        facts = {"task": task.name, "method": "FedProx", "start": "", "flops": None}
+        facts["rate"] = f"{chosen[task.name, True]}, mu {PruningTask.prox}"
+        made.append((facts, f"{task.options} {DENSE['FedProx']} {PruningTask.prox}{task.dense}"))
     return made
 
 
