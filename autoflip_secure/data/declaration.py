@@ -246,7 +246,14 @@ class _Reader:
     def _range(self, key: str, features: int) -> NDArray[np.float64]:
         value = self._values[key]
         listed = value if isinstance(value, list) else [value] * features
-        numeric = all(type(bound) in (int, float) and math.isfinite(bound) for bound in listed)
+        numeric = all(type(bound) in (int, float) and _is_finite(bound) for bound in listed)
         if not numeric or len(listed) != features:
             self._fail(key, f"not a finite number or a list of {features} of them, one for each feature")
         return np.array(listed, np.float64)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False

@@ -27,9 +27,13 @@ EPSILON_DECIMALS = 3
 
 def number(value: Any) -> float | None:
     """`value` as a finite float; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        known = float(value)
+    except OverflowError:  # of an integer; JSON has no largest one
+        return None
+    return known if math.isfinite(known) else None
 
 
 def score(value: Any) -> str:

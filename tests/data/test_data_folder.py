@@ -217,6 +217,7 @@ def test_missing_declaration_shows_the_three_lines(silo_folder):
         (DECLARATION + "minimum = 0\n", ":4: minimum: give minimum and maximum"),
         (DECLARATION + "minimum = [0]\nmaximum = [1, 1]\n", ":4: minimum: not a finite number or a list of 2"),
         (DECLARATION + "minimum = [0, nan]\nmaximum = [1, 1]\n", ":4: minimum: not a finite"),
+        (DECLARATION + f"minimum = [0, 1{400 * '0'}]\nmaximum = [1, 1]\n", ":4: minimum: not a finite"),
         (DECLARATION + "minimum = [0, 1]\nmaximum = [1, 1]\n", ":5: maximum: feature 2"),
     ],
 )

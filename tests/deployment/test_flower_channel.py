@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from autoflip_secure.deployment.flower import FLOWER, FlowerControl, flower_environment
+from autoflip_secure.errors import CannotContinue
 from tests.deployment.conftest import federation_text
 
 BIN = Path(sys.executable).parent
@@ -56,6 +57,22 @@ def listening(port: int) -> bool:
     with socket.socket() as client:
         client.settimeout(1)
         return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize("status", ["finished:failed", "finished:stopped", "running"])
+def test_a_run_that_has_ended_meanwhile_is_stopped(tmp_path: Path, monkeypatch, status: str) -> None:
+    def ask(_: FlowerControl, word: str, *arguments: str) -> dict:
+        if word == "stop":
+            raise CannotContinue("flwr stop: [code: 18] Run is already finished.")
+        return {"runs": [{"status": status}]}
+
+    monkeypatch.setattr(FlowerControl, "_ask", ask)
+    control = FlowerControl(tmp_path, 1)
+    if status == "running":
+        with pytest.raises(CannotContinue, match="flwr stop"):
+            control.stop(7)
+    else:
+        control.stop(7)
 
 
 def test_flower_takes_the_certificates_and_only_registered_node_keys(make_parties, start: Start) -> None:

@@ -47,7 +47,7 @@ def test_every_field_is_a_flag_with_its_description() -> None:
 
 
 def test_the_command_has_no_option_besides_the_fields_and_its_own() -> None:
-    own = {"--resume", "--config", "--preset", "--summary", "--quiet", "--help"}
+    own = {"--resume", "--config", "--preset", "--summary", "--quiet", "--report", "--help"}
     assert set(flags(sim_app)) - own == {flag_of(name) for name in RunConfig.model_fields}
 
 

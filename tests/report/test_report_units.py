@@ -76,3 +76,8 @@ def test_a_task_is_judged_by_its_own_score() -> None:
     assert units.main_score({"task": "binary", **scores}) == ("accuracy", "0.900")
     assert units.main_score({"task": "survival", "accuracy": None, "c_index": 0.8}) == ("C-index", "0.800")
     assert units.main_score({"task": "survival", "accuracy": None, "c_index": None}) == ("C-index", units.MISSING)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf"), True, "1", None])
+def test_what_is_no_finite_number_is_missing(value: object) -> None:
+    assert units.number(value) is None
