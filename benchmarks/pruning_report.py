@@ -69,12 +69,14 @@ def task_table(rows: list[Row], task: str) -> list[str]:
             others = [row for row in select(mine, flops=flops, method=reference) if row["start"] in (start, "")]
             gaps.append("" if method == reference or flops is None else against(scores, by_seed(others)))
         kept, sent = (statistics.mean(row["figures"][name] for row in group) for name in ("flops_ratio", UPLOAD))
-        seconds = statistics.mean(row["figures"]["seconds_training"] for row in group)
+        # None: the machine was given to others meanwhile, so the clock says nothing.
+        timed = [row["figures"]["seconds_training"] for row in group if row["figures"]["seconds_training"] is not None]
+        seconds = f"{statistics.mean(timed):.0f}" if timed else "-"
         asked = "dense" if flops is None else f"{100 * flops:.0f}"
         lines.append(
             f"| {asked} | {method} | {start} | {len(group)} | {mean(list(scores.values()))} | {' | '.join(gaps)} "
             f"| {100 * kept:.1f} | {100 * sent:.1f} | {f'{100 * sent / dense_upload:.1f}' if dense_upload else '-'} "
-            f"| {seconds:.0f} |"
+            f"| {seconds} |"
         )
     return [*lines, ""]
 
