@@ -1,4 +1,4 @@
-"""Durable files: atomic writes, locks, and the one SQLite file a silo keeps its state in."""
+"""Durable files: atomic writes, locks, and the one SQLite file a silo keeps its state in; and where others may lie."""
 
 from __future__ import annotations
 
@@ -34,7 +34,12 @@ ROOM = 4 << 30
 
 
 def folder_in_memory() -> Path | None:
-    """Where small runs that need not last may be kept, since a silo syncs its every step; None without enough room."""
+    """Where small runs that need not last may be kept, since a silo syncs its every step.
+
+    None without enough room, and where TMPDIR says where such files go.
+    """
+    if "TMPDIR" in os.environ:
+        return None
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))

@@ -7,26 +7,30 @@ from dataclasses import dataclass
 
 from autoflip_secure.attacks.outcome import Outcome
 
-__all__ = ["BY_DEFAULT", "Tried", "Unpromised", "attacks_with_a_way", "tried_by_default"]
+__all__ = ["BY_DEFAULT", "Tried", "Unpromised", "attacks_with_a_way"]
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A defence that is on across institutions, and the rows in which it is tried.
+    """A defence that is on across institutions, and the row in which it is tried.
 
     Attributes
     ----------
     defence : str
         With the option of `policy.toml` that asks for it.
-    attacks : tuple of str
-        Names of rows.
+    attack : str
+        Name of the row.
     setting : str
-        Column of the rows, or a setting of their page.
+        Column of the row, or a setting of its page.
     """
 
     defence: str
-    attacks: tuple[str, ...]
+    attack: str
     setting: str = "sum + DP 8"
+
+    def outcome(self, found: Sequence[Outcome]) -> Outcome | None:
+        """That row; None where it was not made."""
+        return next((o for o in found if (o.attack, o.setting) == (self.attack, self.setting)), None)
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ _LYING = Unpromised("Silos that lie.")
 
 
 def _in_blocks(attack: str) -> Tried:
-    return Tried("sums are of whole blocks (`min_block = 3`)", (f"{attack}, blocks of 3",))
+    return Tried("sums are of whole blocks (`min_block = 3`)", f"{attack}, blocks of 3")
 
 
 BY_DEFAULT: dict[str, Tried | Unpromised] = {
@@ -50,12 +54,12 @@ BY_DEFAULT: dict[str, Tried | Unpromised] = {
     "label sets from retries": _in_blocks("label sets from retries"),
     "mean updates from absences": _in_blocks("one silo's update from one retry"),
     "one silo's update from one retry": _in_blocks("one silo's update from one retry"),
-    "crafted model: single records": Tried(_MODELS, ("a model that does not follow from the sums",)),
-    "crafted model: beyond the class": Tried(_MODELS, ("a model that does not follow from the sums",)),
-    "crafted model: one silo by its class": Tried(_MODELS, ("a model that does not follow from the sums",)),
-    "chosen mask: one silo": Tried(_MODELS, ("a mask that does not follow from the sums",)),
+    "crafted model: single records": Tried(_MODELS, "a model that does not follow from the sums"),
+    "crafted model: beyond the class": Tried(_MODELS, "a model that does not follow from the sums"),
+    "crafted model: one silo by its class": Tried(_MODELS, "a model that does not follow from the sums"),
+    "chosen mask: one silo": Tried(_MODELS, "a mask that does not follow from the sums"),
     "record count from reply times": Tried(
-        "replies are held back (`reply_every = 2`)", ("record count from reply times",), "sum + DP 8, reply_every"
+        "replies are held back (`reply_every = 2`)", "record count from reply times", "sum + DP 8, reply_every"
     ),
     "huge count": _LYING,
     "backdoor": _LYING,
@@ -70,10 +74,3 @@ def attacks_with_a_way(found: Sequence[Outcome]) -> list[str]:
     """Attacks that succeed under DP through the secure sum in a setting of the table, in the order of their rows."""
     there = ("sum + DP 8", "sum + DP 1")
     return list(dict.fromkeys(o.attack for o in found if o.setting in there and o.verdict == "succeeds"))
-
-
-def tried_by_default(default: Tried | Unpromised, found: Sequence[Outcome]) -> list[Outcome]:
-    """Rows that try what is on across institutions; none where nothing is promised."""
-    if isinstance(default, Unpromised):
-        return []
-    return [o for o in found if o.attack in default.attacks and o.setting == default.setting]

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from threats_defaults import BY_DEFAULT, Unpromised, attacks_with_a_way, tried_by_default
+from threats_defaults import BY_DEFAULT, Unpromised, attacks_with_a_way
 
 from autoflip_secure.attacks.outcome import Outcome
 from autoflip_secure.attacks.registry import MODULES
@@ -101,15 +101,14 @@ def defaults_table(found: list[Outcome]) -> list[str]:
     """What attacks that succeed under DP above come to where institutions run it; no lines where none does."""
     rows = []
     for attack in attacks_with_a_way(found):
+        stands, comes_to = "**not said in threats_defaults.py**", "as above"
         default = BY_DEFAULT.get(attack)
-        if default is None:
-            rows.append(f"| {attack} | **not said in threats_defaults.py** | as above |")
-            continue
         if isinstance(default, Unpromised):
-            rows.append(f"| {attack} | {NOT_PROMISED} | as above |")
-            continue
-        tried = "; ".join(f"{o.attack}: {cell(o)}" for o in tried_by_default(default, found)) or "not run"
-        rows.append(f"| {attack} | {default.defence} | {tried} |")
+            stands = NOT_PROMISED
+        elif default is not None:
+            tried = default.outcome(found)
+            stands, comes_to = default.defence, "not run" if tried is None else f"{tried.attack}: {cell(tried)}"
+        rows.append(f"| {attack} | {stands} | {comes_to} |")
     if not rows:
         return []
     return [

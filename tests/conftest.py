@@ -18,7 +18,7 @@ def pytest_configure() -> None:
     """Silos sync each step to disk, which is a third of a small run: tests write to memory where there is room, unless
     TMPDIR says otherwise."""
     memory = folder_in_memory()
-    if memory is not None and "TMPDIR" not in os.environ:
+    if memory is not None:
         os.environ["TMPDIR"] = str(memory)
         tempfile.tempdir = None
 

@@ -8,8 +8,8 @@ import pytest
 
 from tests.mutated_copy import TESTS_FAILED, TextNotThere, mutated, repository_copy, run_pytest
 
-SOURCE = Path("autoflip_secure/deployment/enrolment.py")
-CHECK = " if HEX.fullmatch(text) else b"
+SOURCE = Path("autoflip_secure/deployment/armour.py")
+CHECK = " if is_hex(text) else b"
 TEST = ("tests/deployment/test_enrolment.py::test_a_signature_has_one_text",)
 
 
@@ -24,7 +24,7 @@ def test_each_run_is_of_the_text_as_it_is_then() -> None:
             assert code == TESTS_FAILED
             assert "FAILED tests/deployment/test_enrolment.py::test_a_signature_has_one_text" in output
         assert run_pytest(copy, TEST)[0] == 0
-        for broken in (" if HEX.fullmatch(text) els b", f"{CHECK}'' if __import__('os').abort() else b"):
+        for broken in (" if is_hex(text) els b", f"{CHECK}'' if __import__('os').abort() else b"):
             with mutated(copy, [(SOURCE, CHECK, broken)]):
                 assert run_pytest(copy, TEST)[0] not in (0, TESTS_FAILED)
         assert run_pytest(copy, TEST)[0] == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -41,7 +40,7 @@ def attack(
             raise ConfigError(f"{folder}: no such folder")
     broken = False
     # The runs of the full forms may be more than memory holds.
-    folder = folder_in_memory() if quick and "TMPDIR" not in os.environ else None
+    folder = folder_in_memory() if quick else None
     with tempfile.TemporaryDirectory(prefix="autoflip-attack-", dir=folder) as work:
         for outcome in found.run(Scale(quick, Path(work), data_dir, pictures)):
             broken |= outcome.verdict == "broken"

@@ -182,7 +182,6 @@ def small_run(run: Path, data: LoadedData, **options: Any) -> RunFolder:
         Of the configuration, beside `OPTIONS`.
     """
     from autoflip_secure.config import RunConfig
-    from autoflip_secure.federation import client_app
     from autoflip_secure.federation.defaults import resolve
     from autoflip_secure.federation.engines import run_federation
     from autoflip_secure.federation.provisioning import provision
@@ -190,10 +189,7 @@ def small_run(run: Path, data: LoadedData, **options: Any) -> RunFolder:
     folder = RunFolder(run)
     config = resolve(RunConfig.create(**{**OPTIONS, **options}), data.task, natural_silos=SILOS)
     provision(folder, config, data)
-    try:
-        run_federation(folder, config, lambda line: None)
-    finally:
-        client_app.close_silos()
+    run_federation(folder, config, lambda line: None)
     return folder
 
 

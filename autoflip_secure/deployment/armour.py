@@ -10,12 +10,23 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from autoflip_secure.errors import EnrolmentError
 
-__all__ = ["MAX_BYTES", "armoured", "canonical", "fingerprint", "fingerprint_matches", "read_armoured", "read_file"]
+__all__ = [
+    "MAX_BYTES",
+    "armoured",
+    "canonical",
+    "fingerprint",
+    "fingerprint_matches",
+    "is_hex",
+    "read_armoured",
+    "read_file",
+    "unhex",
+]
 
 MAX_BYTES = 4 << 20
 """Room for the bundle of 2000 silos."""
@@ -77,6 +88,16 @@ def read_file(path: Path) -> str:
         return data.decode("ascii")
     except UnicodeDecodeError as error:
         raise EnrolmentError(f"{path}: byte {error.start} is not ASCII; this is no request or bundle") from error
+
+
+def is_hex(text: str) -> bool:
+    """Whether `text` is what `bytes.hex` writes; `bytes.fromhex` takes capital digits and blanks as well."""
+    return re.fullmatch(r"(?:[0-9a-f]{2})*", text) is not None
+
+
+def unhex(text: str) -> bytes:
+    """The bytes of a signature; none where the text has a second spelling or is no hexadecimal at all."""
+    return bytes.fromhex(text) if is_hex(text) else b""
 
 
 def fingerprint(kind: str, data: bytes) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autoflip_secure.data.task import Task
-from autoflip_secure.deployment.armour import armoured, canonical, fingerprint, read_armoured
+from autoflip_secure.deployment.armour import armoured, canonical, fingerprint, is_hex, read_armoured, unhex
 from autoflip_secure.deployment.certificates import check_chain
 from autoflip_secure.deployment.federation_file import Scoring, declared, federation_task
 from autoflip_secure.deployment.keys import node_public
@@ -184,7 +184,7 @@ def open_bundle(
             f"{where}: the bundle is from the authority {authority_fingerprint(public)}, not from the one this party "
             "trusts; nothing was installed, ask the federation's owner"
         )
-    signature = bytes.fromhex(signatures["authority"]) if _is_hex(signatures["authority"]) else b""
+    signature = unhex(signatures["authority"])
     if not verify(public, DOMAIN, canonical(body), signature):
         raise EnrolmentError(f"{where}: the bundle is not signed by its authority; nothing was installed")
     try:
@@ -220,7 +220,7 @@ def _check(bundle: Bundle, where: str) -> None:
     require(all(HASH.fullmatch(digest) for digest in bundle.history), "a digest of a former version is none")
     require(bundle.public_test == "" or HASH.fullmatch(bundle.public_test), "the public test's digest is none")
     require((bundle.scoring == "public") == bool(bundle.public_test), "scoring and public test do not fit")
-    require(_is_hex(bundle.roster), "the roster is not hexadecimal")
+    require(is_hex(bundle.roster), "the roster is not hexadecimal")
     try:
         roster = bundle.members
         declaration = declared(bundle.declaration)
@@ -241,10 +241,6 @@ def _check(bundle: Bundle, where: str) -> None:
 
 def _publics(roster: Roster) -> set[bytes]:
     return {roster.coordinator, *(entry.public for entry in roster.entries)}
-
-
-def _is_hex(text: str) -> bool:
-    return re.fullmatch(r"(?:[0-9a-f]{2})*", text) is not None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Literal
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from autoflip_secure.deployment.armour import armoured, canonical, fingerprint, read_armoured, read_file
+from autoflip_secure.deployment.armour import armoured, canonical, fingerprint, read_armoured, read_file, unhex
 from autoflip_secure.deployment.certificates import signing_request, valid_request
 from autoflip_secure.deployment.keys import node_public_text, node_sign, node_verify
 from autoflip_secure.errors import EnrolmentError
@@ -34,7 +34,6 @@ COORDINATOR_LABEL = "coordinator request"
 DOMAINS = {SILO_LABEL: b"enrolment/silo", COORDINATOR_LABEL: b"enrolment/coordinator"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 HEX_KEY = re.compile(r"[0-9a-f]{64}")
-HEX = re.compile(r"(?:[0-9a-f]{2})*")
 
 
 class _Request(BaseModel):
@@ -149,7 +148,7 @@ def _silo(text: str, where: str) -> SiloRequest:
     check_name(request.name, where)
     message = canonical(request.model_dump())
     _check_identity(request, SILO_LABEL, signatures, {"identity", "node"}, where)
-    if not node_verify(request.node, message, _unhex(signatures["node"])):
+    if not node_verify(request.node, message, unhex(signatures["node"])):
         raise EnrolmentError(f"{where}: not signed by its node key; whoever sent it does not hold that key")
     return request
 
@@ -166,7 +165,7 @@ def _check_identity(request: _Request, label: str, signatures: dict[str, str], e
     if set(signatures) != expected:
         raise EnrolmentError(f"{where}: a {label} has the signatures {', '.join(sorted(expected))}")
     message = canonical(request.model_dump())
-    if not verify(request.public, DOMAINS[label], message, _unhex(signatures["identity"])):
+    if not verify(request.public, DOMAINS[label], message, unhex(signatures["identity"])):
         raise EnrolmentError(f"{where}: not signed by its identity key; whoever sent it does not hold that key")
 
 
@@ -184,8 +183,3 @@ def check_name(name: str, where: str = "--name") -> str:
             "a letter or digit, such as hospital-a"
         )
     return name
-
-
-def _unhex(text: str) -> bytes:
-    # `bytes.fromhex` alone also takes capital digits and blanks: a second text of the same request.
-    return bytes.fromhex(text) if HEX.fullmatch(text) else b""

@@ -65,14 +65,14 @@ MUTANTS = (
     # Requests.
     gone(
         "identity proves itself", "enrolment",
-        'not verify(request.public, DOMAINS[label], message, _unhex(signatures["identity"]))', FORGED,
+        'not verify(request.public, DOMAINS[label], message, unhex(signatures["identity"]))', FORGED,
     ),
     gone(
         "node key proves itself", "enrolment",
-        'not node_verify(request.node, message, _unhex(signatures["node"]))', FORGED,
+        'not node_verify(request.node, message, unhex(signatures["node"]))', FORGED,
     ),
     Mutant(
-        "one spelling of a signature", "enrolment", " if HEX.fullmatch(text) else b", " if text else b",
+        "one spelling of a signature", "armour", " if is_hex(text) else b", " if text else b",
         ("enrolment::a_signature_has_one_text",),
     ),
     gone("all signatures are there", "enrolment", "set(signatures) != expected", FORGED),
