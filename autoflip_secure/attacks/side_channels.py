@@ -55,7 +55,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], float]] = {
     "sum": ({}, 0.0),
     "sum + DP 8": ({"dp_epsilon": 8.0}, 0.0),
     "sum + DP 1": ({"dp_epsilon": 1.0}, 0.0),
-    "sum + DP 8, reply_every": ({"dp_epsilon": 8.0}, 0.5),
+    "sum + DP 8, reply_every": ({"dp_epsilon": 8.0}, 0.25),
     "ckks + DP 8": ({"aggregation": "ckks", "dp_epsilon": 8.0, "reserve": 1.0}, 0.0),
 }
 """Options, and the `reply_every` of all silos' policies."""
