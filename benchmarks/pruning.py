@@ -176,8 +176,8 @@ RATE = " --learning-rate "
 FLOOR = " --prune-floor "
 USUAL_FLOOR = "0.1"
 FIGURES = (
-    "accuracy", "loss", "flops_ratio", "params_ratio", "upload_ratio", "upload_ratio_total", "rounds_aborted",
-    "agreement_final", "seconds_training", "seconds_total",
+    "accuracy", "loss", "flops_ratio", "training_flops_ratio", "params_ratio", "upload_ratio", "upload_ratio_total",
+    "rounds_aborted", "agreement_final", "seconds_training", "seconds_total",
 )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def task_table(rows: list[Row], task: str) -> list[str]:
         f"## {task}",
         "",
         "| FLOPs asked % | method | start | seeds | accuracy % | less dense FedAvg | less random units "
-        "| less magnitude | FLOPs kept % | upload % of FedAvg | of dense secure sums | training s |",
+        "| less magnitude | FLOPs kept % | of all training % | upload % of FedAvg | of dense secure sums |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     dense = select(mine, flops=None, method=DENSE)
@@ -66,17 +66,19 @@ def task_table(rows: list[Row], task: str) -> list[str]:
         scores = by_seed(group)
         gaps = ["" if flops is None else against(scores, by_seed(dense))]
         for reference in REFERENCES:
-            others = [row for row in select(mine, flops=flops, method=reference) if row["start"] in (start, "")]
+            # What starts in no way of its own starts cold: from the common start.
+            others = [
+                row for row in select(mine, flops=flops, method=reference) if row["start"] in (start or "cold", "")
+            ]
             gaps.append("" if method == reference or flops is None else against(scores, by_seed(others)))
         kept, sent = (statistics.mean(row["figures"][name] for row in group) for name in ("flops_ratio", UPLOAD))
-        # None: the machine was given to others meanwhile, so the clock says nothing.
-        timed = [row["figures"]["seconds_training"] for row in group if row["figures"]["seconds_training"] is not None]
-        seconds = f"{statistics.mean(timed):.0f}" if timed else "-"
+        trained = [row["figures"].get("training_flops_ratio") for row in group]
+        training = f"{100 * statistics.mean(trained):.1f}" if all(trained) else "-"
         asked = "dense" if flops is None else f"{100 * flops:.0f}"
         lines.append(
             f"| {asked} | {method} | {start} | {len(group)} | {mean(list(scores.values()))} | {' | '.join(gaps)} "
-            f"| {100 * kept:.1f} | {100 * sent:.1f} | {f'{100 * sent / dense_upload:.1f}' if dense_upload else '-'} "
-            f"| {seconds} |"
+            f"| {100 * kept:.1f} | {training} | {100 * sent:.1f} "
+            f"| {f'{100 * sent / dense_upload:.1f}' if dense_upload else '-'} |"
         )
     return [*lines, ""]
 
@@ -128,9 +130,14 @@ def markdown(rows: list[Row], chosen: dict[tuple[str, bool], str]) -> str:
         "",
         "Every method through the same secure sum, on physically smaller networks at the same measured FLOPs. Accuracy "
         "on public test records, mean ± 95 % interval over seeds; differences are paired by seed, bold where their "
-        "interval excludes zero. `cold`: training starts from the common start with the mask that exploration chose; "
-        "`warm`: it goes on from where exploration led. Uploads are all bytes a silo sends, exploration included, over "
-        "those of plain float32 FedAvg, and over those of the dense network through the same secure sum.",
+        "interval excludes zero (each by itself: of twenty that mean nothing one is bold). `cold`: training starts "
+        "from the common start with the mask that exploration chose"
+        + ("; `warm`: it goes on from where exploration led" if any(row["start"] == "warm" for row in rows) else "")
+        + ". FLOPs kept are the final network's; `of all training`: of every step of the run, those of exploration "
+        "included, over as many dense rounds (`-`: of a run before this was kept). Uploads are all bytes a silo sends, "
+        "exploration included, over those of plain float32 FedAvg, and over those of the dense network through the "
+        "same secure sum. FedAvg takes the plain mean of the silos' updates after the same number of steps each. "
+        "FedMask is scored by its one global mask; its paper reports personal ones, which no secure sum can choose.",
         "",
     ]
     for task in dict.fromkeys(row["task"] for row in main_rows(rows)):

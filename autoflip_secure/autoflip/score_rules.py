@@ -80,8 +80,7 @@ def _guidance_agreement(evidence: Evidence, units: UnitMap) -> KeepScores:
 
 
 def _energy(evidence: Evidence, units: UnitMap) -> KeepScores:
-    """Root of the shared energy: PruneFL's squared gradients (Jiang et al. 2022, arXiv 1909.12326), of the mean update
-    in place of each silo's own."""
+    """Root of the shared energy: of what is left of the silos' updates once they have cancelled."""
     energy = _known(evidence.energy)
     by_unit = energy.by_group(units)
     noisy = bool(energy.variance.any())
@@ -109,6 +108,16 @@ def _own_energy(evidence: Evidence, units: UnitMap) -> KeepScores:
     return KeepScores(np.sqrt(own.energy), np.sqrt(own.by_group(units)[: units.count]))
 
 
+def _prunefl(evidence: Evidence, units: UnitMap) -> KeepScores:
+    """Root of the silos' own squared gradients, as exploration summed them: PruneFL's importance (Jiang et al. 2022,
+    arXiv 1909.12326) over equal times of all parameters. Under DP, where squares would be noise, of the shared energy.
+
+    PruneFL goes on to reconfigure the network as training goes on, masked weights included; here it decides as all
+    methods of this module do.
+    """
+    return _own_energy(evidence, units) if evidence.own.rounds else _energy(evidence, units)
+
+
 def _own_product(evidence: Evidence, units: UnitMap) -> KeepScores:
     """Size times own energy."""
     return product_scores(evidence.weights, _known(evidence.own), units)
@@ -133,8 +142,8 @@ def _magnitude(evidence: Evidence, units: UnitMap) -> KeepScores:
 
 
 def _snip(evidence: Evidence, units: UnitMap) -> KeepScores:
-    """|w_0 d|, d the mean update from the common start w_0: SNIP's connection sensitivity (Lee et al. 2019, arXiv
-    1810.02340) of the federation's gradient; of a unit the sum over its weights."""
+    """|w_0 d|, d the mean step from the common start w_0 along its gradient: SNIP's connection sensitivity (Lee et al.
+    2019, arXiv 1810.02340) of the federation; of a unit the sum over its weights."""
     scores = np.abs(evidence.start.astype(np.float64) * evidence.explored)
     return KeepScores(scores, units.unit_sum(np.where(units.prunable, scores, 0.0)))
 
@@ -157,6 +166,6 @@ RULES: Mapping[str, Callable[[Evidence, UnitMap], KeepScores]] = MappingProxyTyp
         "hybrid": _hybrid,
         "magnitude": _magnitude,
         "snip": _snip,
-        "prunefl": _energy,
+        "prunefl": _prunefl,
     }
 )

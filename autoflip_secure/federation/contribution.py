@@ -32,7 +32,7 @@ from autoflip_secure.sums.noise_chain import LINK_BYTES, fresh_root
 from autoflip_secure.sums.randomness import Randomness, ReproducibleRandomness, SecretRandomness, dither
 from autoflip_secure.sums.words import FloatChannel
 from autoflip_secure.training.evaluation import MetricForm, metric_vector, predict
-from autoflip_secure.training.local import mean_gradient, train_locally
+from autoflip_secure.training.local import batches, mean_gradient, train_locally
 from autoflip_secure.training.mask_training import learn_mask
 
 __all__ = ["Contributor"]
@@ -129,14 +129,20 @@ class Contributor:
             raise ProtocolError("channels that no noise is planned for are never sent under DP")
         if "mask" in wanted:
             return {"mask": self._learnt_mask(network, manifest, model)}
-        self._train(network, manifest, model)
+        exploring, exact = manifest.phase == "explore", manifest.privacy.trust == "none"
+        if exploring and exact and self._config.prune == "snip":
+            return {"update": self._sensitivity_step(network, manifest, model)}
+        squares = torch.zeros(model.mask.size, device=self._device) if self._config.prune == "prunefl" else None
+        self._train(network, manifest, model, squares)
         end = flatten_parameters(network).numpy()
         vectors: dict[str, NDArray[np.floating]] = {}
         update = np.where(model.mask, end - model.weights, np.float32(0))
         factor = self._within_norm(update)
         if factor < 1.0:
             update = update * np.float32(factor)
-        if "deviation" in wanted:
+        if "deviation" in wanted and squares is not None:
+            vectors["deviation"] = squares.cpu().numpy()[model.mask].astype(np.float64)
+        elif "deviation" in wanted:
             moved = deviation(model.weights.astype(np.float64), end.astype(np.float64))[model.mask]
             vectors["deviation"] = moved if factor == 1.0 else moved * factor**2
         if "update" in wanted:
@@ -150,6 +156,27 @@ class Contributor:
                 np.clip(update.astype(np.float64), -limit, limit) ** 2
             )
         return vectors
+
+    def _sensitivity_step(
+        self, network: torch.nn.Module, manifest: Manifest, model: ModelPayload
+    ) -> NDArray[np.floating]:
+        """SNIP's exploration, shape (live,): a step along the mean gradient, at the model itself, of as many batches as
+        others explore with. Several steps would sum gradients of other models."""
+        config, records = self._config, self._data.train
+        chosen = torch.cat(
+            list(
+                batches(
+                    len(records),
+                    config.batch_size,
+                    manifest.privacy.steps,
+                    torch_stream(config.seed, "batches", manifest.round, self._silo),
+                )
+            )
+        )
+        x, y = torch.from_numpy(records.x)[chosen], torch.from_numpy(self._targets)[chosen]
+        gradient = mean_gradient(network, x.to(self._device), y.to(self._device), loss=self._task.loss).numpy()
+        step = np.where(model.mask, -np.float32(config.rate(manifest.round)) * gradient, np.float32(0))
+        return np.float32(self._within_norm(step)) * step[model.mask]
 
     def _within_norm(self, update: NDArray[np.float32]) -> float:
         """Factor that takes an update to --update-norm; 1 where it is within. A little less, for float32's rounding."""
@@ -183,7 +210,9 @@ class Contributor:
         y = torch.from_numpy(self._targets).to(self._device)
         return mean_gradient(network, x, y, loss=self._task.loss).numpy()[~model.mask]
 
-    def _train(self, network: torch.nn.Module, manifest: Manifest, model: ModelPayload) -> None:
+    def _train(
+        self, network: torch.nn.Module, manifest: Manifest, model: ModelPayload, squares: torch.Tensor | None
+    ) -> None:
         # As many steps as the ledger was charged for, not as many as somebody's configuration says.
         steps = manifest.privacy.steps
         config, records = self._config, self._data.train
@@ -221,6 +250,7 @@ class Contributor:
             loss=self._task.loss,
             optimizer=config.optimizer,
             prox_mu=config.prox_mu,
+            squares=squares,
         )
 
     def _load(self, model: ModelPayload) -> torch.nn.Module:

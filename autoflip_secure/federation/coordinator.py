@@ -66,6 +66,8 @@ class Coordinator:
         self._view = ServerView(folder.server_view) if config.record_server_view else None
         audit_log = AuditLog(folder.audit_log, folder.coordinator_identity(), "coordinator")
         self._roster, self._places = folder.roster(), folder.places()
+        # Silos asked in all rounds so far, drops and absences apart: what FedAvg would have them send is compared with.
+        self._asked = sum(_silos(self._schedule.plan(round)) for round in range(self.state.round))
         self._trail = CoordinatorTrail(audit_log, self._roster)
         self._exchange = StageExchange(
             grid,
@@ -222,11 +224,12 @@ class Coordinator:
         plan = self._schedule.plan(number)
         terms = self._terms(number)
         opened = self._sums.run(state, plan.phase, plan, self._channels(number), terms)
+        trained = flops(state.model.spec)
         sums = self._model.advance(terms, opened)
         self._trail.done(number, state.model.to_bytes())
         scores = self._scorer.score(state, number)
         seconds = time.perf_counter() - started
-        self._record(number, plan, terms, sums, scores, seconds)
+        self._record(number, plan, terms, sums, scores, seconds, trained)
         self._checkpoint()
 
     def _terms(self, number: int) -> PrivacyTerms:
@@ -245,8 +248,10 @@ class Coordinator:
         aggregates: Sequence[Aggregate],
         scores: dict[str, float | None],
         seconds: float,
+        trained: int,
     ) -> None:
         state = self.state
+        self._asked += _silos(plan)
         state.facts["seconds"] += seconds
         state.facts["seconds_secure_sum"] += self._sums.seconds - self._exchange.training_seconds
         state.facts["seconds_training"] += self._exchange.training_seconds
@@ -266,11 +271,12 @@ class Coordinator:
             "params_live": int(state.model.mask.sum()),
             "params_dense": self._model.dense_size,
             "flops": flops(state.model.spec),
+            "flops_trained": trained,
             "flops_dense": self._model.dense_flops,
             "layers": self._model.pruning.layer_report(state.model) if self._schedule.prunes else [],
             "upload_bytes_per_silo": state.traffic.upload_contributions / len(self._places),
             "upload_bytes_total_per_silo": state.traffic.upload_total / len(self._places),
-            "upload_bytes_dense_fp32": BYTES_FP32 * self._model.dense_size * state.round,
+            "upload_bytes_dense_fp32": BYTES_FP32 * self._model.dense_size * self._asked / len(self._places),
             "download_bytes_per_silo": state.traffic.download_total / len(self._places),
             "aborts": state.attempts_aborted,
             "drops": dict(state.traffic.drops),
@@ -304,3 +310,8 @@ class Coordinator:
 
     def _event(self, event: str, **fields: Any) -> None:
         self._events.write(event=event, **fields)
+
+
+def _silos(plan: RoundPlan) -> int:
+    """How many are asked in a round."""
+    return sum(map(len, plan.cohorts))

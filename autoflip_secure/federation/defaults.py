@@ -98,7 +98,8 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> Reso
     check_robustness(config, task, silos)
     # With the cohort filter a cohort takes the place of the whole, and its sum comes without squares (see Schedule).
     smallest = _smallest_cohort(config, silos)
-    moments = 2 if trust != "distributed" and config.prune == "autoflip" and not config.cohort_filter else 1
+    squares = config.prune == "autoflip" or (config.prune == "prunefl" and bool(config.warm_start))
+    moments = 2 if trust != "distributed" and squares and not config.cohort_filter else 1
     colluders = default_colluders(silos, moments, smallest) if config.colluders is None else config.colluders
     # A block that colluders are in still hides the others of it from each other.
     block = 1 if config.block == 1 else block_size(max(config.block, least_block(colluders, moments)))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from autoflip_secure.autoflip.pooling import pooled_mean
 from autoflip_secure.autoflip.scores import magnitude_scores, mean_scores
 from autoflip_secure.autoflip.sparse_training import cosine_fraction, random_mask, readjusted_mask
+from autoflip_secure.autoflip.start_scale import at_scale
 from autoflip_secure.autoflip.subnetwork import WholeNetwork, positions
 from autoflip_secure.autoflip.units import UnitMap
 from autoflip_secure.config import ResolvedConfig
@@ -29,21 +30,28 @@ class SparseTraining(PruningController):
     """FedDST with a mask chosen from sums (`autoflip.sparse_training`), on a network that gets physically smaller.
 
     FedDST prunes single weights only. So that it can be compared at equal measured FLOPs, whole units die too, the
-    smallest first, over the first `--prune-steps` readjustments. Of the weights that are then left the share
-    1 - `--prune-threshold` lives.
+    smallest first, over the first `--prune-steps` readjustments. As many weights live as of every other method: the
+    share 1 - `--prune-threshold` of the dense network's, or all that units have left.
     """
 
     def __init__(
         self, config: ResolvedConfig, schedule: Schedule, spec: ModelSpec, start: NDArray[np.floating]
     ) -> None:
         super().__init__(config, schedule, spec, start)
-        self._density = 1.0 - config.prune_threshold
+        self._weights = (1.0 - config.prune_threshold) * self.weights
         self._gradient = np.zeros(self._units.size)
 
     def draw(self, model: ModelPayload) -> ModelPayload:
-        """The random sparse start."""
+        """The random sparse start, at the scale of the dense one like every network that is pruned untrained."""
         mask = random_mask(self._units, self._density, stream(self._config.seed, "sparse start"))
-        return replace(model, weights=np.where(mask, model.weights, np.float32(0)), mask=mask)
+        sparse = np.where(mask, model.weights, np.float32(0))
+        weights = at_scale(model.weights, sparse, self._units, self._units, np.arange(mask.size))
+        return replace(model, weights=weights, mask=mask)
+
+    @property
+    def _density(self) -> float:
+        """Share of the current network's weights that live."""
+        return min(1.0, self._weights / self.weights)
 
     def observe(
         self, round: int, aggregates: Sequence[Aggregate], live: NDArray[np.bool_], silo_variance: float = 0.0

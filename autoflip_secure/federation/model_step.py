@@ -151,7 +151,7 @@ class ModelStep:
         if model.votes is not None and not self._schedule.is_exploration(number):
             return [mask_channel(self.pruning.weights)]
         if config.trust != "distributed" and self._schedule.is_exploration(number):
-            channels = [deviation_channel(live)] if config.prune == "autoflip" else []
+            channels = [deviation_channel(live)] if self._schedule.sums_squares else []
             summed = not channels or self._schedule.sums_explored_updates(number)
             return [*channels, update_channel(config, live)] if summed else channels
         noise = self._noise_a_silo(number, noise_multiplier)

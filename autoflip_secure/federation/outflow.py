@@ -29,7 +29,7 @@ def round_channels(config: ResolvedConfig, schedule: Schedule, round: int) -> tu
     if config.prune == "fedmask" and not exploring:
         return ("mask",)
     if config.trust != "distributed" and exploring:
-        deviations = ("deviation",) if config.prune == "autoflip" else ()
+        deviations = ("deviation",) if schedule.sums_squares else ()
         summed = not deviations or schedule.sums_explored_updates(round)
         return (*deviations, "update") if summed else deviations
     more = {

@@ -169,9 +169,16 @@ class Schedule:
         return 2 if self.sends_energy or self._explores_in_two_moments else 1
 
     @property
+    def sums_squares(self) -> bool:
+        """Whether exploring silos send squares (channel deviation): of how far they moved, or for PruneFL, without DP,
+        of their gradients."""
+        if self._config.prune == "prunefl":
+            return self._config.trust == "none"
+        return self._config.prune == "autoflip" and self._config.trust != "distributed"
+
+    @property
     def _explores_in_two_moments(self) -> bool:
-        config = self._config
-        return config.prune == "autoflip" and config.trust != "distributed" and config.warm_start
+        return self.sums_squares and self._config.warm_start
 
     @property
     def sends_energy(self) -> bool:
@@ -206,7 +213,7 @@ class Schedule:
         return not self._config.warm_start or round >= self._config.explore_rounds
 
     def sums_explored_updates(self, round: int) -> bool:
-        """Whether an exploring round of autoflip sums updates beside deviations: where the model goes on from there,
+        """Whether an exploring round that sums squares sums updates beside them: where the model goes on from there,
         and where single weights are ranked by what is left of the silos' moves in the sum, which deviations, being
         squares, do not show."""
         return not self.leaves_the_model(round) or (self._config.trust == "none" and self.sends_energy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,11 @@ def build_summary(
     `upload_bytes_per_silo` counts the protected vectors of all rounds, with ckks the parts of their openings too, which
     are as long: a silo's mean. `upload_bytes_total_per_silo` adds keys, shares, confirmations and unmasking; both
     include aborted attempts.
-    `upload_ratio` is the first over what plain float32 FedAvg of the dense model sends in as many rounds, and
-    `upload_ratio_total` the second. `noise_over_least` is the variance of the distributed noise really in the sums of
-    the rounds over the least that keeps the promise with as many survivors.
+    `upload_ratio` is the first over what plain float32 FedAvg of the dense model sends in as many rounds, each with as
+    many silos, and `upload_ratio_total` the second. `flops_ratio` is of the final network, `training_flops_ratio` of
+    all training steps, exploration's too, over those of as many dense rounds without one. `noise_over_least` is the
+    variance of the distributed noise really in the sums of the rounds over the least that keeps the promise with as
+    many survivors.
     """
     rows = list(read_json_lines(folder.metrics))
     last = rows[-1]
@@ -77,6 +80,7 @@ def build_summary(
         "flops_dense": last["flops_dense"],
         "flops_live": last["flops"],
         "flops_ratio": last["flops"] / last["flops_dense"],
+        "training_flops_ratio": _training_flops(rows, plan) / last["flops_dense"],
         "upload_bytes_per_silo": last["upload_bytes_per_silo"],
         "upload_bytes_dense_fp32": dense_bytes,
         "upload_ratio": last["upload_bytes_per_silo"] / dense_bytes,
@@ -99,6 +103,16 @@ def build_summary(
         "privacy": {**describe(plan), "holds": promise_holds(config), "grid_delta": facts.get("grid_delta", 0.0)},
         "package_versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def _training_flops(rows: list[dict[str, Any]], plan: SessionPlan) -> float:
+    """FLOPs of the network that was trained, in the mean over all rounds and weighted by their steps over a usual
+    round's: exploration may have more steps, and trains the dense network."""
+    usual, exploring = (plan.train_terms(explores).steps for explores in (False, True))
+    weights = [exploring / usual if row["phase"] == "explore" else 1.0 for row in rows]
+    # Rounds before this figure was kept: the network after them.
+    trained = [row.get("flops_trained", row["flops"]) for row in rows]
+    return float(sum(map(operator.mul, weights, trained))) / len(rows)
 
 
 def _epsilon_spent(

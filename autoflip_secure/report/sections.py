@@ -56,6 +56,7 @@ def _headlines(summary: Summary, record: RunRecord) -> list[tuple[str, str, str]
     found += [
         ("Live parameters", percent(summary.get("params_ratio")), f"{count(live)} of {count(dense)}"),
         ("FLOPs", percent(summary.get("flops_ratio")), "of the unpruned model's, measured"),
+        ("Training FLOPs", percent(summary.get("training_flops_ratio")), "of as many dense rounds', with exploration"),
         (
             "Upload of a silo",
             bytes_text(summary.get("upload_bytes_per_silo")),

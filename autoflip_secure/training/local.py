@@ -49,6 +49,7 @@ def train_locally(
     loss: str = "cross_entropy",
     optimizer: str = "sgd",
     prox_mu: float = 0.0,
+    squares: Tensor | None = None,
 ) -> None:
     """Minimise the mean loss in place. The number of steps never depends on the data.
 
@@ -77,6 +78,9 @@ def train_locally(
     prox_mu : float
         FedProx (Li et al. 2020, arXiv 1812.06127): mu/2 ||w - w_0||^2 is added to the loss, w_0 the parameters as they
         came.
+    squares : float tensor, shape (parameters,), or None
+        Filled with the mean over all steps of the batch's squared gradient, as it is taken after masking and clipping;
+        in the order of `models.layout`, on the module's device.
 
     Raises
     ------
@@ -106,6 +110,7 @@ def train_locally(
     lay_out(module, torch.channels_last)
     _zero(parameters, dead)
     start = [parameter.detach().clone() for parameter in parameters] if prox_mu else []
+    squared = [torch.zeros_like(parameter) for parameter in parameters] if squares is not None else []
     for indices in batches(len(x), batch_size, steps, generator):
         chosen = indices.to(x.device)
         optimiser.zero_grad()
@@ -116,10 +121,15 @@ def train_locally(
         _zero([parameter.grad for parameter in parameters], dead)
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, clip_norm)
+        for parameter, total in zip(parameters, squared, strict=bool(squared)):
+            assert parameter.grad is not None
+            total.addcmul_(parameter.grad, parameter.grad, value=1.0 / steps)
         optimiser.step()
     optimiser.zero_grad()
     module.train(was_training)
     lay_out(module, torch.contiguous_format)
+    if squares is not None:
+        squares.copy_(torch.cat([total.reshape(-1) for total in squared]))
 
 
 GRADIENT_BATCH = 256

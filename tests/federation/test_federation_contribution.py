@@ -37,7 +37,7 @@ from autoflip_secure.sums.encoding import unpack_sum
 from autoflip_secure.sums.manifest import Manifest
 from autoflip_secure.sums.randomness import ReproducibleRandomness, SecretRandomness
 from autoflip_secure.sums.words import ContributionWords, all_words
-from autoflip_secure.training.local import train_locally
+from autoflip_secure.training.local import batches, train_locally
 
 SILOS = 4
 
@@ -113,6 +113,51 @@ def test_without_dp_sums_equal_the_plain_computation(
     for channel in channels:
         np.testing.assert_allclose(sums[channel.name], expected[channel.name], rtol=1e-5, atol=SILOS * channel.step)
     assert np.abs(expected["update"]).max() > 100 * channels[0].step
+
+
+def test_snip_explores_along_the_gradient_at_the_model_itself(
+    make_config, make_manifest, model, parts, contributor
+) -> None:
+    """One pass over the records whatever the optimiser: the mean over all of them, by autograd on the whole of them."""
+    data = parts[3].train
+    config = make_config(prune="snip", learning_rate=0.05, batch_size=5, optimizer="adam", bits=24)
+    channel = update_channel(config, int(model.mask.sum()))
+    manifest = make_manifest(
+        config, model, phase="explore", channels=(channel,), round=0, terms={"steps": -(-len(data) // 5)}
+    )
+    update = decoded(contributor(config, 4).contribute(manifest, model), channel)
+    module = network(model)
+    loss = torch.nn.functional.cross_entropy(module(torch.from_numpy(data.x)), torch.from_numpy(data.y))
+    found = torch.autograd.grad(loss, list(module.parameters()))
+    gradient = torch.cat([part.reshape(-1) for part in found]).numpy()
+    np.testing.assert_allclose(update, -0.05 * gradient[model.mask], rtol=1e-4, atol=channel.step)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_prunefl_explores_with_the_squares_of_each_batch_s_gradient(
+    optimizer: str, make_config, make_manifest, model, parts, contributor
+) -> None:
+    """The mean over the steps, each at the model that it is taken at; not the square of where they led to together."""
+    config = make_config(prune="prunefl", learning_rate=0.05, batch_size=5, optimizer=optimizer)
+    data, steps = parts[3].train, 4
+    channel = deviation_channel(int(model.mask.sum()))
+    manifest = make_manifest(config, model, phase="explore", channels=(channel,), round=0, terms={"steps": steps})
+    squares = decoded(contributor(config, 4).contribute(manifest, model), channel)
+    expected = np.zeros(channel.length)
+    for before in range(steps):
+        module = network(model)
+        options = {"batch_size": 5, "learning_rate": 0.05, "optimizer": optimizer, "momentum": config.momentum}
+        x, y, live = torch.from_numpy(data.x), torch.from_numpy(data.y), torch.from_numpy(model.mask)
+        if before:
+            draw = torch_stream(config.seed, "batches", 0, 4)
+            train_locally(module, x, y, steps=before, generator=draw, live=live, **options)
+        batch = list(batches(len(x), 5, before + 1, torch_stream(config.seed, "batches", 0, 4)))[before]
+        loss = torch.nn.functional.cross_entropy(module(x[batch]), y[batch])
+        found = torch.autograd.grad(loss, list(module.parameters()))
+        gradient = torch.cat([part.reshape(-1) for part in found]).numpy()[model.mask]
+        expected += gradient.astype(np.float64) ** 2 / steps
+    np.testing.assert_allclose(squares, expected, rtol=1e-4, atol=channel.step)
+    assert expected.max() > 1000 * channel.step
 
 
 def test_a_step_along_the_update_lowers_the_loss(make_config, make_manifest, model, parts, contributor) -> None:

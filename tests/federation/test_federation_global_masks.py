@@ -135,13 +135,36 @@ def test_the_target_is_reached_in_steps(make: Make) -> None:
 
 
 def test_every_layer_is_sparse_from_the_start_to_the_end(make: Make) -> None:
-    controller, schedule, start = make("feddst", prune_threshold=0.4)
-    _, models = play(controller, schedule, start, range(schedule.rounds))
-    for each in (start, models[-1]):
-        counts = erk_counts(UnitMap.of(each.spec), 0.6)
+    """As many weights live on the smaller network as at first, so that it is as large as other methods' networks."""
+    controller, schedule, start = make("feddst", prune_threshold=0.7)
+    final, models = play(controller, schedule, start, range(schedule.rounds))
+    weights = int(UnitMap.of(start.spec).prunable.sum())
+    for each in (start, models[schedule.readjustments[-1]], final):
+        prunable = UnitMap.of(each.spec).prunable
+        counts = erk_counts(UnitMap.of(each.spec), 0.3 * weights / prunable.sum())
         assert [int(each.mask[where].sum()) for where, _ in counts] == [count for _, count in counts]
-    changed = models[schedule.readjustments[-1]]
-    assert 0.55 < changed.mask[UnitMap.of(changed.spec).prunable].mean() < 0.65
+        assert each.mask[prunable].sum() == pytest.approx(0.3 * weights, rel=0.01)
+    assert UnitMap.of(final.spec).prunable.sum() < 0.5 * weights
+
+
+def test_where_units_leave_fewer_weights_all_of_them_live(make: Make) -> None:
+    controller, schedule, start = make("feddst", prune_threshold=0.4)
+    final, _ = play(controller, schedule, start, range(schedule.rounds))
+    weights = int(UnitMap.of(start.spec).prunable.sum())
+    assert final.mask.all()
+    assert UnitMap.of(final.spec).prunable.sum() < 0.6 * weights
+
+
+def test_the_sparse_start_has_the_scale_of_the_dense_one(make: Make, model: ModelPayload) -> None:
+    _, _, start = make("feddst", prune_threshold=0.7)
+    units = UnitMap.of(start.spec)
+    dense = stream(0, "start").normal(size=model.mask.size)
+    lengths = [
+        units.group_sum(np.where(units.prunable, w.astype(np.float64) ** 2, 0.0)) for w in (dense, start.weights)
+    ]
+    alive = lengths[1] > 0
+    np.testing.assert_allclose(lengths[1][alive], lengths[0][alive], rtol=1e-5)
+    assert alive.mean() > 0.9
 
 
 def test_the_sum_of_gradients_chooses_what_grows(make: Make) -> None:

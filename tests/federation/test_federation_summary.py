@@ -6,6 +6,7 @@ import json
 import sqlite3
 from typing import Any
 
+import numpy as np
 import pytest
 
 from autoflip_secure.federation import client_app
@@ -48,6 +49,7 @@ KEYS = [
     "flops_ratio",
     "upload_bytes_per_silo",
     "upload_bytes_dense_fp32",
+    "training_flops_ratio",
     "upload_ratio",
     "upload_bytes_total_per_silo",
     "download_bytes_per_silo",
@@ -65,12 +67,12 @@ Run = tuple[dict[str, Any], RunFolder, Any, Any]
 
 @pytest.fixture
 def run(make_config, make_federation):
-    """run(public_test=True, **options) -> summary, folder, configuration, outcome of a finished run."""
+    """run(public_test=True, name="run", **options) -> summary, folder, configuration, outcome of a finished run."""
 
-    def go(public_test: bool = True, **options: Any) -> Run:
+    def go(public_test: bool = True, name: str = "run", **options: Any) -> Run:
         client_app.close_silos()
         config = make_config(**options)
-        folder = make_federation(config, public_test=public_test)
+        folder = make_federation(config, public_test=public_test, name=name)
         outcome = run_federation(folder, config, lambda line: None)
         return finish(folder, config, outcome), folder, config, outcome
 
@@ -97,6 +99,9 @@ def test_figures_agree_with_the_run_s_records(run) -> None:
     assert summary["flops_live"] == last["flops"] <= 0.5 * summary["flops_dense"]
     assert summary["params_ratio"] == last["params_live"] / last["params_dense"] < 1
     assert summary["flops_ratio"] == last["flops"] / last["flops_dense"]
+    steps = [config.explore_steps / config.local_steps, *[1.0] * 5]
+    networks = [summary["flops_dense"], *(row["flops"] for row in rows[:-1])]
+    assert summary["training_flops_ratio"] == pytest.approx(np.dot(steps, networks) / 6 / summary["flops_dense"])
     assert summary["upload_ratio"] == last["upload_bytes_per_silo"] / (6 * 4 * last["params_dense"])
     assert summary["upload_ratio_total"] == last["upload_bytes_total_per_silo"] / (6 * 4 * last["params_dense"])
     assert summary["upload_ratio"] < summary["upload_ratio_total"]
@@ -104,6 +109,16 @@ def test_figures_agree_with_the_run_s_records(run) -> None:
     assert summary["agreement_final"] == last["agreement_average"]
     assert 0 < summary["seconds_training"] < summary["seconds_total"]
     assert summary["seconds_secure_sum"] > 0
+
+
+@pytest.mark.parametrize("prune", ["none", "random"])
+def test_uploads_are_compared_with_fedavg_of_as_many_silos(run, prune: str) -> None:
+    everybody, *_ = run(prune=prune, silos=6, rounds=4, aggregation="none", name="all")
+    half, folder, *_ = run(prune=prune, silos=6, rounds=4, aggregation="none", participation=0.5, colluders=0)
+    assert [row["silos"] for row in read_json_lines(folder.metrics)] == [3] * 4
+    assert half["upload_bytes_dense_fp32"] == 4 * half["params_dense"] * 4 * 3 / 6
+    # Fields of a smaller sum are a bit narrower, and that is all.
+    assert half["upload_ratio"] == pytest.approx(everybody["upload_ratio"], rel=0.1)
 
 
 def test_needless_noise_is_gone_from_every_round_s_sum(run) -> None:
