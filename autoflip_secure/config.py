@@ -199,7 +199,7 @@ class RunConfig(BaseModel):
         None,
         ge=1,
         le=16,
-        description="cohorts summed apart in rounds that measure agreement [epsilon above 2: 2; filter: of 4]",
+        description="cohorts summed apart in rounds that measure agreement, with DP [1; filter: of 4]",
     )
     agreement_every: int | None = Field(
         None, ge=0, description="measure agreement by cohorts every so many rounds (0: never)"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from typing import Any
 from pruning_report import against, by_seed, mean
 from run_options import RunReport, run_parser
 from run_table import simulate
+
+from autoflip_secure.federation.model_payload import ModelPayload
 
 Row = dict[str, Any]
 
@@ -46,10 +49,14 @@ class Topic:
 
 
 GUIDED = "--score guidance-agreement"
+LATER = "--warm-start --prune-steps 3"
+"""Units die in three decisions. The first comes right after exploration, when there is no agreement yet and all scores
+rest on the same deviations: with one decision, as at a cold start, many of them keep the same network."""
+
 TOPICS = {
-    "agreement in guidance": Topic({"guidance": "--score guidance", "guidance x agreement": GUIDED}),
+    "agreement in guidance": Topic({"guidance": "--score guidance", "guidance x agreement": GUIDED}, LATER),
     "agreement in size x energy": Topic(
-        {"size x energy": "--score product", "size x energy x agreement": "--score product-agreement"}
+        {"size x energy": "--score product", "size x energy x agreement": "--score product-agreement"}, LATER
     ),
     "decisions on the way": Topic({"1": "", "3": "--prune-steps 3"}),
     "score": Topic(
@@ -58,7 +65,8 @@ TOPICS = {
             "own energy": "--score own-energy",
             "size x own energy": "--score own-product",
             "size x shared energy": "--score product",
-        }
+        },
+        LATER,
     ),
     "threshold Tp": Topic(
         {"0.3": "", "0": "--prune-threshold 0", "0.6": "--prune-threshold 0.6", "0.8": "--prune-threshold 0.8"}
@@ -105,6 +113,8 @@ def table_of(rows: list[Row], name: str) -> list[str]:
                 continue
             scores = by_seed(group)
             gap = "" if value == base else against(scores, by_seed(groups[base]))
+            if value != base and networks_of(group) == networks_of(groups[base]):
+                gap = "the same network"
             kept, sent = (
                 f"{100 * statistics.mean(row['figures'][figure] for row in group):.1f}"
                 for figure in ("params_ratio", "upload_ratio_total")
@@ -116,15 +126,26 @@ def table_of(rows: list[Row], name: str) -> list[str]:
     return [*lines, ""]
 
 
+def networks_of(group: list[Row]) -> dict[int, str]:
+    """What was left of the network, by seed: of runs that keep the same there is nothing to compare."""
+    return {row["seed"]: row["figures"].get("network", "") for row in group}
+
+
+def network_left(run: Path) -> Row:
+    """A digest of the widths and the mask that a run ended with."""
+    model = ModelPayload.from_bytes((run / "model.safetensors").read_bytes())
+    return {"network": sha256(model.spec.to_json().encode() + model.mask.tobytes()).hexdigest()[:16]}
+
+
 def markdown(rows: list[Row]) -> str:
     """The whole file."""
     lines = [
         "# Ablations",
         "",
         "One setting of AutoFLIP varied at a time. Accuracy on public test records, mean ± 95 % interval over seeds; "
-        "differences to the topic's base are paired by seed, bold where their interval excludes zero. Runs without DP, "
-        "10 silos unless said otherwise. Where the usual score does not use a setting (guidance and what moves it), "
-        "the base keeps by guidance x agreement.",
+        "differences to the topic's base are paired by seed, bold where their interval excludes zero (each by itself: "
+        "of twenty that mean nothing one is bold). Runs without DP, 10 silos unless said otherwise. Where the usual "
+        "score does not use a setting (guidance and what moves it), the base keeps by guidance x agreement.",
         "",
     ]
     for name, topic in TOPICS.items():
@@ -191,7 +212,7 @@ def main() -> None:
         [(facts, options, seed) for (options, seed), facts in wanted.items()],
         arguments.jobs,
         arguments.minutes,
-        lambda options, seed: simulate(options, seed, FIGURES, data=False),
+        lambda options, seed: simulate(options, seed, FIGURES, data=False, read=network_left),
     )
     report.write(markdown(report.table.rows), plot)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autoflip_secure.attacks.common_guess import best_common_guess, smallest_sums
 from autoflip_secure.attacks.outcome import SLACK, Attack, Outcome, Scale, mean_interval, proportion_interval
 from autoflip_secure.attacks.settings import IN_BLOCKS, SETTINGS, run_federation
 from autoflip_secure.federation.blocks import deal_blocks
@@ -26,6 +28,8 @@ OF_BLOCKS = f", blocks of {IN_BLOCKS['block']}"
 OF_ONE_BLOCK = "groups are blocks"
 NO_GROUP_BOUND = "`--block 1`; DP of one patient bounds nothing about a whole silo"
 TOGETHER = "silos of a group look the same in all sums"
+MEAN_UPDATES, SOLVED = "mean updates from absences", "cosine of a silo's mean update as solved for and as it is"
+THE_BLOCKS_MEAN = f"what the block's mean update shows without noise, + {SLACK}"
 THE_BLOCKS_SUM = f"what the sum of the block shows without noise, + {SLACK}"
 
 GUESSED_FROM = {
@@ -94,9 +98,9 @@ def _absences(scale: Scale, size: _Size) -> Iterator[Outcome]:
         if setting != "plain":
             note = f"{GUESSED_FROM[setting]}; {_determined(seen.present)}"
             yield Outcome(
-                "mean updates from absences",
+                MEAN_UPDATES,
                 setting,
-                "cosine of a silo's mean update as solved for and as it is",
+                SOLVED,
                 *mean_interval(cosines),
                 trials=len(cosines),
                 chance=float(np.mean(shared)),
@@ -124,6 +128,33 @@ def _absent_blocks(scale: Scale, size: _Size) -> Iterator[Outcome]:
     options, name = f"--silos {SILOS} {ABSENT} {given}", f"label sets from absences{OF_BLOCKS}"
     for setting in tuple(SETTINGS)[1:]:
         yield _passive(scale, size, options, name, setting, SILOS, together=OF_ONE_BLOCK, blocks=BLOCKS)
+        if "DP" in setting:
+            yield _mean_updates_in_blocks([_folder(scale, name, setting, seed) for seed in size.seeds], setting)
+
+
+def _mean_updates_in_blocks(folders: Sequence[Path], setting: str) -> Outcome:
+    """Least squares over all rounds, as without blocks; beside it what a block's own mean update shows of its silos."""
+    from autoflip_secure.attacks import property_inference, true_silos
+    from autoflip_secure.attacks.disaggregation import cosine
+    from autoflip_secure.attacks.recorded_view import RecordedView
+
+    solved, shared, shown = [], [], []
+    for folder in folders:
+        seen = property_inference.sums_of(RecordedView(folder), SILOS)
+        spec = seen.usual_spec()
+        truth = true_silos.expected_updates(folder, seen.asked, spec)
+        updates, common = seen.mean_updates(spec)
+        for block in BLOCKS:
+            rows = np.array(block) - 1
+            # Silos of a block are solved for alike: a block is one trial.
+            solved.append(float(np.mean([cosine(updates[row], truth[row]) for row in rows])))
+            shared += [cosine(common, truth[row]) for row in rows]
+            shown += [cosine(truth[rows].mean(axis=0), truth[row]) for row in rows]
+    return Outcome(
+        f"{MEAN_UPDATES}{OF_BLOCKS}", setting, SOLVED, *mean_interval(solved), trials=len(solved),
+        chance=float(np.mean(shared)), bound=float(np.mean(shown)) + SLACK, promise=THE_BLOCKS_MEAN,
+        note="chance is the mean of all silos",
+    )  # fmt: skip
 
 
 def _cohorts(scale: Scale, size: _Size) -> Iterator[Outcome]:
@@ -230,15 +261,20 @@ def _passive(
 
     tried = []
     for seed in size.seeds:
-        folder = scale.work / f"{attack}-{setting}-{seed}"
+        folder = _folder(scale, attack, setting, seed)
         run_federation(f"{size.options} {options}", setting, seed, folder)
         seen, held = property_inference.sums_of(RecordedView(folder), silos), true_silos.label_sets(folder)
         guessed = seen.label_sets(property_inference.class_signatures(folder), CLASSES, HELD)
-        tried.append(_Guessed(guessed, held, blocks or _cohorts_of(seen.present)))
+        tried.append(_Guessed(guessed, held, blocks or smallest_sums(seen.present)))
     if together:
         return _beyond(attack, setting, tried, together)
     found = sum(true_silos.found_classes(t.guessed, t.held) for t in tried)
     return _recall(attack, setting, found, silos * len(tried), note or GUESSED_FROM[setting])
+
+
+def _folder(scale: Scale, attack: str, setting: str, seed: int) -> Path:
+    """Where the run of a passive attack lies."""
+    return scale.work / f"{attack}-{setting}-{seed}"
 
 
 def _recall(attack: str, setting: str, found: int, silos: int, note: str) -> Outcome:
@@ -256,15 +292,10 @@ class _Guessed:
     groups: Sequence[Sequence[int]]
 
     def counts(self) -> Iterator[tuple[int, int, int]]:
-        """By group: classes found, those that the best guess finds that is the same for all its silos, and silos.
-
-        The best guess is the two classes that most of them hold: a bound on what the sum of a group, without its
-        silos, can be used for.
-        """
+        """By group: classes found, those that the best guess finds that is the same for all its silos, and silos."""
         for group in self.groups:
-            counts = np.bincount([name for silo in group for name in self.held[silo - 1]], minlength=CLASSES)
             found = sum(len(self.guessed[silo - 1] & self.held[silo - 1]) for silo in group)
-            yield found, int(np.sort(counts)[::-1][:HELD].sum()), len(group)
+            yield found, best_common_guess(self.held, group, HELD), len(group)
 
 
 def _beyond(attack: str, setting: str, tried: Sequence[_Guessed], note: str) -> Outcome:
@@ -281,13 +312,6 @@ def _beyond(attack: str, setting: str, tried: Sequence[_Guessed], note: str) -> 
         attack, setting, BEYOND, *share, trials=len(counts), chance=0.0, bound=0.0, promise=TOGETHER,
         note=f"{note}; {recall:.2f} of the classes were found, by the best common guess {common:.2f}",
     )  # fmt: skip
-
-
-def _cohorts_of(present: NDArray[np.float64]) -> list[list[int]]:
-    """Ids of the silos of each sum that has no smaller one in it."""
-    rows = np.unique(present, axis=0)
-    smaller = [np.flatnonzero((rows <= row).all(axis=1)) for row in rows]
-    return [(np.flatnonzero(row) + 1).tolist() for row, within in zip(rows, smaller, strict=True) if len(within) == 1]
 
 
 def _determined(present: NDArray[np.float64]) -> str:

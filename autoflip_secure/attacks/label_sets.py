@@ -3,7 +3,9 @@
 What the coordinator has: its recorded view (models, manifests, every message of the silos), the run's configuration,
 public test records, and that every silo holds two classes. With `--aggregation none` the view holds each silo's vector.
 Through the secure sum it holds, of a single silo, its masked vector, and the attack reads that in place of the clear
-one; the opened sum is the same for all silos and tells none apart. What silos hold is read for scoring alone.
+one. Beside that it has the opened sums, one of all silos or one of each cohort: they tell what the silos of a sum hold
+together, so whoever goes by them guesses the same of all of these, and right the more often the fewer they are. What
+silos hold is read for scoring alone.
 
 A short run has less noise under one epsilon than a long one, in every round: that helps the attacker, so where the sum
 is attacked runs are short. Where single vectors are seen under DP, the coordinator starts a run of full length, whose
@@ -22,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoflip_secure.attacks.class_signatures import ClassSignatures, best_sets, fits, fits_of_squares, sets_of_classes
+from autoflip_secure.attacks.common_guess import best_common_guess, smallest_sums
 from autoflip_secure.attacks.outcome import SLACK, Attack, Outcome, Scale, proportion_interval
-from autoflip_secure.attacks.property_inference import class_signatures
+from autoflip_secure.attacks.property_inference import class_signatures, sums_of
 from autoflip_secure.attacks.recorded_view import Asked, RecordedView, SingleVector
 from autoflip_secure.attacks.settings import SETTINGS, run_federation
 from autoflip_secure.attacks.true_silos import found_classes, label_sets
@@ -40,7 +43,10 @@ PROMISE = f"chance + {SLACK}: of one silo, only a masked vector is seen"
 ALONE = (8.0, 2.0, 1.0)
 """Epsilons under which single vectors are seen."""
 
-GUIDANCE, UPDATES = "label sets from guidance", "label sets from updates"
+GUIDANCE, UPDATES, SUMS = "label sets from guidance", "label sets from updates", "label sets from opened sums"
+OF_A_SUM = f"the best guess that is the same for all silos of a sum, + {SLACK}"
+ALSO = {"sum + DP 2": "--dp-epsilon 2", "sum + DP 8, two cohorts": "--dp-epsilon 8 --cohorts 2"}
+"""Settings of this attack alone, and what they add to `sum`."""
 Signatures = dict[tuple[bytes, str], NDArray[np.float64]]
 
 
@@ -59,12 +65,15 @@ QUICK, FULL = _Size(rounds=2, alone=1, seeds=1), _Size(rounds=4, alone=4, seeds=
 def attack(scale: Scale) -> Iterator[Outcome]:
     """The four settings, and single vectors under DP: guidance and updates of each."""
     size = QUICK if scale.quick else FULL
-    for setting in SETTINGS:
+    for setting in (*SETTINGS, *ALSO):
+        base, more = (setting, "") if setting in SETTINGS else ("sum", ALSO[setting])
         runs = [scale.work / f"{setting.replace(' ', '')}-{seed}" for seed in range(size.seeds)]
         for seed, run in enumerate(runs):
             data = "--dataset mnist5k" if scale.quick or scale.data is None else "--dataset mnist"
-            run_federation(f"{data} {FEDERATION} --rounds {size.rounds}", setting, seed, run, data=scale.data)
+            run_federation(f"{data} {FEDERATION} --rounds {size.rounds} {more}", base, seed, run, data=scale.data)
         yield from _outcomes(setting, runs)
+        if base != "plain":
+            yield _of_sums(setting, runs)
     for epsilon in ALONE:
         runs = [scale.work / f"alone-{epsilon:g}-{seed}" for seed in range(size.seeds)]
         for seed, run in enumerate(runs):
@@ -91,6 +100,24 @@ def _outcomes(setting: str, runs: list[Path], note: str = "") -> Iterator[Outcom
             promise=PROMISE if protected else "",
             note=note or ("read from each silo's masked vector" if protected else "each silo's vector is seen"),
         )  # fmt: skip
+
+
+def _of_sums(setting: str, runs: list[Path], silos: int = SILOS) -> Outcome:
+    """From all sums that were opened: recall over all silos of all runs, by cohorts if there are any."""
+    hits, common, trials, sizes = 0, 0, 0, set[int]()
+    for run in runs:
+        held, seen = label_sets(run), sums_of(RecordedView(run), silos)
+        groups = smallest_sums(seen.present)
+        hits += found_classes(seen.label_sets(class_signatures(run), CLASSES, HELD), held)
+        common += sum(best_common_guess(held, group, HELD) for group in groups)
+        trials += sum(map(len, held))
+        sizes |= set(map(len, groups))
+    value, low, high = proportion_interval(hits, trials)
+    shown = " or ".join(map(str, sorted(sizes)))
+    return Outcome(
+        SUMS, setting, MEASURE, value, low, high, trials, CHANCE,
+        bound=common / trials + SLACK, promise=OF_A_SUM, note=f"sums of {shown} silos",
+    )  # fmt: skip
 
 
 def guessed_sets(run: Path, signatures: ClassSignatures, held: int = HELD) -> dict[str, list[frozenset[int]]]:

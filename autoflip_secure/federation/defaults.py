@@ -18,13 +18,11 @@ from autoflip_secure.federation.schedule import (
     LEAST_FILTERED,
     UNEXPLORED,
     bears_two_moments,
-    cohort_minimum,
     default_colluders,
     largest_cohorts,
     round_half_up,
 )
 from autoflip_secure.parties.roster import MAX_SILOS, MIN_SILOS
-from autoflip_secure.secagg.graph import MAX_COMPLETE
 
 __all__ = ["resolve"]
 
@@ -132,7 +130,10 @@ def resolve(config: RunConfig, task: Task, *, natural_silos: int | None) -> Reso
         "prune_flops": 0.5,
         "explore_rounds": explore_rounds,
         "explore_steps": training.explore_steps,
-        "cohorts": _cohorts(config, silos, colluders, block),
+        # One sum of everybody. Two would measure agreement under distributed noise too, but each tells of half as many
+        # silos what they hold together (threat_models/label-sets.md), with 2.25 times the noise (10 silos) while they
+        # last, and of units it is noise even at epsilon 8 (benchmarks/results/agreement.md).
+        "cohorts": _filtered_cohorts(config, silos, block) if config.cohort_filter else 1,
         "agreement_every": 20,
         "prune_steps": _prune_steps(config),
         "warm_start": _goes_on_from_exploration(config, smallest, silos, colluders),
@@ -251,10 +252,6 @@ def _silos(config: RunConfig, partition: str, natural_silos: int | None) -> int:
     return silos
 
 
-READABLE_AGREEMENT = 2.0
-"""Epsilon up to which measuring agreement costs more than it tells."""
-
-
 def _filtered_cohorts(config: RunConfig, silos: int, block: int) -> int:
     """Cohorts of the filter, which are made of whole blocks: no more than there are."""
     if config.block == 1:
@@ -269,20 +266,3 @@ def _smallest_cohort(config: RunConfig, silos: int) -> int:
     if config.block > 1:
         return block_size(config.block)
     return silos // (config.cohorts or largest_cohorts(silos))
-
-
-def _cohorts(config: RunConfig, silos: int, colluders: int, block: int) -> int:
-    """Two cohorts where distributed noise leaves agreement readable and each could be opened; else one. One, too, where
-    blocks say that no sum is to tell of fewer silos than it must.
-
-    Two cohorts carry 2.25 times the noise of one while they last (10 silos), and at epsilon 2 and below even the
-    agreement of the whole model drowns in it: benchmarks/results/agreement.md.
-    """
-    if config.cohort_filter:
-        return _filtered_cohorts(config, silos, block)
-    if config.trust != "distributed" or config.prune != "autoflip" or silos > MAX_COMPLETE:
-        return 1
-    if (config.dp_epsilon or 0.0) <= READABLE_AGREEMENT or block > 1:
-        return 1
-    size = int(config.participation * silos) // 2
-    return 2 if cohort_minimum(size, silos, colluders, config.min_cohort, 1) <= size else 1

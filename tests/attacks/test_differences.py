@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoflip_secure.attacks import differences, retries
+from autoflip_secure.attacks.common_guess import smallest_sums
 from autoflip_secure.attacks.disaggregation import (
     class_counts,
     common_part,
@@ -256,7 +257,7 @@ def test_absences_show_label_sets_even_under_dp_and_full_sums_do_not(tmp_path: P
     from autoflip_secure.attacks.settings import run_federation
     from autoflip_secure.attacks.true_silos import found_classes, label_sets
 
-    options = "--dataset digits --model mlp --partition pathological:2 --silos 10 --rounds 20 --cohorts 1"
+    options = "--dataset digits --model mlp --partition pathological:2 --silos 10 --rounds 20"
     found = {}
     blocks = "--participation 0.8 --block 3 --colluders 0 --min-cohort 0.6"
     for name, more in (("absent", "--participation 0.8"), ("present", ""), ("in blocks", blocks)):
@@ -291,4 +292,4 @@ def test_what_is_found_beyond_the_best_common_guess(guessed: list, groups: int, 
 
 def test_groups_are_the_smallest_sums() -> None:
     rows = [(1, 2, 3), (4, 5), (1, 2, 3), (1, 2, 3, 4, 5), (4, 5)]
-    assert sorted(differences._cohorts_of(presence(rows, 5))) == [[1, 2, 3], [4, 5]]
+    assert sorted(smallest_sums(presence(rows, 5))) == [[1, 2, 3], [4, 5]]

@@ -9,6 +9,7 @@ import pytest
 
 from autoflip_secure.attacks import label_sets
 from autoflip_secure.attacks.class_signatures import best_sets, fits, sets_of_classes
+from autoflip_secure.attacks.common_guess import best_common_guess
 from autoflip_secure.attacks.label_sets import GUIDANCE, UPDATES, guessed_sets, stopped_run
 from autoflip_secure.attacks.property_inference import class_signatures
 from autoflip_secure.attacks.true_silos import found_classes
@@ -88,6 +89,30 @@ def test_a_coordinator_that_goes_away_leaves_the_noise_of_the_whole_run(tmp_path
           "--run-dir", str(tmp_path / "short")])  # fmt: skip
     short = RecordedView(tmp_path / "short").asked[0].manifest.privacy
     assert terms.noise_multiplier > 1.3 * short.noise_multiplier
+
+
+def test_the_best_common_guess_is_the_commonest_classes_of_a_group() -> None:
+    held = [frozenset(pair) for pair in ((0, 1), (0, 2), (0, 2), (3, 4))]
+    assert best_common_guess(held, (1, 2, 3), 2) == 3 + 2
+    assert best_common_guess(held, (4,), 2) == 2
+    assert best_common_guess(held, (1, 4), 2) == 2
+    assert best_common_guess(held, (1, 2, 3, 4), 1) == 3
+
+
+@pytest.mark.slow
+def test_sums_of_cohorts_tell_what_their_silos_hold_together_and_no_more(tmp_path: Path) -> None:
+    """Under DP, too: the commonest classes of each cohort are found, which is right more often than of all silos."""
+    private = [*FEDERATION, "--dp-epsilon", "8", "--colluders", "0"]
+    assert main([*private, "--run-dir", str(tmp_path / "one")]) == 0
+    assert main([*private, "--cohorts", "2", "--run-dir", str(tmp_path / "two")]) == 0
+    found = {}
+    for name, size in (("one", SILOS), ("two", SILOS // 2)):
+        told = label_sets._of_sums("sum + DP 8", [tmp_path / name], SILOS)
+        assert told.note == f"sums of {size} silos"
+        assert told.bound is not None
+        assert told.bound - 0.05 >= told.value >= 0.75 * (told.bound - 0.05)
+        found[name] = told.value
+    assert found["two"] > found["one"]
 
 
 def test_what_is_protected_has_a_bound_and_what_is_seen_has_none(

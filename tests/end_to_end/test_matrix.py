@@ -59,7 +59,7 @@ def test_a_report_can_wait(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     "noise",
     [
         (),
-        ("--dp-epsilon", "8", "--colluders", "0", "--insecure-reproducible-noise"),
+        ("--dp-epsilon", "8", "--colluders", "0", "--cohorts", "2", "--insecure-reproducible-noise"),
         ("--dp-epsilon", "8", "--dp-trust", "local", "--insecure-reproducible-noise"),
     ],
     ids=["without DP", "distributed, in two cohorts", "local"],

@@ -94,7 +94,6 @@ def test_a_block_hides_its_silos_from_colluders_in_it(options: dict[str, Any], b
 
 
 def test_with_blocks_one_cohort_is_summed() -> None:
-    assert resolved(silos=12, dp_epsilon=8).cohorts == 2
     assert resolved(silos=12, dp_epsilon=8, block=3).cohorts == 1
     config = resolved(silos=12, dp_epsilon=8, block=3, cohorts=2, colluders=0, min_cohort=0.5)
     cohorts = Schedule(config).plan(0).cohorts

@@ -81,29 +81,16 @@ def test_natural_silos_are_taken_as_they_are() -> None:
     assert (other.partition, other.silos) == ("iid", 7)
 
 
-def test_trust_decides_exploration_and_cohorts() -> None:
+def test_trust_decides_exploration() -> None:
     for kind in TASKS:
         for trust, options in TRUSTS.items():
             config = resolve(RunConfig.create(**options), TASKS[kind], natural_silos=None)
             distributed = trust == "distributed"
             assert config.warm_start == (trust != "none")
-            assert config.cohorts == (2 if distributed else 1)
+            assert config.cohorts == 1
             assert (config.explore_rounds > 1) == distributed
             if distributed:
                 assert config.local_steps == 1
-
-
-def test_cohorts_only_where_both_could_be_opened() -> None:
-    def cohorts(**options: Any) -> int:
-        return resolve(RunConfig.create(dp_epsilon=3, **options), TASKS["table"], natural_silos=None).cohorts
-
-    assert cohorts(silos=6, colluders=0) == 2
-    assert cohorts(silos=5, colluders=0) == 1
-    assert cohorts(silos=7, colluders=1) == 1
-    assert cohorts(silos=8, colluders=1) == 2
-    assert cohorts(silos=8, colluders=1, prune="none") == 1
-    assert cohorts(silos=8, colluders=0, participation=0.75) == 2
-    assert cohorts(silos=8, colluders=0, participation=0.5) == 1
 
 
 @pytest.mark.parametrize(("rounds", "explored"), [(1, 1), (8, 2), (40, 10), (80, 20), (400, 20)])
@@ -162,11 +149,12 @@ def test_more_public_records_take_larger_steps(records: int | None, factor: floa
     assert plain[0] == plain[1]
 
 
-def test_agreement_is_not_measured_where_noise_drowns_it() -> None:
-    cohorts = [
-        resolve(RunConfig.create(dp_epsilon=e), TASKS["image"], natural_silos=None).cohorts for e in (8, 3, 2, 1)
-    ]
-    assert cohorts == [2, 2, 1, 1]
+@pytest.mark.parametrize("epsilon", [None, 100, 8, 1])
+@pytest.mark.parametrize("silos", [6, 10, 30])
+def test_a_sum_is_of_everybody_unless_cohorts_are_asked_for(epsilon: float | None, silos: int) -> None:
+    config = resolve(RunConfig.create(dp_epsilon=epsilon, silos=silos), TASKS["image"], natural_silos=None)
+    schedule = Schedule(config)
+    assert {schedule.plan(round).cohorts for round in range(schedule.rounds)} == {(tuple(range(1, silos + 1)),)}
 
 
 def test_the_text_network_is_for_texts() -> None:
