@@ -57,9 +57,11 @@ def test_files_that_a_row_names_are_among_what_tries_it(id: str) -> None:
     """A table of README or threat_models/ that names a test, and the map, say the same."""
     claim = CLAIMS[id]
     rows = [quote for quotes in claim.quotes.values() for quote in quotes if quote.startswith("|")]
+    tests = {tried.partition("::")[0] for tried in claim.tried if "::" in tried}
     for file in re.findall(r"`(tests/[\w/]+\.py)`", " ".join(rows)):
-        if "vector_checker" not in file:
-            assert any(tried.startswith(file) for tried in claim.tried), f"{id}: {file}"
+        # A list of mutants and a checker of vectors are run by the tests that name them.
+        named = (test for test in tests if Path(file).stem in (ROOT / test).read_text())
+        assert file in tests or any(named), f"{id}: {file}"
 
 
 def test_the_page_is_the_map_in_words() -> None:
@@ -122,6 +124,14 @@ def test_a_row_more_in_a_list_of_promises_is_found(monkeypatch: pytest.MonkeyPat
     [
         "tests/secagg/test_secagg_breaks.py::test_of_nothing",
         "tests/secagg/test_of_nothing.py",
+        "tests/secagg/test_secagg_breaks.py",
+        "tests/secagg/rule_mutants.py",
+        "tests/secagg/rule_mutants.py::main",
+        "tests/secagg/conftest.py::dishonest",
+        "tests/secagg/test_secagg_blocks.py::opened_lists",
+        "tests/secagg/test_secagg_blocks.py::told",
+        "tests/federation/test_policy_rules.py::test_a_violation_is_refused_by_its_rule[nothing]",
+        "tests/federation/test_policy_rules.py::test_every_rule_is_explained_and_violated[session]",
         "make bench-nothing",
         'make bench-threats ARGS="--only nothing"',
         "python -m autoflip_secure.attacks.nothing",
@@ -142,6 +152,29 @@ def test_what_is_not_there_is_noticed(tried: str) -> None:
 )
 def test_what_is_there_is_found(tried: str) -> None:
     assert not MAP.missing(tried)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The server does not see any update.",
+        "Every message is encrypted.",
+        "Hospitals' updates stay hidden from the server.",
+        "What is deleted is gone from the database's log too, else the request fails.",
+        "Two of the others or more stay hidden in it by one sum.",
+        "A part is not kept.",
+        "Therefore silos insist on c + 2 + moments silos.",
+        "The secure sum hides which silo a change came from.",
+        "Keys remain secret.",
+    ],
+)
+def test_a_promise_is_told_by_its_words(text: str) -> None:
+    assert MAP.promises(text)
+
+
+@pytest.mark.parametrize("text", ["Models are pruned.", "The option `never` and `--all` are names."])
+def test_other_sentences_promise_nothing(text: str) -> None:
+    assert not MAP.promises(text)
 
 
 def test_documents_are_cut_into_sentences_rows_and_items() -> None:

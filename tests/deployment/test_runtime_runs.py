@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from autoflip_secure import run_cli
 from autoflip_secure.config import RunConfig
 from autoflip_secure.deployment import coordinator_runtime
 from autoflip_secure.deployment.coordinator_runtime import MOST_TRIES, Keeper, coordinator_status, rounds_done
@@ -51,6 +52,14 @@ def test_a_run_is_of_all_silos_and_of_the_federations_task(run: DeployedRun) -> 
     assert run.last_epoch() == 0
     assert not list(run.path.rglob("*.key")), "its keys stay in the coordinator's home"
     assert run.coordinator_identity().public == run.roster().coordinator
+
+
+def test_what_an_operator_starts_proves_models_and_sums_blocks_unless_told_otherwise(home: Path) -> None:
+    options: dict[str, Any] = {"dp_epsilon": 4.0, "colluders": 0, "rounds": 3}
+    usual = run_cli._create(home, options, None, "usual").resolved()
+    assert (usual.prove_models, usual.block) == (True, 3)
+    told = run_cli._create(home, {**options, "prove_models": False, "block": 1}, None, "told").resolved()
+    assert (told.prove_models, told.block) == (False, 1)
 
 
 def test_two_runs_have_two_sessions(home: Path, run: DeployedRun) -> None:

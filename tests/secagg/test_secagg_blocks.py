@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from autoflip_secure.errors import PolicyRefusal, Refusal
+from autoflip_secure.federation.blocks import least_block
 from autoflip_secure.parties.rules import check_survivors
 from autoflip_secure.secagg import SiloRules
 from autoflip_secure.secagg.coordinator_setup import OpenEpoch
@@ -67,6 +68,26 @@ def test_no_sums_add_up_to_less_than_a_block(federation):
     assert told(fed.manifest()) == set(one_hot)
     unions = {tuple(sorted(sum(some, ()))) for some in subsets(blocks)}
     assert told(fed.manifest(blocks=blocks)) == unions
+
+
+@pytest.mark.parametrize(("colluders", "moments"), [(0, 1), (1, 1), (2, 1), (0, 2), (1, 2)])
+@pytest.mark.parametrize("too_few", [0, 1])
+def test_colluders_of_one_block_leave_the_others_of_it_together(federation, colluders, moments, too_few):
+    """Two by one sum, three by two sums of the same silos (a sum and squares). Of a smaller block too few are left."""
+    size = least_block(colluders, moments) - too_few
+    silos = tuple(range(1, 13))
+    blocks = tuple(silos[start : start + size] for start in range(0, 12, size))
+    others = blocks[0][colluders:]
+
+    def row(of):
+        return np.isin(silos, of).astype(int)
+
+    lists = opened_lists(federation(len(silos)).manifest(blocks=blocks), silos)
+    known = [*map(row, lists), *(row([silo]) for silo in blocks[0][:colluders])]
+    rank = np.linalg.matrix_rank(known)
+    told = {some for some in subsets(others) if some and np.linalg.matrix_rank([*known, row(some)]) == rank}
+    assert told == {others}
+    assert (len(others) > moments) == (not too_few), "of as many silos as sums, sums tell single ones"
 
 
 @pytest.mark.parametrize("survivors", [ONE_MISSING, ((1, 2, 4, 5),), ((2, 3, 4, 5, 6),)])

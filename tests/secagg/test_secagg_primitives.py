@@ -21,6 +21,7 @@ from autoflip_secure.errors import ConfigError, InputError, NotAvailable, Protoc
 from autoflip_secure.parties import agreement
 from autoflip_secure.parties.agreement import Agreement
 from autoflip_secure.parties.rules import released_moments
+from autoflip_secure.parties.signing import digest_of
 from autoflip_secure.secagg import (
     Identity,
     Roster,
@@ -33,6 +34,18 @@ from autoflip_secure.secagg import (
     share_threshold,
     verify,
 )
+from autoflip_secure.secagg.dealing import (
+    KEY,
+    NONCE_BYTES,
+    REVEALED_BYTES,
+    SEED,
+    DealingContext,
+    deal,
+    leaf_at,
+    open_box,
+    share_at,
+)
+from autoflip_secure.secagg.setup_messages import Advertisement
 from autoflip_secure.sums.channels import ChannelSpec
 
 VECTORS = Path(__file__).parents[2] / "protocols" / "secagg" / "vectors.json"
@@ -116,6 +129,30 @@ def test_sharing_that_cannot_work(threshold, points):
         shamir.split([bytes(32)], threshold, points)
     with pytest.raises(ProtocolError, match="32 bytes"):
         shamir.split([bytes(31)], 1, (1,))
+
+
+def test_commitments_do_not_show_whether_a_guessed_share_is_right():
+    """Of the same secret dealt twice, each share known beforehand, all commitments differ, and nonces are used once."""
+    context = DealingContext(bytes(16), bytes(32), 1, bytes(32))
+    boxes = {silo: agreement.fresh_key() for silo in (1, 2, 3)}
+    advertised = {
+        silo: Advertisement(bytes(16), bytes(32), 1, silo, 4, agreement.public_key(box), bytes(32), bytes(32))
+        for silo, box in boxes.items()
+    }
+    secrets = [keys.SlotSecret(b"\7" * 32, b"\7" * 32)] * 4
+    nonces, commitments = [], []
+    for _ in range(2):
+        dealing, reply = deal(context, 1, boxes[1], advertised, secrets, 1)
+        assert dealing.recipients == (1, 2, 3)
+        for recipient, box, row in zip(dealing.recipients, reply.boxes, reply.rows, strict=True):
+            opened = open_box(context, Agreement(boxes[recipient]), advertised[1], recipient, box, digest_of(row))
+            shares = [share_at(opened, slot) for slot in range(4)]
+            assert {share[NONCE_BYTES:REVEALED_BYTES] for share in shares} == {b"\0" + b"\7" * 32}
+            nonces += [share[start : start + NONCE_BYTES] for share in shares for start in (0, REVEALED_BYTES)]
+            commitments += [leaf_at(row, slot, kind) for slot in range(4) for kind in (SEED, KEY)]
+    assert len(nonces) == len(commitments) == 2 * 3 * 4 * 2
+    assert len(set(nonces)) == len(nonces)
+    assert len(set(commitments)) == len(commitments)
 
 
 def test_wrong_share_gives_another_secret_or_none():

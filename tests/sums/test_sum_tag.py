@@ -172,6 +172,30 @@ def test_words_in_another_order_or_number_fail():
     assert not tag_holds(np.concatenate([words, np.roll(tag, 1)]), KEY, DIGEST, 0, SILOS)
 
 
+def test_a_tag_is_that_of_the_sum_however_silos_share_it_out():
+    draws, tags = np.random.default_rng(3), set()
+    total = draws.integers(0, 2**64, 20, np.uint64)
+    for _ in range(5):
+        one, two = (draws.integers(0, 2**64, 20, np.uint64) for _ in range(2))
+        parts = zip(SILOS, (one, two, total - one - two), strict=True)
+        opened_sum = np.sum([tagged(words, silo) for silo, words in parts], axis=0, dtype=np.uint64)
+        np.testing.assert_array_equal(opened_sum[:-TAG_WORDS], total)
+        tags.add(opened_sum[-TAG_WORDS:].tobytes())
+    assert len(tags) == 1, "it tells nothing of single silos that the sum does not"
+
+
+@pytest.mark.parametrize("drawn", ["key", "digest"])
+@pytest.mark.parametrize("word", [0, 1, 2**64 - 1])
+def test_without_the_key_a_tag_is_random_words(drawn, word):
+    """Over keys, and over contributions under one key: of words that are all alike, too."""
+    draws, words, tries = np.random.default_rng(4), np.full(20, word, np.uint64), 400
+    tags = np.stack([tagged(words, 1, **{drawn: draws.bytes(32)})[-TAG_WORDS:] for _ in range(tries)])
+    assert np.unique(tags).size == tags.size
+    ones = np.unpackbits(tags.view(np.uint8), axis=1).mean(axis=0)
+    assert ones.size == 64 * TAG_WORDS
+    assert np.abs(ones - 0.5).max() < 6 * 0.5 / tries**0.5
+
+
 @pytest.mark.parametrize("size", [0, 1, TAG_WORDS - 1])
 def test_what_is_too_short_for_a_tag_fails(size):
     assert not tag_holds(np.zeros(size, np.uint64), KEY, DIGEST, 0, SILOS)
