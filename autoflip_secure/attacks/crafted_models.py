@@ -131,6 +131,11 @@ class Imprint:
         centres, slopes = np.asarray(middle + spread * norm.ppf(levels)), np.asarray(REACH / width)
         return cls(direction, centres, slopes, label)
 
+    @property
+    def widths(self) -> Values:
+        """Of the bins, in the measurement's units, shape (units,): as far as one expected record is from the next."""
+        return REACH / self.slopes
+
     def model(self, spec: ModelSpec, records: int) -> ModelPayload:
         """The network; parameters it does not need are masked, so that they take nothing of a clipped gradient."""
         units, gates = spec.widths

@@ -17,7 +17,7 @@ import numpy as np
 from autoflip_secure.attacks.lying_coordinator import LyingCoordinator
 from autoflip_secure.attacks.outcome import Attack, Outcome, Scale, mean_interval, proportion_interval
 from autoflip_secure.attacks.proof_lies import proof_outcomes
-from autoflip_secure.attacks.settings import SETTINGS, bound_of_epsilon, epsilon_of
+from autoflip_secure.attacks.settings import SETTINGS, PrivacyProfile, charges_of, epsilon_of
 
 __all__ = ["ATTACK"]
 
@@ -36,7 +36,10 @@ FEW_LARGE: dict[str, Any] = {"sampling_rate": 0.5}
 """Under DP: few rounds with half of the records each, for which the plan adds the least noise to a round."""
 
 DP_ROUNDS = 32
-"""With its reserve enough for all that is asked before `rounds_beyond` uses it up."""
+"""With its reserve enough for all attacks; what the others leave goes to the records."""
+
+DP_TARGETS, DP_VICTIMS, DP_SLOTS = 4, 2, 4
+"""Under DP: silos that one class or one mask is tried on, silos shown another model, slots with other survivors."""
 
 PROVED_ROUNDS = 8
 """Of runs that prove their models: a few are honest, and no lie uses one up."""
@@ -47,7 +50,7 @@ CHANCE_OF_NOISE = 0.05
 UNPROVED = "models not proved: `proved_models = false`"
 """A silo that asks for proofs answers no such model (`proof_lies`)."""
 
-SECURE_SUM, RULES, LEDGER, DP = "secure sum", "silo rules", "ledger", "DP of one record"
+SECURE_SUM, RULES, LEDGER = "secure sum", "silo rules", "ledger"
 
 
 def _run(scale: Scale) -> Iterator[Outcome]:
@@ -103,22 +106,30 @@ class _Attacks:
         self._round += count
         return range(self._round - count, self._round)
 
+    def _unclaimed_rounds(self) -> int:
+        """Rounds that the joined plan pays for and no other attack needs; those whose lies are refused use none up."""
+        planned = sum(mechanism.count for mechanism in self._lying.joined.planned["train"])
+        # A target is asked about four times: one class and one mask, each beside an honest model.
+        return planned - 4 * DP_TARGETS - DP_VICTIMS - DP_SLOTS
+
     def _records(self) -> Iterator[Outcome]:
         from autoflip_secure.attacks.model_attacks import held, public_match, recover_records
 
-        rounds = 4 if self._noised else 20 if self._quick else 200
+        rounds = self._unclaimed_rounds() if self._noised else 20 if self._quick else 200
         found = recover_records(self._lying, self._public, self._rounds(rounds), self._random)
         self.pictures = found.pictures
         records = [held(self._lying, silo) for silo in self._lying.roster.silos]
         matched = sum(public_match(each, self._public) for each in records)
         by_chance = proportion_interval(matched, sum(map(len, records)))
-        epsilon, bound = epsilon_of(self._setting), None
-        if epsilon is not None:
-            bound = bound_of_epsilon(epsilon, self._lying.config.dp_delta, by_chance[2])
+        bound, rests_on = None, ""
+        if self._noised:
+            # Of the rounds that the attack had so far; the ledgers have no others yet.
+            proved = PrivacyProfile.of(charges_of(self._lying.folder.path), self._lying.config.dp_delta)
+            bound, rests_on = proved.true_positives(by_chance[2]), proved.promise
         note = f"one imprint in {rounds} rounds, denoised" if self._noised else f"{rounds} rounds; more recover more"
         yield Outcome(
             "crafted model: single records", self._setting, "of the records within reach, recovered nearly exactly",
-            *proportion_interval(found.hits, found.reach), found.reach, by_chance[0], bound, DP if bound else "",
+            *proportion_interval(found.hits, found.reach), found.reach, by_chance[0], bound, rests_on,
             self._noted(note),
         )  # fmt: skip
         yield Outcome(
@@ -135,7 +146,7 @@ class _Attacks:
         from autoflip_secure.attacks.model_attacks import mask_cosines, single_class_cosines, sole_classes
 
         targets = sole_classes(self._lying)
-        targets = targets[:: max(1, len(targets) // 5)][: 4 if self._noised else 5]
+        targets = targets[:: max(1, len(targets) // 5)][: DP_TARGETS if self._noised else 5]
         rounds = self._rounds(2 * len(targets))
         honest, crafted = single_class_cosines(self._lying, targets, rounds)
         note = "" if self._noised else "the sum is the silo's update: not defended without DP"
@@ -158,7 +169,7 @@ class _Attacks:
 
         lying, good = self._lying, self._lying.first_model()
         dead, hidden = dead_model(good.spec, good.records), hidden_weights(good.spec)
-        victims = lying.roster.silos[: 2 if self._noised else 5]
+        victims = lying.roster.silos[: DP_VICTIMS if self._noised else 5]
         values, helped = [], 0
         for victim, round in zip(victims, self._rounds(len(victims)), strict=True):
             total, opened = split_view(lying, victim, good, dead, round=round)
@@ -192,7 +203,7 @@ class _Attacks:
         from autoflip_secure.attacks.survivor_lies import survivor_lies
 
         (round,) = self._rounds(1)
-        slots = 4 if self._noised else 15 if self._quick else 200
+        slots = DP_SLOTS if self._noised else 15 if self._quick else 200
         tally = survivor_lies(self._lying, slots, self._random, round=round)
         yield self._accepted("other survivors to other silos", tally.requests.told, tally.requests.accepted)
         yield self._accepted(

@@ -26,11 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoflip_secure.attacks.outcome import Attack, Outcome, Scale, proportion_interval
-from autoflip_secure.attacks.settings import SETTINGS, area_of_epsilon, epsilon_of
+from autoflip_secure.attacks.settings import SETTINGS, PrivacyProfile, charges_of, epsilon_of
 from autoflip_secure.attacks.world_guesses import Figures, pairs_told
 from autoflip_secure.data.federation_data import LoadedData, NamedRecords
 from autoflip_secure.data.records import Records
 from autoflip_secure.federation.provisioning import RunFolder
+from autoflip_secure.privacy.accounting import Mechanism
 
 __all__ = ["ATTACK", "public_figures", "small_run"]
 
@@ -51,6 +52,8 @@ MODEL = ("model",)
 
 Game = tuple[LoadedData, LoadedData]
 """A federation in world 0 and one in world 1."""
+Charges = list[tuple[Mechanism, ...]]
+"""What silos were charged for their training records, one item for each silo of each run."""
 
 
 def attack(scale: Scale) -> Iterator[Outcome]:
@@ -75,8 +78,7 @@ def attack(scale: Scale) -> Iterator[Outcome]:
 def _membership(work: Path, setting: str, digits: LoadedData, pairs: int) -> Outcome:
     """One patient. Without DP a run repeats itself from public seeds: the adversary need only run both worlds."""
     draw, attack = np.random.default_rng(0), "one patient, from public figures"
-    epsilon = epsilon_of(setting)
-    if epsilon is None:
+    if epsilon_of(setting) is None:
         played = [_played(work, setting, _one_patient(digits, draw)) for _ in range(max(6, pairs // 3))]
         again = _figures(work, setting, _one_patient(digits, np.random.default_rng(0))[0])
         repeats = _same(again, played[0][0])
@@ -85,10 +87,10 @@ def _membership(work: Path, setting: str, digits: LoadedData, pairs: int) -> Out
         value, low, high = proportion_interval(told, len(played))
         return Outcome(attack, setting, MEASURE, value, low, high, len(played), 1 / 2, note=note)
     federation = _one_patient(digits, draw)
-    played = [_played(work, setting, federation) for _ in range(pairs)]
-    return _outcome(
-        attack, setting, played, "all else is known", area_of_epsilon(epsilon, DELTA), f"epsilon {epsilon:g}"
-    )
+    charges: Charges = []
+    played = [_played(work, setting, federation, charges) for _ in range(pairs)]
+    proved = PrivacyProfile.of(charges, DELTA)
+    return _outcome(attack, setting, played, "all else is known", proved.area(), proved.promise)
 
 
 def _outcome(
@@ -155,16 +157,19 @@ def _all_played(
     return [_played(work, setting, game(digits, draw)) for _ in range(pairs)]
 
 
-def _played(work: Path, setting: str, game: Game) -> tuple[Figures, Figures]:
-    return _figures(work, setting, game[0]), _figures(work, setting, game[1])
+def _played(work: Path, setting: str, game: Game, charges: Charges | None = None) -> tuple[Figures, Figures]:
+    return _figures(work, setting, game[0], charges), _figures(work, setting, game[1], charges)
 
 
-def _figures(work: Path, setting: str, data: LoadedData) -> Figures:
-    """Public figures of one run, whose folder is gone afterwards."""
+def _figures(work: Path, setting: str, data: LoadedData, charges: Charges | None = None) -> Figures:
+    """Public figures of one run, whose folder is gone afterwards. What its silos were charged for joins `charges`."""
     epsilon, run = epsilon_of(setting), work / "small"
     options = {"dp_epsilon": epsilon, **UNDER_DP} if epsilon is not None else {}
     try:
-        return public_figures(small_run(run, data, **options))
+        folder = small_run(run, data, **options)
+        if charges is not None:
+            charges += charges_of(folder.path)
+        return public_figures(folder)
     finally:
         shutil.rmtree(run, ignore_errors=True)
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from autoflip_secure.attacks.membership_federations import Game, deal, run_all
 from autoflip_secure.attacks.membership_scores import area, leave_one_out, lira, rmia, true_positives
 from autoflip_secure.attacks.outcome import LOOSE, Attack, Outcome, Scale, bootstrap_interval
-from autoflip_secure.attacks.settings import SETTINGS, area_of_epsilon, bound_of_epsilon, epsilon_of
+from autoflip_secure.attacks.settings import SETTINGS, PrivacyProfile, charges_of, epsilon_of
 
 __all__ = ["ATTACK", "Found", "outcomes_of", "scores_of"]
 
@@ -89,13 +89,11 @@ def run(scale: Scale) -> Iterator[Outcome]:
             folder = scale.work / f"membership-{setting.replace(' ', '')}-{pruning.strip(', ') or 'pruned'}"
             plan = WITHOUT_DP if epsilon_of(setting) is None else WITH_DP
             runs = run_all(game, setting, f"{plan} {options}", folder)
-            summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
-            epsilon = max((s["epsilon_spent"] for s in summaries if s["epsilon_spent"] is not None), default=None)
+            profile = _proved(runs)
             found = scores_of(game, runs)
             shutil.rmtree(folder)
             for name, scores in found.items():
-                promise = None if epsilon is None else (epsilon, float(summaries[0]["delta"]))
-                yield from outcomes_of(name.format(pruning), setting, scores, promise, scale.quick, pruned.get(name))
+                yield from outcomes_of(name.format(pruning), setting, scores, profile, scale.quick, pruned.get(name))
             if not pruning:
                 pruned = curves[setting] = found
     if scale.pictures is not None:
@@ -106,6 +104,14 @@ def run(scale: Scale) -> Iterator[Outcome]:
             for kind, title in TITLES.items()
         }
         draw(scale.pictures / "membership.png", panels)
+
+
+def _proved(runs: list[Path]) -> PrivacyProfile | None:
+    """What DP proves about a record of any silo in any of these runs; None where they promise nothing."""
+    summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
+    if all(summary["epsilon_spent"] is None for summary in summaries):
+        return None
+    return PrivacyProfile.of((charged for run in runs for charged in charges_of(run)), float(summaries[0]["delta"]))
 
 
 def scores_of(game: Game, runs: list[Path]) -> dict[str, Found]:
@@ -127,9 +133,9 @@ def scores_of(game: Game, runs: list[Path]) -> dict[str, Found]:
 
 
 def outcomes_of(
-    name: str, setting: str, found: Found, promise: tuple[float, float] | None, quick: bool, pruned: Found | None
+    name: str, setting: str, found: Found, profile: PrivacyProfile | None, quick: bool, pruned: Found | None
 ) -> Iterator[Outcome]:
-    """Rates and area of one attack under (epsilon, delta), or under no promise.
+    """Rates and area of one attack against what DP proves; without a profile nothing is promised.
 
     `pruned` is the same attack on pruned runs with the same members, to compare.
     """
@@ -137,10 +143,8 @@ def outcomes_of(
     for rate in (*(RATES[:1] if quick else RATES), None):
         value, low, high = bootstrap_interval(partial(_drawn_figure, found, rate))
         measure = "area under the ROC curve" if rate is None else f"true positives at {100 * rate:g} % false ones"
-        bound = (
-            None if promise is None else area_of_epsilon(*promise) if rate is None else bound_of_epsilon(*promise, rate)
-        )
-        rests_on = "" if promise is None else f"epsilon {promise[0]:.2f} for one record"
+        bound = None if profile is None else profile.area() if rate is None else profile.true_positives(rate)
+        rests_on = "" if profile is None else profile.promise
         said = [NO_PROMISE if bound is None else VACUOUS if bound > LOOSE else "", note if rate is None else ""]
         chance, trials = 0.5 if rate is None else rate, found.scores.size
         yield Outcome(

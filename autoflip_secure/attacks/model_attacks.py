@@ -23,6 +23,8 @@ from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.models.layout import load_flat_parameters
 from autoflip_secure.models.spec import build
 from autoflip_secure.privacy.gradient_sum import ClippedGradientSum
+from autoflip_secure.privacy.per_patient import norms, patient_pieces
+from autoflip_secure.privacy.per_record import PerRecordGradients
 from autoflip_secure.training.local import mean_gradient
 
 __all__ = [
@@ -41,6 +43,9 @@ NEARLY = 0.05
 
 LEAST_UPDATE = 1e-4
 """Of a bias, below which a unit took nothing up: a few grid steps of a 16-bit sum."""
+
+BESIDE = 2.0
+"""Widths of a bin to either side of its centre, within which nearly all lies that moves its unit."""
 
 
 @dataclass
@@ -117,7 +122,11 @@ def recover_records(
             result.reach = min(len(x), result.reach + min(len(of_class), len(imprint.centres)))
             weights, biases = Imprint.rows(model.spec, model.mask, update)
             if noised:
-                units, shown = np.arange(len(biases)), _denoised(weights, std, mine, lying.config.clip)
+                uptake = _uptake(
+                    model, imprint, mine, lying.task.loss, random,
+                    clip=lying.config.clip, rate=lying.config.sampling_rate, rounds=len(batch),
+                )  # fmt: skip
+                units, shown = np.arange(len(biases)), _denoised(weights, biases, std, mine, uptake)
             else:
                 units, shown = Imprint.read(weights, biases, LEAST_UPDATE)
             _score(result, found, imprint, x[of_class], of_class, units, shown, mine.mean(0))
@@ -135,16 +144,92 @@ def _updates(lying: LyingCoordinator, model: ModelPayload, rounds: range) -> lis
     return [(0, np.mean([aggregate.channels["update"] for aggregate in opened], axis=0), std)]
 
 
-def _denoised(weights: Values, std: float, public: Values, clip: float) -> Values:
-    """Best linear estimate of the record in each bin, from a noised sum of clipped gradients (Wiener filter).
+@dataclass(frozen=True)
+class _Uptake:
+    """What is foretold of a unit's bias in the mean of noised sums: how much of its bin's records its row holds.
 
-    A record x alone in a bin adds k (x, 1) with k |(x, 1)| close to the clip; x has the public records' mean and
-    covariance.
+    Attributes
+    ----------
+    mean, variance : float64 array, shape (units,)
+        Over the records that may lie in a bin, and over which of them are drawn. The mean has the unit's sign: every
+        second one is wired to show its records negated.
     """
-    mean, spread = public.mean(0), np.cov(public.T) + 1e-3 * np.eye(public.shape[1])
-    scale = clip / float(np.mean(np.linalg.norm(np.c_[public, np.ones(len(public))], axis=1)))
-    gain: Values = spread @ np.linalg.inv(spread + (std / scale) ** 2 * np.eye(len(mean)))
-    shown: Values = mean + (weights / scale - mean) @ gain.T
+
+    mean: Values
+    variance: Values
+
+
+def _uptake(
+    model: ModelPayload, imprint: Imprint, public: Values, loss: str, random: np.random.Generator,
+    *, clip: float, rate: float, rounds: int,
+) -> _Uptake:  # fmt: skip
+    """Foretold from public records, moved along the measurement to anywhere in or near the bin of each unit.
+
+    Parameters
+    ----------
+    public : float64 array, shape (n, features)
+        Public records of the imprint's class.
+    rate : float
+        Share of its records that a silo draws for a sum.
+    rounds : int
+        Sums over which the mean is taken.
+    """
+    direction, units = imprint.direction, len(imprint.centres)
+    beside = random.uniform(-BESIDE, BESIDE, (units, len(public))) * imprint.widths[:, None]
+    further = imprint.centres[:, None] + beside - public @ direction
+    probes = public + further[..., None] * direction / (direction @ direction)
+    taken = _taken_up(model, probes.reshape(-1, public.shape[1]), imprint.label, loss, clip)
+    own = taken.reshape(units, len(public), units)[np.arange(units), :, np.arange(units)]
+    # A Poisson number of records, one a width; each is in a random share of the sums, whose mean is the rate.
+    records, squared_share = 2 * BESIDE, rate**2 + rate * (1 - rate) / rounds
+    return _Uptake(records * rate * own.mean(1), records * squared_share * np.mean(own**2, axis=1))
+
+
+def _taken_up(model: ModelPayload, records: Values, label: int, loss: str, clip: float) -> Values:
+    """What each record's clipped gradient adds to the update of the first layer's biases, shape (records, units)."""
+    network = build(model.spec)
+    load_flat_parameters(network, torch.from_numpy(model.weights))
+    x = torch.from_numpy(records.reshape(-1, *model.spec.input_shape).astype(np.float32))
+    y, found = torch.full((len(x),), label, dtype=torch.int64), []
+    with PerRecordGradients(network, loss) as gradients:
+        masters, live = gradients.masters(), gradients.tensors(torch.from_numpy(model.mask))
+        bias = masters[[name for name, _, _ in gradients.layout.slices()].index("fc1.bias")]
+        for real in patient_pieces(gradients, masters, x, y, live, None):
+            factor = (clip / norms(masters).clamp_min(clip))[:, None]
+            found.append((-bias.grad_sample * factor)[:real].numpy())
+    return np.concatenate(found)
+
+
+def _denoised(weights: Values, biases: Values, std: float, public: Values, uptake: _Uptake) -> Values:
+    """Best estimate of the record in each bin from noised sums of clipped gradients, shape (units, features).
+
+    A unit shows K (x, 1) and noise, for a record x that is alone in its bin. K is estimated first, by generalised least
+    squares with what is foretold of it; then x by the linear filter that is best for what is known of K (Wiener). x has
+    the public records' mean and covariance. Without noise the record is the row over the bias; under much of it the
+    mean stays.
+
+    Parameters
+    ----------
+    weights : float64 array, shape (units, features)
+    biases : float64 array, shape (units,)
+    std : float
+        Standard deviation of the noise in each of them, above 0.
+    public : float64 array, shape (n, features)
+        Public records of the class.
+    """
+    mean, features = public.mean(0), public.shape[1]
+    spread = np.cov(public.T) + 1e-3 * np.eye(features)
+    pattern, noise = np.append(mean, 1.0), std**2 * np.eye(features + 1)
+    shown = np.empty_like(weights)
+    for unit, (row, bias) in enumerate(zip(weights, biases, strict=True)):
+        before, variance = uptake.mean[unit], uptake.variance[unit]
+        unknown = noise.copy()
+        unknown[:-1, :-1] += (before**2 + variance) * spread
+        weighed = np.linalg.solve(unknown, pattern)
+        certainty = 1 + variance * (weighed @ pattern)
+        taken, left = (before + variance * (weighed @ np.append(row, bias))) / certainty, variance / certainty
+        seen = (taken**2 + left) * spread + left * np.outer(mean, mean) + noise[:-1, :-1]
+        shown[unit] = mean + taken * spread @ np.linalg.solve(seen, row - taken * mean)
     return shown
 
 

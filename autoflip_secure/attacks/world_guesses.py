@@ -28,7 +28,7 @@ def pairs_told(pairs: Sequence[tuple[Figures, Figures]], *choices: Sequence[str]
 
     It is asked of one pair after the other, and trains on those before it, which it knows by then; the first `KNOWN`
     are only trained on. So each answer is right with the same probability whatever the earlier ones were, 1/2 where
-    nothing tells the worlds apart and at most `settings.area_of_epsilon` under DP: exact intervals of a proportion
+    nothing tells the worlds apart and at most `settings.PrivacyProfile.area` under DP: exact intervals of a proportion
     hold. (Training on all other pairs would make answers depend on each other.)
 
     Parameters

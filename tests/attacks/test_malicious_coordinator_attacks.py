@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoflip_secure.attacks import lying_coordinator, protocol_lies, survivor_lies
+from autoflip_secure.attacks import lying_coordinator, model_attacks, protocol_lies, survivor_lies
 from autoflip_secure.attacks.chosen_masks import chosen_mask, drawn_mask
 from autoflip_secure.attacks.crafted_models import Imprint, dead_model, fished_class, hidden_weights
 from autoflip_secure.attacks.disaggregation import cosine
@@ -35,6 +35,7 @@ from autoflip_secure.models.layout import flatten_parameters, load_flat_paramete
 from autoflip_secure.models.spec import build, dense_spec
 from autoflip_secure.parties.rules import dropped_silos
 from autoflip_secure.parties.signing import sign_message
+from autoflip_secure.privacy.gradient_sum import ClippedGradientSum
 from autoflip_secure.privacy.plan import PrivacyPlan
 from autoflip_secure.secagg import silo as secagg_silo
 from autoflip_secure.secagg import silo_round
@@ -126,6 +127,44 @@ def test_a_record_alone_in_its_bin_is_read_off_and_two_are_not(data: LoadedData)
         units, read = Imprint.read(weights, biases, 1e-6)
         guess = read[list(units).index(unit)]
         assert (np.linalg.norm(guess - mine[one]) < 1e-3) == exact
+
+
+def test_a_sum_with_hardly_any_noise_shows_the_records_of_every_second_unit_as_well(data: LoadedData) -> None:
+    """Units that are wired with the other sign show their records negated, and that is turned round."""
+    of_class = data.train.y == 4
+    x, mine = data.train.x[of_class], model_attacks._flat(data.public_test.x[data.public_test.y == 4])
+    imprint = Imprint.over(mine, 4, 64, float(len(x)), np.random.default_rng(0))
+    model = imprint.model(SPEC, 100)
+    network = build(SPEC)
+    load_flat_parameters(network, torch.from_numpy(model.weights))
+    with ClippedGradientSum(network) as clipped:
+        summed = -clipped(torch.from_numpy(x), torch.full((len(x),), 4), 0.1, torch.from_numpy(model.mask))
+    weights, biases = Imprint.rows(SPEC, model.mask, summed[model.mask])
+    uptake = model_attacks._uptake(
+        model, imprint, mine, "cross_entropy", np.random.default_rng(1), clip=0.1, rate=1.0, rounds=1
+    )
+    shown = model_attacks._denoised(weights, biases, 1e-7, mine, uptake)
+    records = model_attacks._flat(x)
+    apart = np.linalg.norm(records[:, None] - shown[None], axis=2) / np.linalg.norm(records, axis=1)[:, None]
+    found = apart.min(0) < model_attacks.NEARLY
+    assert found[::2].sum() >= 8
+    assert found[1::2].sum() >= 8
+
+
+def test_what_units_take_up_is_foretold_with_their_signs_and_for_the_share_that_is_drawn(data: LoadedData) -> None:
+    mine = model_attacks._flat(data.public_test.x[data.public_test.y == 4])
+    imprint = Imprint.over(mine, 4, 64, 100.0, np.random.default_rng(0))
+    model = imprint.model(SPEC, 100)
+    whole, half = (
+        model_attacks._uptake(
+            model, imprint, mine, "cross_entropy", np.random.default_rng(1), clip=0.1, rate=rate, rounds=10
+        )
+        for rate in (1.0, 0.5)
+    )
+    assert (whole.mean[::2] > 0).all()
+    assert (whole.mean[1::2] < 0).all()
+    np.testing.assert_allclose(half.mean, whole.mean / 2)
+    np.testing.assert_allclose(half.variance, whole.variance * (0.25 + 0.25 / 10))
 
 
 def test_masks_keep_the_share_that_was_asked_for_and_all_outputs(data: LoadedData) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,16 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from autoflip_secure.attacks.membership import EVERY_ROUND, FINAL, Found, outcomes_of, scores_of
+from autoflip_secure.attacks.membership import EVERY_ROUND, FINAL, Found, _proved, outcomes_of, scores_of
 from autoflip_secure.attacks.membership_federations import SILOS, deal, run_all
 from autoflip_secure.attacks.membership_picture import draw, roc
 from autoflip_secure.attacks.membership_scores import area, leave_one_out, lira, rmia, true_positives
 from autoflip_secure.attacks.membership_signals import label_logits
-from autoflip_secure.attacks.settings import bound_of_epsilon, run_federation
+from autoflip_secure.attacks.settings import PrivacyProfile, charges_of, run_federation
 from autoflip_secure.data.records import Records
 from autoflip_secure.models.layout import flatten_parameters
 from autoflip_secure.models.spec import build, dense_spec
+from autoflip_secure.privacy.accounting import Mechanism
 from autoflip_secure.seeds import torch_stream
 
 
@@ -117,13 +119,13 @@ def test_a_leak_breaks_a_promise_and_succeeds_without_one() -> None:
     silent, _ = _made_up(8, 400, 0.0)
     leaks = Found(leave_one_out(lira, member, leaking), member)
     keeps = Found(leave_one_out(lira, member, silent), member)
+    proved = PrivacyProfile.of([[Mechanism(1.0, 4.0, 1)]], 1e-5)
     assert {o.verdict for o in outcomes_of("x", "sum", leaks, None, True, None)} == {"succeeds"}
-    assert {o.verdict for o in outcomes_of("x", "sum + DP 1", leaks, (1.0, 1e-5), True, None)} == {"broken"}
-    assert {o.verdict for o in outcomes_of("x", "sum + DP 1", keeps, (1.0, 1e-5), True, None)} <= {
-        "held",
-        "not refuted",
-        "loose",
-    }
+    assert {o.verdict for o in outcomes_of("x", "sum + DP 1", leaks, proved, True, None)} == {"broken"}
+    kept = list(outcomes_of("x", "sum + DP 1", keeps, proved, True, None))
+    assert {o.verdict for o in kept} <= {"held", "not refuted"}
+    assert [o.bound for o in kept] == [proved.true_positives(0.01), proved.area()]
+    assert {o.promise for o in kept} == {f"epsilon {proved.epsilons[-1]:.2f} for one record, whole privacy profile"}
     (_, compared) = outcomes_of("x", "sum", leaks, None, True, keeps)
     assert compared.note.startswith("nothing is promised without DP; +0."), compared.note
 
@@ -138,7 +140,8 @@ def test_a_picture_is_drawn(tmp_path: Path) -> None:
 def test_wrong_labels_are_found_in_a_silos_update_hardly_in_the_model_and_not_under_dp(tmp_path: Path) -> None:
     game = deal(400, 5)
     plain = scores_of(game, run_all(game, "plain", "--model mlp --rounds 4 --local-steps 40", tmp_path / "plain"))
-    private = scores_of(game, run_all(game, "sum + DP 1", "--model mlp --rounds 4", tmp_path / "private"))
+    runs = run_all(game, "sum + DP 1", "--model mlp --rounds 4", tmp_path / "private")
+    private, proved = scores_of(game, runs), _proved(runs)
     wrong = "membership of a wrong label, {}"
     single, model = plain[wrong.format(EVERY_ROUND)], plain[wrong.format(FINAL)]
     assert single.area() > 0.9
@@ -146,7 +149,11 @@ def test_wrong_labels_are_found_in_a_silos_update_hardly_in_the_model_and_not_un
     assert model.area() > 0.65
     hidden = private[wrong.format(EVERY_ROUND)]
     assert hidden.area() == pytest.approx(0.5, abs=0.2)
-    assert hidden.true_positives(0.01) < bound_of_epsilon(1.0, 1e-5, 0.01) + 0.1
+    assert proved is not None
+    assert hidden.true_positives(0.01) < proved.true_positives(0.01) + 0.1
+    reported = [json.loads((run / "summary.json").read_text())["epsilon_spent"] for run in runs]
+    assert proved.epsilons[-1] == pytest.approx(max(reported))
+    assert [len(charges_of(run)) for run in runs] == [SILOS] * len(runs)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from autoflip_secure.attacks import __main__ as command
 from autoflip_secure.attacks.outcome import (
@@ -22,8 +23,9 @@ from autoflip_secure.attacks.outcome import (
     proportion_interval,
 )
 from autoflip_secure.attacks.registry import MODULES, load_attack
-from autoflip_secure.attacks.settings import SETTINGS, bound_of_epsilon, epsilon_of
+from autoflip_secure.attacks.settings import SETTINGS, PrivacyProfile, epsilon_of
 from autoflip_secure.errors import ConfigError
+from autoflip_secure.privacy.accounting import Mechanism
 
 
 def outcome(value: float, low: float, high: float, *, chance: float | None = None, bound: float | None = None):
@@ -102,13 +104,63 @@ def test_a_resampled_statistic_has_its_own_value_inside() -> None:
     assert low <= value == values.max() == high
 
 
-@given(st.floats(0, 20), st.floats(0, 1e-3), st.floats(0, 1))
-def test_no_test_is_better_than_epsilon_allows(epsilon: float, delta: float, rate: float) -> None:
-    bound = bound_of_epsilon(epsilon, delta, rate)
-    assert min(rate, 1) <= bound + 1e-9 <= 1 + 1e-9
-    assert bound <= bound_of_epsilon(epsilon + 0.1, delta, rate) + 1e-12
-    if epsilon == delta == 0:
-        assert math.isclose(bound, rate, abs_tol=1e-9)
+CHARGED = {
+    "epsilon 8": [Mechanism(0.4, 1.42, 22), Mechanism(1.0, 20.0, 1)],
+    "epsilon 1": [Mechanism(0.4, 8.0, 22)],
+    "one Gaussian": [Mechanism(1.0, 2.0, 1)],
+}
+RATES = np.array([0.0, 1e-5, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.999, 1.0])
+
+
+def curve(profile: PrivacyProfile) -> np.ndarray:
+    return np.array([profile.true_positives(float(rate)) for rate in RATES])
+
+
+def of_one_pair(epsilon: float, delta: float) -> np.ndarray:
+    """What (epsilon, delta) alone allows at `RATES` (Kairouz, Oh and Viswanath 2015, theorem 2.1)."""
+    up, down = math.exp(epsilon) * RATES + delta, 1 - math.exp(-epsilon) * (1 - delta - RATES)
+    return np.minimum(np.minimum(up, down), 1.0)
+
+
+@pytest.mark.parametrize("charged", CHARGED.values(), ids=CHARGED)
+def test_a_profile_allows_at_least_chance_and_at_most_what_its_one_reported_pair_does(
+    charged: list[Mechanism],
+) -> None:
+    profile = PrivacyProfile.of([charged], 1e-5)
+    found = curve(profile)
+    assert (found >= RATES).all()
+    assert (found <= of_one_pair(float(profile.epsilons[-1]), 1e-5) + 1e-12).all()
+    assert found[3] < of_one_pair(float(profile.epsilons[-1]), 1e-5)[3]
+    assert (np.diff(found) >= 0).all()
+    assert 0.5 < profile.area() < 1
+
+
+@pytest.mark.parametrize(("multiplier", "count"), [(2.0, 1), (0.7, 1), (8.0, 16)])
+def test_the_profile_of_gaussians_is_their_trade_off(multiplier: float, count: int) -> None:
+    """Best test of N(0, s) against N(1, s): a threshold, so TPR = Phi(Phi^-1(FPR) + 1 / s)."""
+    profile = PrivacyProfile.of([[Mechanism(1.0, multiplier, count)]], 1e-5)
+    shift = count**0.5 / multiplier
+    exact = norm.cdf(norm.ppf(RATES) + shift)
+    assert (curve(profile) >= exact - 1e-9).all()
+    assert curve(profile) == pytest.approx(exact, rel=0.01, abs=2e-5)
+    assert norm.cdf(shift / 2**0.5) <= profile.area() <= norm.cdf(shift / 2**0.5) + 1e-3
+
+
+def test_the_profile_of_several_silos_is_of_all_that_any_was_charged_for() -> None:
+    few, many = [Mechanism(0.4, 8.0, 20), Mechanism(1.0, 20.0, 1)], [Mechanism(0.4, 8.0, 22)]
+    both = PrivacyProfile.of([few, many, many], 1e-5)
+    assert curve(both).tolist() == curve(PrivacyProfile.of([[*many, few[1]]], 1e-5)).tolist()
+    for one in (few, many):
+        alone = PrivacyProfile.of([one], 1e-5)
+        assert (curve(both) >= 0.99 * curve(alone)).all(), "the points of the grids are not the same"
+        assert both.area() > alone.area()
+    assert "for one record, whole privacy profile" in both.promise
+
+
+def test_records_without_a_use_are_at_chance_and_without_noise_nothing_is_proved() -> None:
+    assert curve(PrivacyProfile.of([[]], 1e-5)) == pytest.approx(RATES, abs=1e-5)
+    with pytest.raises(ValueError, match="without noise"):
+        PrivacyProfile.of([[Mechanism(0.4, 8.0, 20)], [Mechanism(1.0, 0.0, 1)]], 1e-5)
 
 
 def test_settings_say_what_they_promise() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +10,7 @@ from scipy.special import ndtr
 
 from autoflip_secure.errors import ConfigError
 from autoflip_secure.privacy import accounting
-from autoflip_secure.privacy.accounting import Mechanism, epsilon, merged, solve_noise_multiplier
+from autoflip_secure.privacy.accounting import Mechanism, deltas, epsilon, merged, solve_noise_multiplier
 
 SETTINGS = [
     [Mechanism(0.1, 1.3, 200)],
@@ -41,6 +42,45 @@ def test_bounds_are_above_the_exact_epsilon_of_the_gaussian_mechanism(multiplier
     # Composed Gaussians are one Gaussian with multiplier / sqrt(count).
     bound = epsilon([Mechanism(1.0, multiplier * 4, 16)], 1e-5, accountant)  # type: ignore[arg-type]
     assert gaussian_delta(multiplier, bound) <= 1e-5
+
+
+@pytest.mark.parametrize("mechanisms", SETTINGS)
+@pytest.mark.parametrize("delta", [1e-4, 1e-6])
+def test_deltas_invert_epsilon(mechanisms: list[Mechanism], delta: float) -> None:
+    spent = epsilon(mechanisms, delta, "pld")
+    at, below, above = deltas(mechanisms, [spent, spent - 0.01, spent + 0.01])
+    assert at == pytest.approx(delta, rel=1e-3)
+    assert above < delta < below
+
+
+@pytest.mark.parametrize("mechanisms", SETTINGS)
+def test_deltas_fall_with_epsilon_and_rise_with_every_use(mechanisms: list[Mechanism]) -> None:
+    profile = deltas(mechanisms, np.linspace(0.0, 6.0, 25))
+    assert profile.shape == (25,)
+    assert (np.diff(profile) <= 0).all()
+    assert (np.diff(profile[profile > 1e-9]) < 0).all()
+    assert ((profile > 0) & (profile < 1)).all()
+    assert (deltas([*mechanisms, mechanisms[0]], np.linspace(0.0, 6.0, 25)) >= profile).all()
+    assert deltas(mechanisms, [2.0, 0.5]).tolist() == deltas(mechanisms, [0.5, 2.0]).tolist()[::-1]
+
+
+@pytest.mark.parametrize("multiplier", [0.8, 3.0, 20.0])
+def test_deltas_of_the_gaussian_mechanism_are_the_exact_ones_rounded_up(multiplier: float) -> None:
+    epsilons = [0.0, 0.1, 0.5, 1.0, 2.0]
+    exact = [gaussian_delta(multiplier, each) for each in epsilons]
+    for uses in (Mechanism(1.0, multiplier, 1), Mechanism(1.0, multiplier * 4, 16)):
+        found = deltas([uses], epsilons)
+        assert found == pytest.approx(exact, rel=1e-3, abs=1e-9)
+        assert (found >= np.array(exact) - 1e-12).all()
+
+
+def test_deltas_without_a_use_without_noise_and_beyond_the_grid() -> None:
+    assert deltas([], [0.0, 1.0]).tolist() == [0.0, 0.0]
+    assert deltas([Mechanism(0.1, 1.3, 5), Mechanism(0.1, 0.0, 1)], [0.0, 1.0]).tolist() == [1.0, 1.0]
+    assert deltas([Mechanism(1.0, 0.05, 100)], [0.0, 1.0]).tolist() == [1.0, 1.0]
+    for wrong in (-0.1, math.nan):
+        with pytest.raises(ConfigError, match="no delta belongs to an epsilon"):
+            deltas([Mechanism(0.1, 1.3, 5)], [1.0, wrong])
 
 
 def test_composition_counts_every_use() -> None:
