@@ -9,21 +9,51 @@ import json
 import os
 import re
 import shlex
+import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import autoflip_secure
+from autoflip_secure.attacks.byte_search import FLOATS as FLOAT_RUNS
 from autoflip_secure.attacks.byte_search import Finder
 from autoflip_secure.attacks.secret_capture import PUBLIC, Capture
 from autoflip_secure.attacks.secret_search import RUN_KEY, RUNS, Secret, captured_run, leaks, open_files, secrets_of
 
 PACKAGE = Path(autoflip_secure.__file__).parent
 SECRET = bytes(range(100, 132))
+
+
+def float32(secret: bytes) -> np.ndarray:
+    return np.frombuffer(secret, "<f4")
+
+
+def float64(secret: bytes) -> np.ndarray:
+    return np.frombuffer(secret, "<f8")
+
+
+FLOATS: dict[str, Callable[[np.ndarray], str]] = {
+    "JSON": lambda values: json.dumps(values.tolist()),
+    "JSON in lines": lambda values: json.dumps({"x": values.tolist()}, indent=2),
+    "a list": lambda values: repr(values.tolist()),
+    "a list of NumPy's floats": lambda values: repr(list(values)),
+    "CSV": lambda values: "17," + ",".join(map(repr, values.tolist())) + ",1",
+    "a table": lambda values: "\n".join(" ".join(f"{v:.17g}" for v in row) for row in values.reshape(2, -1)),
+    "a list in escaped text": lambda values: json.dumps("in\n" + "\n".join(map(str, values.tolist()))),
+    "without zeros before points": lambda values: re.sub(r"\b0\.", ".", repr(values.tolist())),
+}
+ARRAYS: dict[str, Callable[[np.ndarray], str]] = {
+    "an array's repr": repr,
+    "an array's text": str,
+    "the repr of an array of arrays": lambda values: repr(values.reshape(1, 2, -1)),
+    "an array's repr in a traceback in JSON": lambda values: json.dumps(f"ValueError: {values.reshape(2, -1)!r}"),
+}
 
 FORMS: dict[str, Callable[[bytes], bytes]] = {
     "raw": bytes,
@@ -42,6 +72,8 @@ FORMS: dict[str, Callable[[bytes], bytes]] = {
     "Python's repr": lambda s: repr(s).encode(),
     "JSON's escapes": lambda s: json.dumps(s.decode("latin-1")).encode(),
     "packed": gzip.compress,
+    **{f"{name}, float32": lambda s, f=f: f(float32(s)).encode() for name, f in (FLOATS | ARRAYS).items()},
+    **{f"{name}, float64": lambda s, f=f: f(float64(s)).encode() for name, f in FLOATS.items()},
 }
 
 
@@ -66,6 +98,58 @@ def test_a_record_is_found_as_a_whole_only() -> None:
     finder = Finder([record], whole={0})
     assert finder.found_in(b"abc" + record) == {0}
     assert finder.found_in(record[:-4]) == set()
+
+
+TWO = (2, 64)
+RECORDS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
+    "sixteenths": lambda random: random.integers(0, 17, TWO) / 16,
+    "shades of grey": lambda random: random.integers(0, 256, TWO) / 255,
+    "halves of the last decimal": lambda random: random.integers(0, 512, TWO) / 512,
+    "standardised": lambda random: random.normal(size=TWO),
+    "of many sizes": lambda random: random.normal(size=TWO) * 10.0 ** random.integers(-6, 6, TWO),
+}
+
+
+def two_records(kind: str) -> np.ndarray:
+    """Two records of 64 features, float32, shape (2, 64)."""
+    return RECORDS[kind](np.random.default_rng(0)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", list(RECORDS))
+def test_a_record_is_found_in_every_form_of_its_values(kind: str) -> None:
+    mine, other = two_records(kind)
+    finder = Finder([mine.tobytes(), other.tobytes()], whole={0, 1})
+    forms = {name: form(mine) for name, form in (FLOATS | ARRAYS).items()}
+    forms["torch"] = repr(torch.from_numpy(mine.copy()))
+    if kind != "of many sizes":  # of which six decimals leave too little
+        forms["six decimals"] = ",".join(f"{value:.6f}" for value in mine)
+    for name, text in forms.items():
+        assert finder.found_in(f"row 3: {text} and".encode()) == {0}, name
+    assert finder.found_in(repr(np.stack([other, mine])).encode()) == {0, 1}
+
+
+def test_other_values_than_a_records_find_nothing() -> None:
+    mine, other = two_records("shades of grey")
+    finder, near = Finder([mine.tobytes()], whole={0}), mine.copy()
+    near[40] += 1e-3
+    for values in (other, near, mine[:-2], mine[::-1]):
+        for name, form in (FLOATS | ARRAYS).items():
+            assert finder.found_in(form(values).encode()) == set(), name
+
+
+@given(st.text("0123456789.-+eE, \n[]()\\", max_size=300))
+def test_what_looks_like_floats_is_read_without_a_word(text: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Finder([SECRET]).found_in(text.encode()) == set()
+
+
+@pytest.mark.parametrize("repeated", ["7", "7 ", "7 7 7 x ", "-", "7.", "7e", "[", " ", "-7", "7\\n", "7e-"])
+def test_long_texts_take_no_longer_than_their_length(repeated: str) -> None:
+    text = (repeated * 1_000_000)[:1_000_000].encode()
+    began = time.perf_counter()
+    list(FLOAT_RUNS.finditer(text))
+    assert time.perf_counter() - began < 5
 
 
 @pytest.fixture(scope="module")
