@@ -78,6 +78,8 @@ class Likeness:
         Mean over the records, of the pictures and of the class means, dB.
     ssim, mean_ssim : float
         The same of SSIM.
+    gains : tuple of float
+        By record, its picture's PSNR less that of its class' mean, dB.
     """
 
     found: int
@@ -86,6 +88,7 @@ class Likeness:
     mean_psnr: float
     ssim: float
     mean_ssim: float
+    gains: tuple[float, ...]
 
     @classmethod
     def of(cls, pictures: NDArray[np.floating], truth: NDArray[np.floating], means: NDArray[np.floating]) -> Likeness:
@@ -93,5 +96,5 @@ class Likeness:
         gained, mean = psnr(pictures, truth), psnr(means, truth)
         return cls(
             int((gained >= mean + GAIN).sum()), len(truth), float(gained.mean()), float(mean.mean()),
-            float(ssim(pictures, truth).mean()), float(ssim(means, truth).mean()),
+            float(ssim(pictures, truth).mean()), float(ssim(means, truth).mean()), tuple((gained - mean).tolist()),
         )  # fmt: skip

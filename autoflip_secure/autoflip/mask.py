@@ -61,6 +61,8 @@ def choose_mask(
 
     Hysteresis h: scores of living weights count (1 + h) times, those of masked ones (1 - h) times, so that with the
     threshold at t a living weight dies only below t / (1 + h) and a masked one returns only above t / (1 - h).
+    Scores with a weight's size in them are 0 for masked weights, which are 0: by those masks only shrink. By guidance
+    they return, and by FedDST's gradients (`sparse_training`).
 
     Parameters
     ----------

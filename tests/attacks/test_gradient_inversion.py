@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from autoflip_secure.attacks.first_layer import by_division, by_row_space
-from autoflip_secure.attacks.gradient_inversion import FEW, ROWS, SOME, chance_of, invert
+from autoflip_secure.attacks.gradient_inversion import FEW, ROWS, SOME, _beyond_the_mean, chance_of, invert
 from autoflip_secure.attacks.gradient_match import GradientMatch, SeenGradient, label_counts
 from autoflip_secure.attacks.inversion_figure import draw
 from autoflip_secure.attacks.outcome import Scale
@@ -206,8 +206,12 @@ def test_a_class_mean_with_a_little_noise_is_no_reconstruction(
     records = digits[0].take(np.arange(200))
     means = prior.means[records.y]
     guess = means + np.random.default_rng(0).normal(0, 0.02, means.shape).astype(np.float32)
-    assert Likeness.of(guess, records.x, means).found == 0
-    assert Likeness.of(records.x, records.x, means).found == 200
+    noised, true = Likeness.of(guess, records.x, means), Likeness.of(records.x, records.x, means)
+    assert (noised.found, true.found) == (0, 200)
+    assert -0.5 < np.mean(noised.gains) < 0
+    assert min(true.gains) > 50
+    judged = [_beyond_the_mean(ROWS[0], "sum + DP 8", [likeness]) for likeness in (noised, true)]
+    assert [outcome.verdict for outcome in judged] == ["held", "broken"]
 
 
 def test_chance_grows_with_the_number_of_guesses() -> None:
