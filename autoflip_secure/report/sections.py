@@ -56,13 +56,15 @@ def _headlines(summary: Summary, record: RunRecord) -> list[tuple[str, str, str]
     found += [
         ("Live parameters", percent(summary.get("params_ratio")), f"{count(live)} of {count(dense)}"),
         ("FLOPs", percent(summary.get("flops_ratio")), "of the unpruned model's, measured"),
-        ("Training FLOPs", percent(summary.get("training_flops_ratio")), "of as many dense rounds', with exploration"),
         (
             "Upload of a silo",
             bytes_text(summary.get("upload_bytes_per_silo")),
             f"{percent(summary.get('upload_ratio'))} of plain FedAvg's {plain_fedavg}",
         ),
     ]
+    training = summary.get("training_flops_ratio")
+    if number(training) is not None:
+        found.append(("Training FLOPs", percent(training), "of as many dense rounds', exploration included"))
     if number(summary.get("agreement_final")) is not None:
         found.append(("Agreement", score(summary["agreement_final"]), "of the silos' updates; 1 is full agreement"))
     found.append(("Rounds", count(summary.get("rounds")), f"by {count_of(int(summary.get('silos') or 0), 'silo')}"))

