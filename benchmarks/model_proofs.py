@@ -1,11 +1,12 @@
-"""`make bench-proofs`: what it costs a silo and the network that a run proves its models.
+"""`make bench-proofs`: what it costs a silo and the network that a run proves its models, and bounds on its sums.
 
     python benchmarks/model_proofs.py [--quick]
 
 A contribution of 16-bit values for a cohort of ten silos is encoded and masked as a silo does it, without a tag and
-with one; its sum's tag is checked and the sum decoded, as each silo does before it moves the model. Times are processor
-seconds of one thread, the best of three; bytes are what one silo sends, and is shown, for a round. Beside it, in the
-same run: the masks of ten silos, and the model, in whose place the sum travels to a silo.
+with one; its sum's tag is checked and the sum decoded, as each silo does before it moves the model; and the sum is held
+against what honest silos can add up to (fields, range, length), as the coordinator does in every run. Times are
+processor seconds of one thread, the best of three; bytes are what one silo sends, and is shown, for a round. Beside
+it, in the same run: the masks of ten silos, and the model, in whose place the sum travels to a silo.
 
 Writes results/model_proofs.json and model_proofs.md: under a minute; `--quick` leaves out the largest.
 """
@@ -23,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from machine import machine
 
+from autoflip_secure.autoflip.sum_bounds import out_of_fields, out_of_range, sum_length
 from autoflip_secure.federation.sum_proof import SumProof, tagged, untagged, untagged_sums, with_tag
 from autoflip_secure.federation.sums import decode
 from autoflip_secure.secagg.masking import masked_words
@@ -49,8 +51,8 @@ class Row:
         Values of a contribution.
     masked, with_tag : float
         Seconds a silo takes to encode and mask it, without and with a tag.
-    check, decode : float
-        Seconds a silo takes to check the tag of the sum, and to read what is in it.
+    check, decode, bounds : float
+        Seconds to check the tag of the sum, to read what is in it, and to hold it against its bounds.
     sent, sent_with_tag, model, shown : int
         Bytes of the vector without and with a tag, of the model in 32-bit floats, and of the opened sum as it is shown.
     """
@@ -60,6 +62,7 @@ class Row:
     with_tag: float
     check: float
     decode: float
+    bounds: float
     sent: int
     sent_with_tag: int
     model: int
@@ -107,12 +110,21 @@ def measure(length: int) -> Row:
     opened = SumProof(manifest, (CohortSum(0, cohort, total),))
     assert opened.holds(run_key)
     (untagged_sum,) = untagged_sums(manifest, opened.sums)
+    decoded = decode(plain, untagged_sum)
+
+    def bounded() -> float:
+        excess = out_of_fields(untagged_sum.words, plain.channels, SILOS, SILOS, {})
+        assert excess is None
+        assert out_of_range(decoded, plain.channels, SILOS) is None
+        return sum_length([decoded], "update")
+
     return Row(
         length,
         masked=best(lambda: masks(words(1))),
         with_tag=best(lambda: masks(tagged(words(1), manifest, run_key, 1))),
         check=best(lambda: opened.holds(run_key)),
         decode=best(lambda: decode(plain, untagged_sum)),
+        bounds=best(bounded),
         sent=sent,
         sent_with_tag=sent_with_tag,
         model=WEIGHT_BYTES * length,
@@ -133,21 +145,23 @@ def best(work: Callable[[], object]) -> float:
 def markdown(rows: list[Row]) -> str:
     """The table."""
     lines = [
-        "# What proved models cost",
+        "# What proved models, and bounds on sums, cost",
         "",
         f"One silo, one round, a cohort of {SILOS}, {BITS} bits a value. Encoding and masking goes with the silos of "
         "the cohort; a tag, its check, and what is shown do not. All grow with the values that live. A silo "
-        "that has the model by the sum is not sent it.",
+        "that has the model by the sum is not sent it. Bounds on what silos may send are held against the sum alone, "
+        "by the coordinator, in every run: they cost silos and network nothing.",
         "",
-        "| values | encode and mask, s | with a tag, s | tag over masks | check a sum, s | decode it, s | sent, MB "
-        "| tag adds, B | model, MB | shown, MB | shown over model |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| values | encode and mask, s | with a tag, s | tag over masks | check a sum, s | decode it, s | bounds, s "
+        "| sent, MB | tag adds, B | model, MB | shown, MB | shown over model |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         more = (row.with_tag - row.masked) / row.masked
         lines.append(
             f"| {row.length:,} | {row.masked:.3f} | {row.with_tag:.3f} | {more:.2f} "
-            f"| {row.check:.3f} | {row.decode:.3f} | {row.sent / 1e6:.2f} | {row.sent_with_tag - row.sent} "
+            f"| {row.check:.3f} | {row.decode:.3f} | {row.bounds:.3f} "
+            f"| {row.sent / 1e6:.2f} | {row.sent_with_tag - row.sent} "
             f"| {row.model / 1e6:.2f} | {row.shown / 1e6:.2f} | {row.shown / row.model:.2f} |"
         )
     return "\n".join([*lines, ""])
