@@ -37,6 +37,7 @@ WITH_DP = "--model mlp --rounds 20 --sampling-rate 0.4 --evaluate-every 1000"
 PRUNING = {"": "", ", dense": "--prune none"}
 
 FINAL, RELATIVE, EVERY_ROUND = "final model{} (LiRA)", "final model{} (RMIA)", "every round{} (LiRA)"
+SUMS = "sums of every round{} (alignment)"
 RATES = (0.01, 0.001)
 """False-positive rates; the second needs the full form's number of trials."""
 
@@ -124,6 +125,8 @@ def scores_of(game: Game, runs: list[Path]) -> dict[str, Found]:
         RELATIVE: leave_one_out(rmia, member, signals.final, signals.public),
         EVERY_ROUND: np.sum([leave_one_out(lira, member, seen) for seen in signals.rounds], axis=0),
     }
+    if signals.sums is not None:
+        scores[SUMS] = leave_one_out(lira, member, signals.sums)
     return {
         f"{kind}, {name}": Found(values[:, game.wrong == wrong], member[:, game.wrong == wrong])
         for kind, wrong in OF_RECORDS.items()

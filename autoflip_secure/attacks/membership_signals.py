@@ -1,4 +1,5 @@
-"""What the coordinator's view of a run says of each candidate: how well every model in it knows the record's label."""
+"""What the coordinator's view of a run says of each candidate: how well every model in it knows the record's label, and
+under DP how far the noised sums point its way."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from autoflip_secure.attacks.membership_federations import Game
+from autoflip_secure.attacks.membership_sums import alignments
 from autoflip_secure.attacks.recorded_view import RecordedView
 from autoflip_secure.data.records import Records
 from autoflip_secure.federation.model_payload import ModelPayload
@@ -31,11 +33,14 @@ class Signals:
     rounds : float64 array, shape (rounds, runs, candidates)
         What the model says that came out of each round; where the coordinator sees single updates, the model that the
         candidate's own silo trained in it.
+    sums : float64 array, shape (runs, candidates), or None
+        How far the opened sums point towards the candidate's own gradients; None where they have no noise.
     """
 
     final: NDArray[np.float64]
     public: NDArray[np.float64]
     rounds: NDArray[np.float64]
+    sums: NDArray[np.float64] | None
 
 
 def read_signals(game: Game, runs: Sequence[Path]) -> Signals:
@@ -46,7 +51,7 @@ def read_signals(game: Game, runs: Sequence[Path]) -> Signals:
     ValueError
         A run has another number of rounds than the first.
     """
-    final, public, rounds = [], [], []
+    final, public, rounds, sums = [], [], [], []
     for run in runs:
         view = RecordedView(run)
         model = ModelPayload.from_bytes(view.final_model)
@@ -56,7 +61,9 @@ def read_signals(game: Game, runs: Sequence[Path]) -> Signals:
         sent = {asked.round: asked.model for asked in view.asked if asked.manifest.phase in ("explore", "train")}
         seen = [label_logits(sent[n].spec, sent[n].network, game.records) for n in sorted(sent)[1:]] + [final[-1]]
         rounds.append(_own_models(game, view) if view.single_vectors else np.array(seen))
-    return Signals(np.array(final), np.array(public), np.stack(rounds, axis=1))
+        noised = [each for each in view.sums if each.asked.manifest.privacy.trust == "distributed"]
+        sums += [alignments(game, (each for each in noised if "update" in each.channels))] if noised else []
+    return Signals(np.array(final), np.array(public), np.stack(rounds, axis=1), np.array(sums) if sums else None)
 
 
 def _own_models(game: Game, view: RecordedView) -> NDArray[np.float64]:

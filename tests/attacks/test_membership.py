@@ -15,11 +15,14 @@ from autoflip_secure.attacks.membership_federations import SILOS, deal, run_all
 from autoflip_secure.attacks.membership_picture import draw, roc
 from autoflip_secure.attacks.membership_scores import area, leave_one_out, lira, rmia, true_positives
 from autoflip_secure.attacks.membership_signals import label_logits
+from autoflip_secure.attacks.membership_sums import clipped_steps, whitened
 from autoflip_secure.attacks.settings import PrivacyProfile, charges_of, run_federation
 from autoflip_secure.data.records import Records
+from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.models.layout import flatten_parameters
 from autoflip_secure.models.spec import build, dense_spec
 from autoflip_secure.privacy.accounting import Mechanism
+from autoflip_secure.privacy.gradient_sum import ClippedGradientSum
 from autoflip_secure.seeds import torch_stream
 
 
@@ -134,6 +137,34 @@ def test_a_picture_is_drawn(tmp_path: Path) -> None:
     logits, member = _made_up(4, 100, 1.0)
     draw(tmp_path / "pictures" / "roc.png", {"records": {"plain": Found(logits, member)}})
     assert (tmp_path / "pictures" / "roc.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("noise", "least", "most"), [(0.01, 0.9, 1.0), (1.0, 0.6, 0.95), (1e4, 0.25, 0.75)])
+def test_a_sum_points_to_the_records_in_it_as_far_as_noise_lets_it(noise: float, least: float, most: float) -> None:
+    game = deal(300, 2)
+    spec, clip = dense_spec("mlp", (1, 8, 8), 10), 0.5
+    weights = flatten_parameters(build(spec, torch_stream(0, "test"))).numpy()
+    model = ModelPayload(spec, weights, np.random.default_rng(0).random(weights.size) < 0.7, 300)
+    weights[~model.mask] = 0.0
+    steps, public = (clipped_steps(model, records, clip) for records in (game.records, game.public))
+    assert steps.norm(dim=1).max() <= clip * (1 + 1e-5)
+    member = np.arange(len(game.records)) % 15 == 0
+    total = steps[torch.from_numpy(member)].sum(dim=0)
+    total += noise * clip * torch.randn(total.shape, generator=torch_stream(1, "noise"))
+    scores = whitened(total, steps, public, noise * clip, 20 / len(game.public))
+    assert least <= area(scores[None], member[None]) <= most
+
+
+def test_a_step_is_what_the_service_adds_to_a_sum() -> None:
+    game, spec = deal(20, 1), dense_spec("mlp", (1, 8, 8), 10)
+    network = build(spec, torch_stream(0, "test"))
+    weights = flatten_parameters(network).numpy()
+    model = ModelPayload(spec, weights, np.ones(weights.size, np.bool_), 20)
+    with ClippedGradientSum(network) as gradients:
+        x, y = torch.from_numpy(game.records.x), torch.from_numpy(game.records.y)
+        for row, step in enumerate(clipped_steps(model, game.records, 0.3)):
+            expected = -gradients(x[row : row + 1], y[row : row + 1], 0.3)
+            assert step.numpy() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.slow
