@@ -171,8 +171,9 @@ def defaults(rows: list[Row], costs: list[Row]) -> str:
         f"**Cohorts: 1 while exploring.** Two would leave {f.left(8, EXPLORATION)} of epsilon 8 for an agreement of "
         f"units that is noise, and blur what the score does use: shrunk energy correlates "
         f"{f.score(SHRUNK, 8, cohorts=1)} with the noise-free score in one cohort, {f.score(SHRUNK, 8)} in two.",
-        f"**agreement_every: 20, in two cohorts, for the report.** Ten rounds of it add 6 % to the noise variance of "
-        f"the run (epsilon 8 becomes {f.left(8, SELDOM)}). At epsilon 2 and below 0, never: there it is noise.",
+        f"**Two cohorts every 20 rounds, for the report, only where `--cohorts 2` asks for it.** Ten such rounds add "
+        f"6 % to the noise variance of the run (epsilon 8 becomes {f.left(8, SELDOM)}), and each sum tells of half as "
+        f"many silos what they hold together. At epsilon 2 and below it is noise.",
         f"**Exploration: 20 rounds, a tenth of the rounds and of the budget.** Shrunk energy in one cohort at epsilon "
         f"8: {f.score(SHRUNK, 8, cohorts=1, rounds=10)} after 10 rounds, {f.score(SHRUNK, 8, cohorts=1)} after 20, "
         f"{f.score(SHRUNK, 8, cohorts=1, rounds=40)} after 40.",

@@ -168,7 +168,9 @@ def markdown(rows: list[Row], bounds: list[Row], machine: dict[str, Any], *, mis
         "aggregation, mean ± 95 % interval over five seeds unless said otherwise. The rest is marked - and waits for "
         f"a larger machine (`make bench-privacy ARGS=--all`).{waiting} Scores are on public test records, or exact on "
         "the silos' held-back patients pooled (which only a simulation can do); the runs themselves score those "
-        "through a noised sum. `scatter` learns on fixed wavelet features, `cnn-tanh` on pixels.",
+        "through a noised sum. `scatter` learns on fixed wavelet features, `cnn-tanh` on pixels. Runs of before "
+        "December 2026 with `autoflip`, distributed noise and an epsilon above 2 were summed in two cohorts every 20 "
+        "rounds, as was the default.",
         "",
         *targets(rows, bounds),
         *ledgers(rows),
