@@ -93,7 +93,7 @@ def run_attack(name: str, *, quick: bool) -> list[dict[str, Any]]:
 def main() -> int:
     """Run what is missing, and write table and pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small forms: some twenty minutes on two cores")
+    parser.add_argument("--quick", action="store_true", help="small forms: under fifteen minutes on two cores")
     parser.add_argument("--only", nargs="+", choices=tuple(MODULES), help="run these again, and no others")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="attacks at a time")
     parser.add_argument("--fresh", action="store_true", help="forget the outcomes already there")

@@ -97,7 +97,7 @@ class Scale:
     Attributes
     ----------
     quick : bool
-        Small forms: all attacks together in some twenty minutes on two cores.
+        Small forms: all attacks together in under fifteen minutes on two cores.
     work : Path
         An empty folder for runs; the caller removes it.
     data : Path or None

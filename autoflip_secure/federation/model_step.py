@@ -156,8 +156,9 @@ class ModelStep:
             return [*channels, update_channel(config, live)] if summed else channels
         noise = self._noise_a_silo(number, noise_multiplier)
         channels = [update_channel(config, live, self.clip.value, self.expected_batch(1), noise)]
-        if self._schedule.is_readjustment(number):
-            channels.append(gradient_channel(config, model.mask.size - live))
+        masked = model.mask.size - live
+        if masked and self._schedule.is_readjustment(number):
+            channels.append(gradient_channel(config, masked))
         if self._schedule.sends_energy:
             channels.append(energy_channel(self.pruning.units))
         cohort = min(len(silos) for silos in self._schedule.plan(number).cohorts)

@@ -258,6 +258,14 @@ def test_a_round_asks_for_what_its_phase_needs(
         assert channels == {name: 96 if name == "unit_energy" else live for name in expected}
 
 
+def test_where_nothing_is_masked_no_gradient_is_asked_for(make: Build) -> None:
+    coordinator = make(prune="feddst", silos=8, rounds=8)
+    state, round = coordinator.state, coordinator._schedule.readjustments[0]
+    for masked, channels in ((5, ["update", "gradient"]), (0, ["update"])):
+        state.model = replace(state.model, mask=np.arange(state.model.mask.size) >= masked)
+        assert [channel.name for channel in coordinator._channels(round)] == channels
+
+
 @pytest.mark.parametrize(("options", "silos"), [({"participation": 0.5}, 4), ({"cohorts": 2}, 4), ({}, 8)])
 def test_an_adaptive_round_asks_for_clip_bits_at_the_scale_of_a_cohort(
     make: Build, options: dict[str, Any], silos: int
