@@ -50,14 +50,16 @@ PLAYED = (
     ("backdoor", BACKDOOR, ("plain", "sum", "sum + update norm", "sum + filter", "sum + DP 8", "sum + DP 1")),
     ("scaling by 10", SCALED, ("sum", "sum + update norm", "sum + filter")),
     ("scaling by -10", REVERSED, ("sum", "sum + update norm", "sum + DP 8")),
+    ("label flip", FLIPPED, ("sum", "sum + filter", "sum + DP 8")),
+    ("free riding", FREE, ("sum", "sum + DP 8")),
 )
 """Attack, what its silos do, and the settings it is tried in, with --quick too."""
 
 ALSO = (
     ("scaling by 10", SCALED, ("plain", "sum + DP 8", "sum + DP 1")),
     ("scaling by -10", REVERSED, ("plain", "sum + filter", "sum + DP 8, no bounds", "sum + DP 1")),
-    ("label flip", FLIPPED, ("plain", "sum", "sum + update norm", "sum + filter", "sum + DP 8", "sum + DP 1")),
-    ("free riding", FREE, ("plain", "sum", "sum + filter", "sum + DP 8", "sum + DP 1")),
+    ("label flip", FLIPPED, ("plain", "sum + update norm", "sum + DP 1")),
+    ("free riding", FREE, ("plain", "sum + filter", "sum + DP 1")),
 )
 """What the full form tries as well."""
 
