@@ -113,7 +113,7 @@ def table_of(rows: list[Row], name: str) -> list[str]:
                 continue
             scores = by_seed(group)
             gap = "" if value == base else against(scores, by_seed(groups[base]))
-            if value != base and networks_of(group) == networks_of(groups[base]):
+            if value != base and networks_of(group) and networks_of(group) == networks_of(groups[base]):
                 gap = "the same network"
             kept, sent = (
                 f"{100 * statistics.mean(row['figures'][figure] for row in group):.1f}"
@@ -127,8 +127,8 @@ def table_of(rows: list[Row], name: str) -> list[str]:
 
 
 def networks_of(group: list[Row]) -> dict[int, str]:
-    """What was left of the network, by seed: of runs that keep the same there is nothing to compare."""
-    return {row["seed"]: row["figures"].get("network", "") for row in group}
+    """What was left of the network, by seed, of runs that say so: where it is the same there is nothing to compare."""
+    return {row["seed"]: row["figures"]["network"] for row in group if "network" in row["figures"]}
 
 
 def network_left(run: Path) -> Row:
