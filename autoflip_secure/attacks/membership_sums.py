@@ -8,22 +8,18 @@ public records, and the product is taken in the metric in which noise and other 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
 
+from autoflip_secure.attacks.clipped_steps import clipped_steps
 from autoflip_secure.attacks.membership_federations import Game
 from autoflip_secure.attacks.recorded_view import OpenedSum
-from autoflip_secure.data.records import Records
-from autoflip_secure.federation.model_payload import ModelPayload
-from autoflip_secure.models.layout import ParameterLayout
-from autoflip_secure.models.spec import build
 
-__all__ = ["alignments", "clipped_steps", "whitened"]
+__all__ = ["alignments", "whitened"]
 
 
 KNOWN = 100
@@ -49,7 +45,11 @@ def alignments(game: Game, sums: Iterable[OpenedSum]) -> NDArray[np.float64]:
         there = np.isin(game.silo + 1, opened.silos)
         others = terms.sampling_rate * game.member.mean() * int(there.sum()) / len(known)
         update = torch.from_numpy(opened.channels["update"].astype(np.float32))
-        steps, public = (clipped_steps(model, records, terms.clip) for records in (game.records, known))
+        live = np.flatnonzero(model.mask)
+        steps, public = (
+            torch.from_numpy(clipped_steps(model, records, terms.clip, live).astype(np.float32))
+            for records in (game.records, known)
+        )
         total += np.where(there, whitened(update, steps, public, terms.noise_multiplier * terms.clip, others), 0.0)
     return total
 
@@ -76,24 +76,3 @@ def whitened(total: Tensor, steps: Tensor, public: Tensor, noise: float, others:
     length = (steps.double() ** 2).sum(dim=1) - (mixed * taken_out).sum(dim=0)
     found: NDArray[np.float64] = (along / length.clamp(min=1e-12).sqrt() / noise).numpy()
     return found
-
-
-def clipped_steps(model: ModelPayload, records: Records, clip: float) -> Tensor:
-    """What each record adds to a sum of this round: minus its clipped gradient, shape (records, live coordinates)."""
-    network = build(model.spec)
-    layout = ParameterLayout.of(network)
-    weights, live = torch.from_numpy(model.weights), torch.from_numpy(np.flatnonzero(model.mask))
-    named = {name: weights[where].view(shape) for name, where, shape in layout.slices()}
-
-    def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        outputs = functional_call(network, parameters, (x[None],))
-        return torch.nn.functional.cross_entropy(outputs, y[None])
-
-    found = vmap(grad(loss), (None, 0, 0))(named, torch.from_numpy(records.x), torch.from_numpy(records.y))
-    gradients = _flat([found[name] for name in named], len(records))[:, live]
-    steps: Tensor = -gradients * (clip / gradients.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0)
-    return steps
-
-
-def _flat(parts: Sequence[Tensor], records: int) -> Tensor:
-    return torch.cat([part.reshape(records, -1) for part in parts], dim=1)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from autoflip_secure.attacks.chosen_masks import chosen_mask, drawn_mask
+from autoflip_secure.attacks.clipped_steps import clipped_steps
 from autoflip_secure.attacks.crafted_models import Imprint, fished_class, hidden_weights
 from autoflip_secure.attacks.disaggregation import cosine
 from autoflip_secure.attacks.lying_coordinator import LyingCoordinator
@@ -21,10 +22,8 @@ from autoflip_secure.data.silo_folder import read_silo
 from autoflip_secure.federation.client_app import silo_folder
 from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.models.layout import load_flat_parameters
-from autoflip_secure.models.spec import build
+from autoflip_secure.models.spec import build, layout_of
 from autoflip_secure.privacy.gradient_sum import ClippedGradientSum
-from autoflip_secure.privacy.per_patient import norms, patient_pieces
-from autoflip_secure.privacy.per_record import PerRecordGradients
 from autoflip_secure.training.local import mean_gradient
 
 __all__ = [
@@ -187,17 +186,10 @@ def _uptake(
 
 def _taken_up(model: ModelPayload, records: Values, label: int, loss: str, clip: float) -> Values:
     """What each record's clipped gradient adds to the update of the first layer's biases, shape (records, units)."""
-    network = build(model.spec)
-    load_flat_parameters(network, torch.from_numpy(model.weights))
-    x = torch.from_numpy(records.reshape(-1, *model.spec.input_shape).astype(np.float32))
-    y, found = torch.full((len(x),), label, dtype=torch.int64), []
-    with PerRecordGradients(network, loss) as gradients:
-        masters, live = gradients.masters(), gradients.tensors(torch.from_numpy(model.mask))
-        bias = masters[[name for name, _, _ in gradients.layout.slices()].index("fc1.bias")]
-        for real in patient_pieces(gradients, masters, x, y, live, None):
-            factor = (clip / norms(masters).clamp_min(clip))[:, None]
-            found.append((-bias.grad_sample * factor)[:real].numpy())
-    return np.concatenate(found)
+    biases = next(where for name, where, _ in layout_of(model.spec).slices() if name == "fc1.bias")
+    x = records.reshape(-1, *model.spec.input_shape).astype(np.float32)
+    probes = Records(x, np.full(len(x), label, np.int64))
+    return clipped_steps(model, probes, clip, np.arange(biases.start, biases.stop), loss)
 
 
 def _denoised(weights: Values, biases: Values, std: float, public: Values, uptake: _Uptake) -> Values:

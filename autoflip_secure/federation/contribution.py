@@ -132,7 +132,8 @@ class Contributor:
         exploring, exact = manifest.phase == "explore", manifest.privacy.trust == "none"
         if exploring and exact and self._config.prune == "snip":
             return {"update": self._sensitivity_step(network, manifest, model)}
-        squares = torch.zeros(model.mask.size, device=self._device) if self._config.prune == "prunefl" else None
+        of_gradients = "deviation" in wanted and self._config.prune == "prunefl"
+        squares = torch.zeros(model.mask.size, device=self._device) if of_gradients else None
         self._train(network, manifest, model, squares)
         end = flatten_parameters(network).numpy()
         vectors: dict[str, NDArray[np.floating]] = {}
@@ -140,7 +141,7 @@ class Contributor:
         factor = self._within_norm(update)
         if factor < 1.0:
             update = update * np.float32(factor)
-        if "deviation" in wanted and squares is not None:
+        if squares is not None:
             vectors["deviation"] = squares.cpu().numpy()[model.mask].astype(np.float64)
         elif "deviation" in wanted:
             moved = deviation(model.weights.astype(np.float64), end.astype(np.float64))[model.mask]
@@ -162,20 +163,11 @@ class Contributor:
     ) -> NDArray[np.floating]:
         """SNIP's exploration, shape (live,): a step along the mean gradient, at the model itself, of as many batches as
         others explore with. Several steps would sum gradients of other models."""
-        config, records = self._config, self._data.train
-        chosen = torch.cat(
-            list(
-                batches(
-                    len(records),
-                    config.batch_size,
-                    manifest.privacy.steps,
-                    torch_stream(config.seed, "batches", manifest.round, self._silo),
-                )
-            )
-        )
-        x, y = torch.from_numpy(records.x)[chosen], torch.from_numpy(self._targets)[chosen]
-        gradient = mean_gradient(network, x.to(self._device), y.to(self._device), loss=self._task.loss).numpy()
-        step = np.where(model.mask, -np.float32(config.rate(manifest.round)) * gradient, np.float32(0))
+        steps, size = manifest.privacy.steps, self._config.batch_size
+        chosen = torch.cat(list(batches(len(self._data.train), size, steps, self._draws(manifest))))
+        x, y = self._records()
+        gradient = mean_gradient(network, x[chosen], y[chosen], loss=self._task.loss).numpy()
+        step = np.where(model.mask, -np.float32(self._config.rate(manifest.round)) * gradient, np.float32(0))
         return np.float32(self._within_norm(step)) * step[model.mask]
 
     def _within_norm(self, update: NDArray[np.float32]) -> float:
@@ -193,21 +185,19 @@ class Contributor:
         maskable = UnitMap.of(model.spec).prunable
         learnt = learn_mask(
             network,
-            torch.from_numpy(self._data.train.x).to(self._device),
-            torch.from_numpy(self._targets).to(self._device),
+            *self._records(),
             votes=torch.from_numpy(model.votes),
             maskable=torch.from_numpy(maskable.copy()),
             steps=manifest.privacy.steps,
             batch_size=self._config.batch_size,
-            generator=torch_stream(self._config.seed, "batches", manifest.round, self._silo),
+            generator=self._draws(manifest),
             loss=self._task.loss,
         )
         return learnt.numpy()[maskable].astype(np.float64)
 
     def _masked_gradient(self, network: torch.nn.Module, model: ModelPayload) -> NDArray[np.floating]:
         """Mean gradient over all records, where training led to, of the weights that the mask holds at zero."""
-        x = torch.from_numpy(self._data.train.x).to(self._device)
-        y = torch.from_numpy(self._targets).to(self._device)
+        x, y = self._records()
         return mean_gradient(network, x, y, loss=self._task.loss).numpy()[~model.mask]
 
     def _train(
@@ -215,8 +205,7 @@ class Contributor:
     ) -> None:
         # As many steps as the ledger was charged for, not as many as somebody's configuration says.
         steps = manifest.privacy.steps
-        config, records = self._config, self._data.train
-        x, y = torch.from_numpy(records.x).to(self._device), torch.from_numpy(self._targets).to(self._device)
+        config, (x, y) = self._config, self._records()
         live = torch.from_numpy(model.mask)
         if manifest.privacy.trust == "local":
             dp_sgd(
@@ -245,13 +234,21 @@ class Contributor:
             batch_size=config.batch_size,
             learning_rate=config.rate(manifest.round),
             momentum=config.momentum,
-            generator=torch_stream(config.seed, "batches", manifest.round, self._silo),
+            generator=self._draws(manifest),
             live=live,
             loss=self._task.loss,
             optimizer=config.optimizer,
             prox_mu=config.prox_mu,
             squares=squares,
         )
+
+    def _records(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """All training records and their targets, where the network is."""
+        return torch.from_numpy(self._data.train.x).to(self._device), torch.from_numpy(self._targets).to(self._device)
+
+    def _draws(self, manifest: Manifest) -> torch.Generator:
+        """What a round without DP draws its batches by."""
+        return torch_stream(self._config.seed, "batches", manifest.round, self._silo)
 
     def _load(self, model: ModelPayload) -> torch.nn.Module:
         if model.spec != self._spec:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-import operator
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +108,10 @@ def _training_flops(rows: list[dict[str, Any]], plan: SessionPlan) -> float:
     """FLOPs of the network that was trained, in the mean over all rounds and weighted by their steps over a usual
     round's: exploration may have more steps, and trains the dense network."""
     usual, exploring = (plan.train_terms(explores).steps for explores in (False, True))
-    weights = [exploring / usual if row["phase"] == "explore" else 1.0 for row in rows]
-    # Rounds before this figure was kept: the network after them.
-    trained = [row.get("flops_trained", row["flops"]) for row in rows]
-    return float(sum(map(operator.mul, weights, trained))) / len(rows)
+    weights = {"explore": exploring / usual, "train": 1.0}
+    # Of rounds before `flops_trained` was kept: the network after them.
+    total: float = sum(weights[row["phase"]] * row.get("flops_trained", row["flops"]) for row in rows)
+    return total / len(rows)
 
 
 def _epsilon_spent(
