@@ -77,11 +77,25 @@ class ClassSignatures:
         """
         if self._asked is None or self._asked[0] is not manifest or self._asked[1] is not model:
             self._asked, self._known = (manifest, model), {}
+        additive = manifest.privacy.trust == "distributed"
         for classes in sets:
             if classes not in self._known:
-                self._known[classes] = self._moved(classes, manifest, model)[model.mask]
+                mixed = additive and len(classes) > 1
+                self._known[classes] = (self._mixed if mixed else self._moved)(classes, manifest, model)
         found = np.stack([self._known[classes] for classes in sets])
         return deviation(np.zeros_like(found), found) if channel == "deviation" else found
+
+    def _mixed(self, classes: tuple[int, ...], manifest: Manifest, model: ModelPayload) -> Vector:
+        """As `_moved` under distributed noise: clipped gradients of records add up, so sets follow from single classes.
+
+        Ten gradient sums are taken in place of fifty-five.
+        """
+        single: list[tuple[int, ...]] = [(name,) for name in classes]
+        for own in single:
+            if own not in self._known:
+                self._known[own] = self._moved(own, manifest, model)
+        records = [self._rows[name].size for name in classes]
+        return np.average([self._known[own] for own in single], axis=0, weights=records)
 
     def noise_variance(self, manifest: Manifest, model: ModelPayload) -> float:
         """Of the noise that each live coordinate of a silo's update carries, a public figure; 0 without local trust."""
@@ -97,7 +111,7 @@ class ClassSignatures:
         )
 
     def _moved(self, classes: tuple[int, ...], manifest: Manifest, model: ModelPayload) -> Vector:
-        """W_k - W of one such silo, shape (parameters,); under distributed noise its gradient sum over the records."""
+        """W_k - W of one such silo at live coordinates; under distributed noise its gradient sum over the records."""
         rows = np.concatenate([self._rows[name] for name in classes])
         x, y, terms = self._x[rows], self._y[rows], manifest.privacy
         network, live = build(model.spec), torch.from_numpy(model.mask)
@@ -105,7 +119,7 @@ class ClassSignatures:
         recipe: dict[str, Any] = {"steps": terms.steps, "learning_rate": self._config.rate(manifest.round)}
         if terms.trust == "distributed":
             with ClippedGradientSum(network, self._task.loss) as gradients:
-                return -gradients(x, y, terms.clip, live) / len(x)
+                return np.asarray(-gradients(x, y, terms.clip, live)[model.mask] / len(x))
         if terms.trust == "local":
             # All records in every step and no noise: what the silo's own steps are on average.
             silent = ReproducibleRandomness(0, "signatures")
@@ -116,7 +130,7 @@ class ClassSignatures:
             recipe |= {"batch_size": self._config.batch_size, "momentum": self._config.momentum, "live": live}
             recipe |= {"optimizer": self._config.optimizer, "prox_mu": self._config.prox_mu}
             train_locally(network, x, y, generator=torch_stream(0, "signatures"), loss=self._task.loss, **recipe)
-        return (flatten_parameters(network).numpy() - model.weights).astype(np.float64)
+        return (flatten_parameters(network).numpy() - model.weights)[model.mask].astype(np.float64)
 
 
 def sets_of_classes(classes: int, size: int) -> list[tuple[int, ...]]:

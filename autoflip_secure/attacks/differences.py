@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from autoflip_secure.attacks.common_guess import best_common_guess, smallest_sums
 from autoflip_secure.attacks.outcome import SLACK, Attack, Outcome, Scale, mean_interval, proportion_interval
-from autoflip_secure.attacks.settings import IN_BLOCKS, SETTINGS, run_federation
+from autoflip_secure.attacks.settings import IN_BLOCKS, SETTINGS, run_federations
 from autoflip_secure.federation.blocks import deal_blocks
 
 __all__ = ["ATTACK"]
@@ -78,9 +78,9 @@ def _absences(scale: Scale, size: _Size) -> Iterator[Outcome]:
     truths: dict[int, NDArray[np.float64]] = {}
     for setting in SETTINGS:
         found, cosines, shared = 0, [], []
-        for seed in size.seeds:
-            folder = scale.work / f"absent-{setting}-{seed}"
-            run_federation(f"{size.options} --silos {SILOS} {ABSENT}", setting, seed, folder)
+        runs = {seed: scale.work / f"absent-{setting}-{seed}" for seed in size.seeds}
+        run_federations(f"{size.options} --silos {SILOS} {ABSENT}", setting, runs)
+        for seed, folder in runs.items():
             view = RecordedView(folder)
             seen = property_inference.sums_of(view, SILOS)
             guessed = seen.label_sets(property_inference.class_signatures(folder), CLASSES, HELD)
@@ -259,10 +259,10 @@ def _passive(
     from autoflip_secure.attacks import property_inference, true_silos
     from autoflip_secure.attacks.recorded_view import RecordedView
 
+    runs = {seed: _folder(scale, attack, setting, seed) for seed in size.seeds}
+    run_federations(f"{size.options} {options}", setting, runs)
     tried = []
-    for seed in size.seeds:
-        folder = _folder(scale, attack, setting, seed)
-        run_federation(f"{size.options} {options}", setting, seed, folder)
+    for folder in runs.values():
         seen, held = property_inference.sums_of(RecordedView(folder), silos), true_silos.label_sets(folder)
         guessed = seen.label_sets(property_inference.class_signatures(folder), CLASSES, HELD)
         tried.append(_Guessed(guessed, held, blocks or smallest_sums(seen.present)))

@@ -14,6 +14,7 @@ noise is that of the long run, and goes away after the first rounds.
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,12 +29,11 @@ from autoflip_secure.attacks.common_guess import best_common_guess, smallest_sum
 from autoflip_secure.attacks.outcome import SLACK, Attack, Outcome, Scale, proportion_interval
 from autoflip_secure.attacks.property_inference import class_signatures, sums_of
 from autoflip_secure.attacks.recorded_view import Asked, RecordedView, SingleVector
-from autoflip_secure.attacks.settings import SETTINGS, run_federation
+from autoflip_secure.attacks.settings import SETTINGS, run_federations
 from autoflip_secure.attacks.true_silos import found_classes, label_sets
-from autoflip_secure.federation.server_view import read_server_view
 from autoflip_secure.sums.encoding import unpack_sum, word_count
 
-__all__ = ["ATTACK", "guessed_sets", "masked_vectors", "stopped_run"]
+__all__ = ["ATTACK", "Reading", "guessed_sets", "masked_vectors", "read", "stopped_run"]
 
 CLASSES, HELD, SILOS = 10, 2, 20
 CHANCE = HELD / CLASSES
@@ -46,54 +46,109 @@ ALONE = (8.0, 2.0, 1.0)
 GUIDANCE, UPDATES, SUMS = "label sets from guidance", "label sets from updates", "label sets from opened sums"
 OF_A_SUM = f"the best guess that is the same for all silos of a sum, + {SLACK}"
 ALSO = {"sum + DP 2": "--dp-epsilon 2", "sum + DP 8, two cohorts": "--dp-epsilon 8 --cohorts 2"}
-"""Settings of this attack alone, and what they add to `sum`."""
-Signatures = dict[tuple[bytes, str], NDArray[np.float64]]
+"""Settings of this attack alone, and what they add to `sum`; tried in the full form."""
 
 
 @dataclass(frozen=True)
 class _Size:
-    """Rounds of the runs, rounds after which a coordinator that sees single vectors under DP goes away, and seeds."""
+    """How much is tried.
+
+    Attributes
+    ----------
+    rounds : int
+        Of the runs that are attacked through the sum, and beside them in the clear.
+    alone : int
+        Rounds after which a coordinator that sees single vectors under DP goes away.
+    seeds, seen : int
+        Runs where something is promised, and where single vectors are seen. A promise of no more than a quarter, where
+        a fifth is chance, takes about a thousand guesses to be told: 40 a run.
+    """
 
     rounds: int
     alone: int
     seeds: int
+    seen: int
 
 
-QUICK, FULL = _Size(rounds=2, alone=1, seeds=1), _Size(rounds=4, alone=4, seeds=10)
+QUICK, FULL = _Size(rounds=2, alone=1, seeds=25, seen=1), _Size(rounds=4, alone=4, seeds=40, seen=5)
+AT_A_TIME = 10
+"""Runs that lie on disk together."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the attacks made of one run, and what is true.
+
+    Attributes
+    ----------
+    held : list of frozenset of int
+        Classes of each silo, by the silos in their order.
+    guessed : dict of list of frozenset of int
+        The same by each attack.
+    common : int
+        Classes found by the best guess that is the same for all silos of a sum.
+    sums : frozenset of int
+        How many silos the smallest sums are of.
+    """
+
+    held: list[frozenset[int]]
+    guessed: dict[str, list[frozenset[int]]]
+    common: int
+    sums: frozenset[int]
+
+    def hits(self, attack: str) -> int:
+        """Classes that the attack found."""
+        return found_classes(self.guessed[attack], self.held)
 
 
 def attack(scale: Scale) -> Iterator[Outcome]:
-    """The four settings, and single vectors under DP: guidance and updates of each."""
+    """The settings, and single vectors under DP: guidance and updates of each, and the sums where they are opened."""
     size = QUICK if scale.quick else FULL
-    for setting in (*SETTINGS, *ALSO):
+    data = f"--dataset {'mnist5k' if scale.quick or scale.data is None else 'mnist'}"
+    for setting in (*SETTINGS, *(() if scale.quick else ALSO)):
         base, more = (setting, "") if setting in SETTINGS else ("sum", ALSO[setting])
-        runs = [scale.work / f"{setting.replace(' ', '')}-{seed}" for seed in range(size.seeds)]
-        for seed, run in enumerate(runs):
-            data = "--dataset mnist5k" if scale.quick or scale.data is None else "--dataset mnist"
-            run_federation(f"{data} {FEDERATION} --rounds {size.rounds} {more}", base, seed, run, data=scale.data)
-        yield from _outcomes(setting, runs)
+        options = f"{FEDERATION} {data} --rounds {size.rounds} {more}"
+        readings, wanted = [], size.seen if base == "plain" else size.seeds
+        for first in range(0, wanted, AT_A_TIME):
+            seeds = range(first, min(first + AT_A_TIME, wanted))
+            runs = {seed: scale.work / f"{setting.replace(' ', '')}-{seed}" for seed in seeds}
+            run_federations(options, base, runs, data=scale.data)
+            readings += [_read_and_remove(run) for run in runs.values()]
+        yield from single_vector_outcomes(setting, readings)
         if base != "plain":
-            yield _of_sums(setting, runs)
+            yield sums_outcome(setting, readings)
     for epsilon in ALONE:
-        runs = [scale.work / f"alone-{epsilon:g}-{seed}" for seed in range(size.seeds)]
-        for seed, run in enumerate(runs):
+        readings = []
+        for seed in range(size.seen):
+            run = scale.work / f"alone-{epsilon:g}-{seed}"
             stopped_run(run, size.alone, dataset="mnist5k", silos=SILOS, seed=seed, dp_epsilon=epsilon)
+            readings.append(_read_and_remove(run))
         note = f"each silo alone keeps epsilon {epsilon:g}, and is seen: DP of one patient hides no label set"
-        yield from _outcomes(f"plain + DP {epsilon:g}", runs, note)
+        yield from single_vector_outcomes(f"plain + DP {epsilon:g}", readings, note)
 
 
-def _outcomes(setting: str, runs: list[Path], note: str = "") -> Iterator[Outcome]:
+def _read_and_remove(run: Path) -> Reading:
+    reading = read(run)
+    shutil.rmtree(run)
+    return reading
+
+
+def read(run: Path) -> Reading:
+    """All attacks on one recorded run in which every silo takes part in every round."""
+    view, signatures, held = RecordedView(run), class_signatures(run), label_sets(run)
+    seen = sums_of(view, len(held))
+    groups = smallest_sums(seen.present)
+    guessed = guessed_sets(view, signatures) | {SUMS: seen.label_sets(signatures, CLASSES, HELD)}
+    common = sum(best_common_guess(held, group, HELD) for group in groups)
+    return Reading(held, guessed, common, frozenset(map(len, groups)))
+
+
+def single_vector_outcomes(setting: str, readings: list[Reading], note: str = "") -> Iterator[Outcome]:
     """From guidance and from updates: recall over all silos of all runs."""
-    hits: dict[str, int] = defaultdict(int)
-    trials = 0
-    for run in runs:
-        held, signatures = label_sets(run), class_signatures(run)
-        for attack, guessed in guessed_sets(run, signatures).items():
-            hits[attack] += found_classes(guessed, held)
-        trials += sum(map(len, held))
+    trials = sum(HELD * len(reading.held) for reading in readings)
     protected = setting.startswith("sum")
     for attack in (GUIDANCE, UPDATES):
-        value, low, high = proportion_interval(hits[attack], trials)
+        value, low, high = proportion_interval(sum(reading.hits(attack) for reading in readings), trials)
         yield Outcome(
             attack, setting, MEASURE, value, low, high, trials, CHANCE,
             bound=CHANCE + SLACK if protected else None,
@@ -102,31 +157,25 @@ def _outcomes(setting: str, runs: list[Path], note: str = "") -> Iterator[Outcom
         )  # fmt: skip
 
 
-def _of_sums(setting: str, runs: list[Path], silos: int = SILOS) -> Outcome:
+def sums_outcome(setting: str, readings: list[Reading]) -> Outcome:
     """From all sums that were opened: recall over all silos of all runs, by cohorts if there are any."""
-    hits, common, trials, sizes = 0, 0, 0, set[int]()
-    for run in runs:
-        held, seen = label_sets(run), sums_of(RecordedView(run), silos)
-        groups = smallest_sums(seen.present)
-        hits += found_classes(seen.label_sets(class_signatures(run), CLASSES, HELD), held)
-        common += sum(best_common_guess(held, group, HELD) for group in groups)
-        trials += sum(map(len, held))
-        sizes |= set(map(len, groups))
-    value, low, high = proportion_interval(hits, trials)
-    shown = " or ".join(map(str, sorted(sizes)))
+    trials = sum(HELD * len(reading.held) for reading in readings)
+    value, low, high = proportion_interval(sum(reading.hits(SUMS) for reading in readings), trials)
+    common = sum(reading.common for reading in readings)
+    shown = " or ".join(map(str, sorted(set[int]().union(*(reading.sums for reading in readings)))))
     return Outcome(
         SUMS, setting, MEASURE, value, low, high, trials, CHANCE,
         bound=common / trials + SLACK, promise=OF_A_SUM, note=f"sums of {shown} silos",
     )  # fmt: skip
 
 
-def guessed_sets(run: Path, signatures: ClassSignatures, held: int = HELD) -> dict[str, list[frozenset[int]]]:
+def guessed_sets(view: RecordedView, signatures: ClassSignatures, held: int = HELD) -> dict[str, list[frozenset[int]]]:
     """The classes that each silo holds, by the silos in their order, as the coordinator would have it.
 
     Parameters
     ----------
-    run : Path
-        A recorded run in which every silo takes part in every round.
+    view : RecordedView
+        Of a run in which every silo takes part in every round.
     held : int
         How many classes a silo holds, which is known.
 
@@ -135,8 +184,7 @@ def guessed_sets(run: Path, signatures: ClassSignatures, held: int = HELD) -> di
     dict of list of frozenset
         From guidance and from updates; empty lists where no such vectors were seen.
     """
-    view = RecordedView(run)
-    vectors = view.single_vectors or masked_vectors(run, view)
+    vectors = view.single_vectors or masked_vectors(view)
     sets = sets_of_classes(signatures.classes, held)
     guessed = {}
     for attack in (GUIDANCE, UPDATES):
@@ -180,10 +228,10 @@ def _by_attempt(vectors: list[SingleVector]) -> Iterator[tuple[Asked, list[Singl
         yield seen[0].asked, seen
 
 
-def masked_vectors(run: Path, view: RecordedView) -> list[SingleVector]:
+def masked_vectors(view: RecordedView) -> list[SingleVector]:
     """Each silo's masked words, decoded as if they were clear: all that a coordinator receives of a single vector."""
     found = []
-    for message in read_server_view(run / "server_view"):
+    for message in view.messages:
         if message["stage"] != "masked" or message["fields"]["status"] != "ok":
             continue
         place, reply = (message["round"], message["attempt"]), message["fields"]["reply"]

@@ -7,12 +7,8 @@ seed, which a coordinator knows.
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoflip_secure.attacks.settings import SETTINGS
+from autoflip_secure.attacks.simulated import simulated
 from autoflip_secure.data.records import Records
 
 __all__ = ["Game", "deal", "run_all"]
@@ -28,15 +25,6 @@ __all__ = ["Game", "deal", "run_all"]
 SILOS = 5
 WRONG_LABELS = 0.1
 """Part of the records that carry a wrong label: no other record helps to learn them, so each leaves the most behind."""
-
-RUN_MANY = """
-import json, sys
-from autoflip_secure.sim import main
-for arguments in json.load(sys.stdin):
-    if code := main(arguments):
-        sys.exit(code)
-"""
-"""The command line, once for each list of arguments: importing it takes longer than a small run."""
 
 
 @dataclass(frozen=True)
@@ -134,13 +122,9 @@ def run_all(game: Game, setting: str, options: str, folder: Path, *, keep_data: 
         ]
         arguments += ["--workers", "0", "--seed", "0", *SETTINGS[setting], *shlex.split(options)]
         commands.append(arguments)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        [sys.executable, "-c", RUN_MANY],
-        input=json.dumps(commands), capture_output=True, text=True, check=False, env=environment,
-    )  # fmt: skip
-    if ended.returncode:
-        raise RuntimeError(f"{shlex.join(commands[0])} and others like it: {ended.stderr.strip()}")
+    code, _, complained = simulated(*commands)
+    if code:
+        raise RuntimeError(f"{shlex.join(commands[0])} and others like it: {complained.strip()}")
     for run in runs if not keep_data else ():
         shutil.rmtree(folder / f"data-{run.name}")
     return runs

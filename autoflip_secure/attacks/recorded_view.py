@@ -99,10 +99,15 @@ class RecordedView:
         return found
 
     @cached_property
+    def messages(self) -> list[dict[str, Any]]:
+        """Everything that silos sent, in order of arrival (`federation.server_view`)."""
+        return read_server_view(self._folder)
+
+    @cached_property
     def single_vectors(self) -> list[SingleVector]:
         """Contributions that were sent in the clear, in order of arrival; empty with a secure sum."""
         found = []
-        for message in read_server_view(self._folder):
+        for message in self.messages:
             if message["stage"] != "clear" or message["fields"]["status"] != "ok":
                 continue
             reply, silo = message["fields"]["reply"], message["from"]

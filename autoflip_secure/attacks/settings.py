@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from autoflip_secure.attacks.simulated import simulated
 from autoflip_secure.privacy.accounting import Mechanism, deltas, epsilon, merged
 
-__all__ = ["IN_BLOCKS", "SETTINGS", "PrivacyProfile", "charges_of", "epsilon_of", "run_federation"]
+__all__ = ["IN_BLOCKS", "SETTINGS", "PrivacyProfile", "charges_of", "epsilon_of", "run_federation", "run_federations"]
 
 SETTINGS = MappingProxyType(
     {
@@ -146,19 +146,48 @@ def charges_of(run: Path) -> list[tuple[Mechanism, ...]]:
     return [mechanisms(read_ledger(file).of("train")) for file in ledger_files(run)]
 
 
-def run_federation(
-    options: str, setting: str, seed: int, run: Path, *, data: Path | None = None, program: str | None = None
-) -> dict[str, Any]:
-    """One run of the command line on one core, with everything recorded that the coordinator sees; its summary.
+def command_line(options: str, setting: str, seed: int, run: Path, data: Path | None = None) -> list[str]:
+    """Arguments of a run of a setting, with everything recorded that the coordinator sees; parameters as below."""
+    given = [*shlex.split(options), *SETTINGS[setting], "--seed", str(seed), "--run-dir", str(run)]
+    given += ["--record-server-view", "--workers", "0", "--summary", "json", "--quiet", "--no-report"]
+    return given + (["--data-dir", str(data)] if data is not None else [])
+
+
+def run_federations(
+    options: str, setting: str, runs: Mapping[int, Path], *, data: Path | None = None
+) -> list[dict[str, Any]]:
+    """Runs of the command line that differ in their seeds, on one core, one after another; their summaries in order.
 
     Parameters
     ----------
     options : str
         Of the command line, beside those of the setting.
-    run : Path
-        The run's folder; must not exist.
+    runs : mapping of int to Path
+        Folder of each seed's run; must not exist.
     data : Path, optional
         --data-dir.
+
+    Raises
+    ------
+    RuntimeError
+        A run failed; the message is its own.
+    """
+    given = [command_line(options, setting, seed, run, data) for seed, run in runs.items()]
+    code, said, complained = simulated(*given)
+    return _summaries(given, code, said, complained)
+
+
+def run_federation(
+    options: str, setting: str, seed: int, run: Path, *, data: Path | None = None, program: str | None = None
+) -> dict[str, Any]:
+    """One such run; its summary.
+
+    Parameters
+    ----------
+    options, setting, data
+        As for `run_federations`.
+    run : Path
+        The run's folder; must not exist.
     program : str, optional
         Python to run in place of the command line, such as one with a defence taken out.
 
@@ -167,17 +196,18 @@ def run_federation(
     RuntimeError
         The run failed; the message is its own.
     """
-    given = [*shlex.split(options), *SETTINGS[setting], "--seed", str(seed), "--run-dir", str(run)]
-    given += ["--record-server-view", "--workers", "0", "--summary", "json", "--quiet", "--no-report"]
-    given += ["--data-dir", str(data)] if data is not None else []
     if program is None:
-        code, said, complained = simulated(given)
-    else:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", program, *given]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        code, said, complained = ended.returncode, ended.stdout, ended.stderr
+        return run_federations(options, setting, {seed: run}, data=data)[0]
+    given = command_line(options, setting, seed, run, data)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", program, *given]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return _summaries([given], ended.returncode, ended.stdout, ended.stderr)[0]
+
+
+def _summaries(given: Sequence[Sequence[str]], code: int, said: str, complained: str) -> list[dict[str, Any]]:
+    lines = said.splitlines()
     if code:
-        raise RuntimeError(f"python -m autoflip_secure.sim {shlex.join(given)}: {complained.strip()}")
-    summary: dict[str, Any] = json.loads(said.splitlines()[-1])
-    return summary
+        failed = given[min(len(lines), len(given) - 1)]
+        raise RuntimeError(f"python -m autoflip_secure.sim {shlex.join(failed)}: {complained.strip()}")
+    return [json.loads(line) for line in lines[-len(given) :]]

@@ -1,10 +1,13 @@
-"""Runs of the command line in forks of one process that has loaded the libraries, which is most of a short run."""
+"""Runs of the command line in forks of one process that has loaded the libraries, which is most of a short run.
+
+Runs that differ in little go into one fork, one after another: what the first finds out, such as the noise that a plan
+needs, takes longer than a small run.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import runpy
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,13 +25,13 @@ LOADED = (
 WRITTEN, THREADS = ("stdout", "stderr"), "OMP_NUM_THREADS"
 
 
-def simulated(arguments: Sequence[str]) -> tuple[int, str, str]:
+def simulated(*command_lines: Sequence[str]) -> tuple[int, str, str]:
     """What `python -m autoflip_secure.sim` ends with on one core: exit code, standard output and error.
 
     Parameters
     ----------
-    arguments : sequence of str
-        Of the command line.
+    command_lines : sequences of str
+        Arguments of each run. They are made in turn, up to the first that fails; all say what they say together.
     """
     with tempfile.TemporaryDirectory() as folder:
         said, complained = (Path(folder, name) for name in WRITTEN)
@@ -36,7 +39,7 @@ def simulated(arguments: Sequence[str]) -> tuple[int, str, str]:
         complained.touch(0o600)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(LOADED))
-        child = context.Process(target=_run, args=(tuple(arguments), folder))
+        child = context.Process(target=_run, args=(command_lines, folder))
         with _one_thread():
             child.start()
         child.join()
@@ -58,9 +61,12 @@ def _one_thread() -> Iterator[None]:
             os.environ[THREADS] = before
 
 
-def _run(arguments: Sequence[str], folder: str) -> None:
+def _run(command_lines: Sequence[Sequence[str]], folder: str) -> None:
     """In the fork."""
     for descriptor, name in enumerate(WRITTEN, start=1):
         os.dup2(os.open(Path(folder, name), os.O_WRONLY), descriptor)
-    sys.argv = ["autoflip_secure.sim", *arguments]
-    runpy.run_module("autoflip_secure.sim", run_name="__main__", alter_sys=False)
+    from autoflip_secure.sim import main
+
+    for arguments in command_lines:
+        if code := main(list(arguments)):
+            sys.exit(code)

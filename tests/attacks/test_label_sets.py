@@ -12,6 +12,7 @@ from autoflip_secure.attacks.class_signatures import best_sets, fits, sets_of_cl
 from autoflip_secure.attacks.common_guess import best_common_guess
 from autoflip_secure.attacks.label_sets import GUIDANCE, UPDATES, guessed_sets, stopped_run
 from autoflip_secure.attacks.property_inference import class_signatures
+from autoflip_secure.attacks.recorded_view import RecordedView
 from autoflip_secure.attacks.true_silos import found_classes
 from autoflip_secure.attacks.true_silos import label_sets as true_sets
 from autoflip_secure.federation import client_app
@@ -33,7 +34,7 @@ def _fresh_process_state() -> None:
 
 def recalls(run: Path) -> tuple[float, float]:
     """Recall of guidance and of updates."""
-    held, guessed = true_sets(run), guessed_sets(run, class_signatures(run))
+    held, guessed = true_sets(run), guessed_sets(RecordedView(run), class_signatures(run))
     assert all(len(each) == 2 for each in held)
     return tuple(found_classes(guessed[kind], held) / (2 * SILOS) for kind in (GUIDANCE, UPDATES))  # type: ignore[return-value]
 
@@ -78,8 +79,6 @@ def test_patient_level_noise_does_not_hide_the_classes_of_a_silo_that_is_seen(tm
 
 @pytest.mark.slow
 def test_a_coordinator_that_goes_away_leaves_the_noise_of_the_whole_run(tmp_path: Path) -> None:
-    from autoflip_secure.attacks.recorded_view import RecordedView
-
     stopped_run(tmp_path / "run", 1, dataset="digits", model="mlp", silos=SILOS, dp_epsilon=8.0)
     seen = RecordedView(tmp_path / "run").asked
     assert {asked.round for asked in seen} == {0}
@@ -107,7 +106,7 @@ def test_sums_of_cohorts_tell_what_their_silos_hold_together_and_no_more(tmp_pat
     assert main([*private, "--cohorts", "2", "--run-dir", str(tmp_path / "two")]) == 0
     found = {}
     for name, size in (("one", SILOS), ("two", SILOS // 2)):
-        told = label_sets._of_sums("sum + DP 8", [tmp_path / name], SILOS)
+        told = label_sets.sums_outcome("sum + DP 8", [label_sets.read(tmp_path / name)])
         assert told.note == f"sums of {size} silos"
         assert told.bound is not None
         assert told.bound - 0.05 >= told.value >= 0.75 * (told.bound - 0.05)
@@ -115,12 +114,23 @@ def test_sums_of_cohorts_tell_what_their_silos_hold_together_and_no_more(tmp_pat
     assert found["two"] > found["one"]
 
 
-def test_what_is_protected_has_a_bound_and_what_is_seen_has_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(label_sets, "class_signatures", lambda run: None)
-    monkeypatch.setattr(label_sets, "label_sets", lambda run: [frozenset({1, 2})] * 20)
+def test_what_is_protected_has_a_bound_and_what_is_seen_has_none() -> None:
+    held = [frozenset({1, 2})] * 20
     for right, setting, verdict in ((20, "sum", "broken"), (4, "sum", "not refuted"), (20, "plain", "succeeds")):
         guessed = [frozenset({1, 2})] * right + [frozenset({3, 4})] * (20 - right)
-        monkeypatch.setattr(label_sets, "guessed_sets", lambda run, s, g=guessed: {GUIDANCE: g, UPDATES: g})
-        assert {each.verdict for each in label_sets._outcomes(setting, [tmp_path])} == {verdict}
+        reading = label_sets.Reading(held, {GUIDANCE: guessed, UPDATES: guessed}, 40, frozenset({20}))
+        assert {each.verdict for each in label_sets.single_vector_outcomes(setting, [reading])} == {verdict}
+        many = [reading] * label_sets.QUICK.seeds
+        usual = {each.verdict for each in label_sets.single_vector_outcomes(setting, many)}
+        assert usual == {"held" if verdict == "not refuted" else verdict}
+
+
+@pytest.mark.slow
+def test_signatures_of_sets_follow_from_those_of_single_classes_where_gradients_are_summed(tmp_path: Path) -> None:
+    assert main([*FEDERATION, "--dp-epsilon", "8", "--run-dir", str(tmp_path / "run")]) == 0
+    asked = RecordedView(tmp_path / "run").asked[-1]
+    signatures = class_signatures(tmp_path / "run")
+    mixed = signatures.of("update", [(2, 7)], asked.manifest, asked.model)[0]
+    direct = signatures._moved((2, 7), asked.manifest, asked.model)
+    assert np.abs(direct).max() > 1e-4
+    np.testing.assert_allclose(mixed, direct, rtol=1e-4, atol=1e-7)
