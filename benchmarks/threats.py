@@ -32,7 +32,7 @@ from autoflip_secure.attacks.outcome import Outcome
 from autoflip_secure.attacks.registry import MODULES
 
 PAGES = Path(__file__).parents[1] / "threat_models"
-LONGEST_FIRST = ("differences", "membership", "mask-leakage", "malicious-silos")
+LONGEST_FIRST = ("label-sets", "malicious-silos", "membership", "gradient-inversion", "differences", "mask-leakage")
 """Begun first, so that no core waits for them at the end."""
 ALONE = ("side-channels",)
 """Begun when all others are done: they measure times."""

@@ -29,7 +29,7 @@ from autoflip_secure.attacks.common_guess import best_common_guess, smallest_sum
 from autoflip_secure.attacks.outcome import SLACK, Attack, Outcome, Scale, proportion_interval
 from autoflip_secure.attacks.property_inference import class_signatures, sums_of
 from autoflip_secure.attacks.recorded_view import Asked, RecordedView, SingleVector
-from autoflip_secure.attacks.settings import SETTINGS, run_federations
+from autoflip_secure.attacks.settings import SETTINGS, epsilon_of, run_federations
 from autoflip_secure.attacks.true_silos import found_classes, label_sets
 from autoflip_secure.sums.encoding import unpack_sum, word_count
 
@@ -57,6 +57,8 @@ class _Size:
     ----------
     rounds : int
         Of the runs that are attacked through the sum, and beside them in the clear.
+    without_dp : str
+        More options of these runs where there is no DP.
     alone : int
         Rounds after which a coordinator that sees single vectors under DP goes away.
     seeds, seen : int
@@ -65,12 +67,14 @@ class _Size:
     """
 
     rounds: int
+    without_dp: str
     alone: int
     seeds: int
     seen: int
 
 
-QUICK, FULL = _Size(rounds=2, alone=1, seeds=25, seen=1), _Size(rounds=4, alone=4, seeds=40, seen=5)
+QUICK = _Size(rounds=2, without_dp="--local-steps 5", alone=1, seeds=25, seen=1)
+FULL = _Size(rounds=4, without_dp="", alone=4, seeds=40, seen=5)
 AT_A_TIME = 10
 """Runs that lie on disk together."""
 
@@ -108,6 +112,8 @@ def attack(scale: Scale) -> Iterator[Outcome]:
     for setting in (*SETTINGS, *(() if scale.quick else ALSO)):
         base, more = (setting, "") if setting in SETTINGS else ("sum", ALSO[setting])
         options = f"{FEDERATION} {data} --rounds {size.rounds} {more}"
+        if epsilon_of(base) is None and not more:
+            options += f" {size.without_dp}"
         readings, wanted = [], size.seen if base == "plain" else size.seeds
         for first in range(0, wanted, AT_A_TIME):
             seeds = range(first, min(first + AT_A_TIME, wanted))
