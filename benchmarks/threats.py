@@ -119,7 +119,8 @@ def main() -> int:
         list(pool.map(one, [name for name in wanted if name not in ALONE]))
     for name in set(wanted) & set(ALONE):
         one(name)
-    text = markdown(outcomes.attacks, quick=arguments.quick)
+    full = Outcomes(RESULTS / "threats.json", fresh=not arguments.quick).attacks
+    text = markdown(outcomes.attacks, quick=arguments.quick, full=full)
     path.with_suffix(".md").write_text(text)
     write_pages(PAGES, RESULTS)
     print(text)

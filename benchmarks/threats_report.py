@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import re
 from collections import Counter
 from pathlib import Path
@@ -55,8 +56,20 @@ def chances(group: list[Outcome]) -> str:
     return "-" if not known else known[0] if len(known) == 1 else f"{known[0]} to {known[-1]}"
 
 
-def markdown(attacks: Attacks, *, quick: bool) -> str:
-    """The whole file: attacks by the four settings."""
+def decided(promised: list[Outcome], full: Attacks) -> str:
+    """What became of cells that few trials left open, where the full form was run; empty where nothing did."""
+    key = operator.attrgetter("attack", "setting", "measure")
+    verdicts = {key(o): o.verdict for attack in full.values() for o in outcomes_of(attack)}
+    open_here = [o for o in promised if o.verdict == "not refuted"]
+    count = Counter(verdicts[key(o)] for o in open_here if key(o) in verdicts)
+    if not count:
+        return ""
+    shown = ", ".join(f"{number} {MARKS.get(verdict, verdict)}" for verdict, number in count.most_common())
+    return f"The full form ([threats.md](threats.md)) has {count.total()} of the {len(open_here)} left open: {shown}."
+
+
+def markdown(attacks: Attacks, *, quick: bool, full: Attacks | None = None) -> str:
+    """The whole file: attacks by the four settings; of the quick form, with what the full one says of open cells."""
     form = "`make bench-threats ARGS=--quick`" if quick else "`make bench-threats`"
     lines = [
         "# Attacks",
@@ -88,6 +101,7 @@ def markdown(attacks: Attacks, *, quick: bool) -> str:
         f"held, {count['not refuted']} not refuted by so few trials, {count['loose']} with a loose bound, "
         f"{count['broken']} broken.",
     ]
+    lines += [line for line in (decided(promised, full or {}),) if line]
     lines += [f"Broken: {o.attack}, {o.setting}." for o in promised if o.verdict == "broken"]
     missing = [name for name in MODULES if name not in attacks]
     lines += [f"Not run: {', '.join(missing)}."] if missing else []

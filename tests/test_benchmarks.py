@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from autoflip_secure.attacks.outcome import Outcome
 from autoflip_secure.attacks.registry import MODULES, load_attack
 from autoflip_secure.attacks.settings import SETTINGS
 
@@ -58,6 +59,19 @@ def test_no_attack_in_the_committed_table_broke_a_promise(name: str, threats_rep
     measured = (BENCHMARKS / f"results/threats{'-quick' if found[1] else ''}.md").read_text()
     for outcome in outcomes:
         assert outcome.setting not in SETTINGS or f"| {outcome.attack} | {outcome.measure} |" in measured
+
+
+def test_what_few_trials_leave_open_is_said_as_the_full_form_found_it(threats_report: Any) -> None:
+    def rows(value: float, low: float, high: float, setting: str = "sum") -> dict[str, Any]:
+        outcome = Outcome("reading", setting, "recall", value, low, high, 40, 0.2, 0.25, "chance + 0.05")
+        return {"seconds": 1, "machine": {}, "rows": [outcome.to_json()]}
+
+    few = {"label-sets": rows(0.2, 0.1, 0.3)}
+    assert "full form" not in threats_report.markdown(few, quick=True)
+    assert "full form" not in threats_report.markdown(few, quick=True, full={"label-sets": rows(0, 0, 0.1, "plain")})
+    for value, verdict in ((0.2, "held"), (0.3, "**broken**")):
+        said = threats_report.markdown(few, quick=True, full={"label-sets": rows(value, value - 0.02, value + 0.02)})
+        assert f"has 1 of the 1 left open: 1 {verdict}." in said
 
 
 def test_what_succeeds_in_a_simulation_is_refused_across_institutions_or_said_not_to_be(threats_report: Any) -> None:
