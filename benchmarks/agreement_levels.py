@@ -14,6 +14,10 @@ only the score differs. `cold`: scored after an exploration, trained from the co
 rounds of training that goes on. Units are pruned to 12 % of the operations, weights to 5 % of the weights. Comparisons
 are paired by seed.
 
+A score that is often near zero also moves units from layer to layer, and how wide layers are counts by itself. At the
+level `widths` every score therefore leaves layers as wide as `own` leaves them, and says only which units of a layer
+stay. `dissent`, what cancels in the sum (Q - E), is tried there, too.
+
 Writes results/agreement_levels.{json,md,png}.
 """
 
@@ -37,7 +41,8 @@ Values = NDArray[np.float64]
 
 PARTITIONS = ("iid", "dirichlet:0.1", "pathological:2")
 STARTS = ("warm", "cold")
-LEVELS = {"units": 0.12, "weights": 0.05}
+LEVELS = {"units": 0.12, "weights": 0.05, "widths": 0.12}
+"""What is kept of the operations or, of single weights, of those."""
 WARM_ROUNDS, ROUNDS, LAST = 8, 16, 4
 LEAST = 1e-15
 
@@ -48,6 +53,33 @@ def unit_scores(weights: Values, sums: RoundSums) -> dict[str, Values]:
     size = np.sqrt(of.unit_sum(np.where(of.prunable, weights**2, 0.0)))
     own, shared = of.unit_sum(sums.own), of.unit_sum(sums.shared)
     return _family(size, own, shared)
+
+
+def ranked_scores(weights: Values, sums: RoundSums) -> dict[str, Values]:
+    """Scores of units, (units,), that leave layers equally wide: `own`'s, handed out in the order of each score.
+
+    Nothing is clipped, since only the order counts.
+    """
+    of = units()
+    own, shared = of.unit_sum(sums.own), of.unit_sum(sums.shared)
+    cross = (SILOS * shared - own) / (SILOS - 1)
+    size = np.sqrt(of.unit_sum(np.where(of.prunable, weights**2, 0.0)))
+    agreement = cross / np.maximum(own, LEAST)
+    orders = {
+        "size": size, "own": own, "shared": shared, "cross": cross, "agreement": agreement, "dissent": own - shared,
+        "size x own": size * np.sqrt(own), "size x shared": size * np.sqrt(shared),
+        "size x cross": size * np.sign(cross) * np.sqrt(np.abs(cross)), "size x agreement": size * agreement,
+    }  # fmt: skip
+    return {name: reordered(np.sqrt(own), order) for name, order in orders.items()}
+
+
+def reordered(scores: Values, order: Values) -> Values:
+    """The scores of each layer's units, the largest to the unit that is first by `order`, and so on."""
+    layer, found = units().layer, np.empty_like(scores)
+    for number in np.unique(layer):
+        members = np.flatnonzero(layer == number)
+        found[members[np.argsort(order[members], kind="stable")]] = np.sort(scores[members])
+    return found
 
 
 def weight_scores(weights: Values, sums: RoundSums) -> dict[str, Values]:
@@ -65,7 +97,7 @@ def _family(size: Values, own: Values, shared: Values) -> dict[str, Values]:
 def mask_of(level: str, scores: Values) -> NDArray[np.bool_]:
     """The mask that the project's own `choose_mask` makes of scores of one level."""
     of, everything = units(), np.ones(units().size, np.bool_)
-    if level == "units":
+    if level != "weights":
         settings = PruneSettings(threshold=0.0, flops_kept=LEVELS[level], hysteresis=0.0)
         return choose_mask(SPEC, of, np.ones(of.size), scores, settings, everything).mask
     settings = PruneSettings(threshold=1 - LEVELS[level], layer_floor=0.02, hysteresis=0.0)
@@ -81,8 +113,9 @@ def compare(how: str, start: str, level: str, seed: int) -> dict[str, list[float
     else:
         begin, sums = federation.train_dense(WARM_ROUNDS)
         judged = begin.double().numpy()
-    made = (unit_scores if level == "units" else weight_scores)(judged, sums)
-    made = {"random": stream(seed, "random scores").random(made["size"].size), **made}
+    made = {"units": unit_scores, "weights": weight_scores, "widths": ranked_scores}[level](judged, sums)
+    random = stream(seed, "random scores").random(made["size"].size)
+    made = {"random": reordered(made["own"], random) if level == "widths" else random, **made}
     masks = [np.ones(units().size, np.bool_), *(mask_of(level, scores) for scores in made.values())]
     found = federation.train_pruned(begin, np.stack(masks), ROUNDS, LAST)
     return {name: [round(float(v), 4) for v in found[:, i]] for i, name in enumerate(("dense", *made))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from autoflip_secure.attacks.outcome import Outcome
@@ -95,3 +96,23 @@ def test_what_succeeds_in_a_simulation_is_refused_across_institutions_or_said_no
         assert tried is not None, attack
         assert tried.verdict in {"held", "not refuted", "no gain"}, attack
         assert tried.attack not in succeeding or "reply_every" in default.setting
+
+
+def test_choices_of_units_at_equal_widths_differ_in_which_units_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import agreement_levels as levels
+    from levels_federation import units
+
+    draw, of = np.random.default_rng(0), units()
+    own = draw.random(of.count)
+    kept = [levels.mask_of("widths", levels.reordered(own, order)) for order in (own, draw.random(of.count), -own)]
+    alive = [np.isin(np.arange(of.count), of.owner[mask]) for mask in kept]
+    widths = {tuple(of.layer_sum(each.astype(float))) for each in alive}
+    assert len(widths) == 1
+    assert 0 < alive[0].sum() < of.count
+    assert not np.array_equal(alive[0], alive[1])
+    for layer in range(len(of.layer_sizes)):
+        members = of.layer == layer
+        best, worst = own[members & alive[0]].min(), own[members & alive[2]].max()
+        assert best >= own[members & ~alive[0]].max(initial=0.0)
+        assert worst <= own[members & ~alive[2]].min(initial=1.0)
