@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pruning_report import against, by_seed, mean
 from run_options import RunReport, run_parser
 from run_table import simulate
+from safetensors import safe_open
 
 from autoflip_secure.federation.model_payload import ModelPayload
 
@@ -99,9 +102,9 @@ def table_of(rows: list[Row], name: str) -> list[str]:
         "",
         f"Base: `{' '.join(part for part in (BASE, topic.common, topic.values[base]) if part)}`.",
         "",
-        f"| partition | FLOPs asked % | {name} | seeds | accuracy % | less {base} | weights kept % "
-        "| upload % of FedAvg |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| partition | FLOPs asked % | {name} | seeds | accuracy % | less {base} | FLOPs kept % | weights kept % "
+        "| units by layer | upload % of FedAvg |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for partition, flops in product(PARTITIONS, FLOPS):
         groups = {
@@ -113,28 +116,36 @@ def table_of(rows: list[Row], name: str) -> list[str]:
                 continue
             scores = by_seed(group)
             gap = "" if value == base else against(scores, by_seed(groups[base]))
-            if value != base and networks_of(group) and networks_of(group) == networks_of(groups[base]):
-                gap = "the same network"
-            kept, sent = (
+            others, mine = weights_of(groups[base]), weights_of(group)
+            same = sum(others.get(seed) == digest for seed, digest in mine.items())
+            if value != base and same:
+                gap += f"; the same weights live in {same}"
+            arithmetic, kept, sent = (
                 f"{100 * statistics.mean(row['figures'][figure] for row in group):.1f}"
-                for figure in ("params_ratio", "upload_ratio_total")
+                for figure in ("flops_ratio", "params_ratio", "upload_ratio_total")
             )
+            widths = Counter(
+                "-".join(map(str, row["figures"]["widths"])) for row in group if "widths" in row["figures"]
+            )
+            shown = ", ".join(width if count == 1 else f"{count} x {width}" for width, count in widths.items())
             lines.append(
                 f"| {partition} | {100 * flops:.0f} | {value} | {len(group)} | {mean(list(scores.values()))} | {gap} "
-                f"| {kept} | {sent} |"
+                f"| {arithmetic} | {kept} | {shown or '-'} | {sent} |"
             )
     return [*lines, ""]
 
 
-def networks_of(group: list[Row]) -> dict[int, str]:
-    """What was left of the network, by seed, of runs that say so: where it is the same there is nothing to compare."""
-    return {row["seed"]: row["figures"]["network"] for row in group if "network" in row["figures"]}
+def weights_of(group: list[Row]) -> dict[int, str]:
+    """Which weights of the dense network were left, by seed, of runs that say so."""
+    return {row["seed"]: row["figures"]["living"] for row in group if "living" in row["figures"]}
 
 
 def network_left(run: Path) -> Row:
-    """A digest of the widths and the mask that a run ended with."""
+    """Units of each layer that a run ended with, and a digest of which weights of the dense network live."""
     model = ModelPayload.from_bytes((run / "model.safetensors").read_bytes())
-    return {"network": sha256(model.spec.to_json().encode() + model.mask.tobytes()).hexdigest()[:16]}
+    with safe_open(run / "importance.safetensors", "numpy") as file:
+        living = file.get_tensor("mask") > 0
+    return {"widths": list(model.spec.widths), "living": sha256(np.packbits(living).tobytes()).hexdigest()[:16]}
 
 
 def markdown(rows: list[Row]) -> str:
@@ -144,7 +155,9 @@ def markdown(rows: list[Row]) -> str:
         "",
         "One setting of AutoFLIP varied at a time. Accuracy on public test records, mean ± 95 % interval over seeds; "
         "differences to the topic's base are paired by seed, bold where their interval excludes zero (each by itself: "
-        "of twenty that mean nothing one is bold). Runs without DP, 10 silos unless said otherwise. Where the usual "
+        "of twenty that mean nothing one is bold); 1,000 records are scored, so 0.1 is one of them. `units by layer`: "
+        "of the final network; at the same FLOPs layers may be as wide as others and weigh more or less (`-`: of a run "
+        "before this was kept). Runs without DP, 10 silos unless said otherwise. Where the usual "
         "score does not use a setting (guidance and what moves it), the base keeps by guidance x agreement.",
         "",
     ]

@@ -96,11 +96,6 @@ class Guidance:
         """`agreement_variance`, zeros where there is none, shape (units,)."""
         return np.zeros(self.agreement_average.size) if self.agreement_variance is None else self.agreement_variance
 
-    @property
-    def overall(self) -> float:
-        """Averaged agreement of the whole model, within [0, 1]."""
-        return min(max(self.overall_average, 0.0), 1.0)
-
     def update(
         self,
         aggregates: Sequence[Aggregate],

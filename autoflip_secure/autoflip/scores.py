@@ -97,8 +97,12 @@ def magnitude_scores(weights: NDArray[np.floating], units: UnitMap) -> KeepScore
 
 
 def guidance_scores(guidance: Guidance, units: UnitMap) -> KeepScores:
-    """K = G * agreement (autoflip.md, mask), for sums without distributed noise; a unit has the mean of its weights."""
-    return mean_scores(guidance.values * units.spread(guidance.agreement, outputs=guidance.overall), units)
+    """K = G * agreement (autoflip.md, mask), for sums without distributed noise; a unit has the mean of its weights.
+
+    Outputs are no units and keep by G alone. The whole model's agreement is no stand-in: silos of different classes
+    have one below zero, hence 0, and a high threshold would then leave each output its first few weights, whichever.
+    """
+    return mean_scores(guidance.values * units.spread(guidance.agreement, outputs=1.0), units)
 
 
 def product_scores(
