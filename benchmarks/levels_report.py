@@ -33,7 +33,8 @@ def markdown(rows: list[Row], scored_on: str) -> str:
         "# Does agreement tell what to prune?",
         "",
         "Ten silos of mnist5k averaged to 14 x 14, a perceptron of 196, 64, 32 and 10, averaging with ten local steps "
-        f"of plain SGD; scored on {scored_on}. Units are pruned to 12 % of the operations, weights to 5 % of them. "
+        f"of plain SGD; scored on {scored_on}. Units are pruned to 12 % of the operations, weights to 5 % of them; "
+        "`widths` are units again, with layers as wide for all scores as `own` leaves them. "
         "Figures are accuracies in percent over the last 4 of 16 rounds after pruning, mean ± 95 % interval over "
         "seeds; differences are paired by seed, bold where their interval excludes zero. `own`, `shared`, `cross` and "
         "`agreement` count agreement between silos not at all, as far as the sum does, wholly, and alone: see "
@@ -42,9 +43,13 @@ def markdown(rows: list[Row], scored_on: str) -> str:
         "## What it says",
         "",
         "- **Of whole units agreement does not tell what to keep.** Where silos hold different classes, the more it "
-        "counts the worse the choice, down to that of random units: a unit that silos pull different ways is one that "
-        "tells their classes apart. Energy counted silo by silo, before anything cancels, is the best there is, and it "
-        "is what AutoFLIP's deviations are.",
+        "counts the worse the choice, down to that of random units. Energy counted silo by silo, before anything "
+        "cancels, is first or level with the first there, and it is what AutoFLIP's deviations are.",
+        "- **Most of that is how wide it leaves each layer.** Agreement is near zero or below it for many units of "
+        "skewed silos, layer by layer, so scores by it take whole layers apart. At equal widths (`widths`) units drawn "
+        "at random come within the interval of the best score. What is left points the same way: agreement by itself "
+        "is last or level with the last everywhere, what cancels (`dissent`) level with the first, since a unit that "
+        "silos pull different ways is one that tells their classes apart.",
         "- **Of single weights it does.** Moves of a weight that cancel in the sum were for nothing, so the energy "
         "that is left in it is the better guide on skewed silos, at a cold start by far. Agreement by itself, without "
         "how far a weight moves, is no guide at all.",
@@ -68,10 +73,33 @@ def markdown(rows: list[Row], scored_on: str) -> str:
         lines.append(
             f"| {facts['level']} | {facts['start']} | {facts['partition']} | {len(mine)} | " + " | ".join(gaps) + " |"
         )
-    lines += ["", "## All scores", ""]
+    lines += ["", *widths_table(rows), "## All scores", ""]
     for facts in settings_of(rows):
         lines += score_table(select(rows, **facts), f"{facts['level']}, {facts['start']}, {facts['partition']}")
     return "\n".join(lines)
+
+
+def widths_table(rows: list[Row]) -> list[str]:
+    """What a choice of units gains with layers as wide as it leaves them, and with layers equally wide for all."""
+    lines = [
+        "## How many units of a layer, and which",
+        "",
+        "`own` less random units: where each score settles how wide layers are, and where all are as wide as `own` "
+        "leaves them. Then at equal widths alone.",
+        "",
+        "| start | silos | own less random, widths its own | at equal widths | shared less own | agreement less own "
+        "| dissent less own |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for facts in settings_of(rows):
+        if facts["level"] != "widths":
+            continue
+        equal, free = select(rows, **facts), select(rows, **{**facts, "level": "units"})
+        pairs = (("own", "random"), ("shared", "own"), ("agreement", "own"), ("dissent", "own"))
+        gaps = [against(by_seed(equal, more), by_seed(equal, less)) for more, less in pairs]
+        gained = against(by_seed(free, "own"), by_seed(free, "random"))
+        lines.append(f"| {facts['start']} | {facts['partition']} | {gained} | {' | '.join(gaps)} |")
+    return [*lines, ""]
 
 
 def score_table(rows: list[Row], title: str) -> list[str]:

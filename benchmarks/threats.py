@@ -61,8 +61,8 @@ class Outcomes:
             fresh.replace(self._path)
 
 
-def run_attack(name: str, *, quick: bool) -> list[dict[str, Any]]:
-    """One attack in a process of its own, on one core; shows its outcomes as they come.
+def run_attack(name: str, *, quick: bool, draws: bool) -> list[dict[str, Any]]:
+    """One attack in a process of its own, on one core; shows its outcomes as they come, and draws its figures if asked.
 
     Raises
     ------
@@ -71,7 +71,8 @@ def run_attack(name: str, *, quick: bool) -> list[dict[str, Any]]:
     """
     pictures = PAGES / "pictures"
     pictures.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "autoflip_secure.attacks", name, "--json", "--pictures", str(pictures)]
+    command = [sys.executable, "-m", "autoflip_secure.attacks", name, "--json"]
+    command += ["--pictures", str(pictures)] if draws else []
     command += ["--quick"] if quick else []
     command += ["--data-dir", str(DATA)] if DATA.is_dir() else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -102,14 +103,16 @@ def main() -> int:
     outcomes = Outcomes(path.with_suffix(".json"), fresh=arguments.fresh and not arguments.only)
     wanted = arguments.only or [name for name in MODULES if name not in outcomes.attacks]
     wanted = sorted(wanted, key=lambda name: LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(MODULES))
-    failed = []
+    failed: dict[str, str] = {}
+    full = Outcomes(RESULTS / "threats.json", fresh=not arguments.quick).attacks
 
     def one(name: str) -> None:
         started = time.perf_counter()
         try:
-            rows = run_attack(name, quick=arguments.quick)
+            # Pages show the full form where there is one, and so do their figures.
+            rows = run_attack(name, quick=arguments.quick, draws=not (arguments.quick and name in full))
         except RuntimeError as error:
-            failed.append(str(error))
+            failed[name] = str(error)
             print(error, file=sys.stderr, flush=True)
             return
         outcomes.put(name, rows, time.perf_counter() - started)
@@ -119,13 +122,14 @@ def main() -> int:
         list(pool.map(one, [name for name in wanted if name not in ALONE]))
     for name in set(wanted) & set(ALONE):
         one(name)
-    full = Outcomes(RESULTS / "threats.json", fresh=not arguments.quick).attacks
-    text = markdown(outcomes.attacks, quick=arguments.quick, full=full)
+    wall = time.perf_counter() - began
+    whole = None if set(wanted) - set(failed) != set(MODULES) else wall
+    text = markdown(outcomes.attacks, quick=arguments.quick, full=full, failed=list(failed), wall=whole)
     path.with_suffix(".md").write_text(text)
     write_pages(PAGES, RESULTS)
     print(text)
-    print(f"{len(wanted) - len(failed)} attacks in {time.perf_counter() - began:.0f} s", file=sys.stderr)
-    for line in failed:
+    print(f"{len(wanted) - len(failed)} attacks in {wall:.0f} s", file=sys.stderr)
+    for line in failed.values():
         print(f"did not run: {line}", file=sys.stderr)
     rows = [Outcome.from_json(row) for attack in outcomes.attacks.values() for row in attack["rows"]]
     return 1 if failed else EXIT_BROKEN if any(row.verdict == "broken" for row in rows) else 0

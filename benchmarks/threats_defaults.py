@@ -28,9 +28,9 @@ class Tried:
     attack: str
     setting: str = "sum + DP 8"
 
-    def outcome(self, found: Sequence[Outcome]) -> Outcome | None:
-        """That row; None where it was not made."""
-        return next((o for o in found if (o.attack, o.setting) == (self.attack, self.setting)), None)
+    def outcomes(self, found: Sequence[Outcome]) -> list[Outcome]:
+        """That row by all its measures; empty where it was not made."""
+        return [o for o in found if (o.attack, o.setting) == (self.attack, self.setting)]
 
 
 @dataclass(frozen=True)

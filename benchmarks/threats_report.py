@@ -6,12 +6,13 @@ import json
 import operator
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from threats_defaults import BY_DEFAULT, Unpromised, attacks_with_a_way
 
-from autoflip_secure.attacks.outcome import Outcome
+from autoflip_secure.attacks.outcome import TRIALS_OF_NOTHING, Outcome
 from autoflip_secure.attacks.registry import MODULES
 from autoflip_secure.attacks.settings import SETTINGS
 
@@ -68,8 +69,22 @@ def decided(promised: list[Outcome], full: Attacks) -> str:
     return f"The full form ([threats.md](threats.md)) has {count.total()} of the {len(open_here)} left open: {shown}."
 
 
-def markdown(attacks: Attacks, *, quick: bool, full: Attacks | None = None) -> str:
-    """The whole file: attacks by the four settings; of the quick form, with what the full one says of open cells."""
+def markdown(
+    attacks: Attacks, *, quick: bool, full: Attacks | None = None, failed: Sequence[str] = (), wall: float | None = None
+) -> str:
+    """The whole file: attacks by the four settings.
+
+    Parameters
+    ----------
+    attacks : dict
+        Outcomes by attack.
+    full : dict, optional
+        Outcomes of the full form, which says more of what the quick one leaves open.
+    failed : sequence of str
+        Attacks that did not run this time, whose rows are of an earlier one.
+    wall : float, optional
+        Seconds that all of them took together, where all were made in one go.
+    """
     form = "`make bench-threats ARGS=--quick`" if quick else "`make bench-threats`"
     lines = [
         "# Attacks",
@@ -77,9 +92,10 @@ def markdown(attacks: Attacks, *, quick: bool, full: Attacks | None = None) -> s
         "What an attacker gets, larger is better for the attacker, with its 95 % interval. `without`: what is had "
         "without the attack, by a guess or from a run that nobody spoils. `at most`: what is promised under that "
         "setting. Such a cell is **broken** where its whole interval lies above, *held* where it lies below (or where "
-        "nothing is allowed and nothing was found), *not refuted* where so few trials do not tell, and its *bound is "
-        "loose* where it allows nearly everything. Where nothing is promised the attack *succeeds* if the whole "
-        "interval lies above `without`, else there is *no gain*. Pages of "
+        f"nothing is allowed and nothing was found in {TRIALS_OF_NOTHING} trials or more), *not refuted* where so few "
+        "trials do not tell, and its *bound is loose* where it allows nearly everything. Where nothing is promised the "
+        "attack *succeeds* if the whole interval lies above `without`, else there is *no gain shown*, which few trials "
+        "may not do. `-`: not tried there, since there is nothing to see or another column tells the same. Pages of "
         "[threat_models/](../../threat_models/README.md) say who attacks with what, and have all settings.",
         "",
         f"| attack | measure | without | {' | '.join(SETTINGS)} |",
@@ -105,9 +121,14 @@ def markdown(attacks: Attacks, *, quick: bool, full: Attacks | None = None) -> s
     lines += [f"Broken: {o.attack}, {o.setting}." for o in promised if o.verdict == "broken"]
     missing = [name for name in MODULES if name not in attacks]
     lines += [f"Not run: {', '.join(missing)}."] if missing else []
+    lines += [f"Did not run this time, rows are older: {', '.join(failed)}."] if failed else []
     seconds = sum(attack["seconds"] for attack in attacks.values())
     machines = {json.dumps(attack["machine"]) for attack in attacks.values()}
-    lines += ["", f"Made by {form} in {seconds / 60:.0f} minutes of one core, on {' and '.join(sorted(machines))}."]
+    took = "" if wall is None else f" ({wall / 60:.1f} by the clock)"
+    lines += [
+        "",
+        f"Made by {form} in {seconds / 60:.0f} minutes of one core{took}, on {' and '.join(sorted(machines))}.",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -120,8 +141,8 @@ def defaults_table(found: list[Outcome]) -> list[str]:
         if isinstance(default, Unpromised):
             stands = NOT_PROMISED
         elif default is not None:
-            tried = default.outcome(found)
-            stands, comes_to = default.defence, "not run" if tried is None else f"{tried.attack}: {cell(tried)}"
+            tried = [f"{o.attack}, {o.measure}: {cell(o)}" for o in default.outcomes(found)]
+            stands, comes_to = default.defence, "; ".join(tried) or "not run"
         rows.append(f"| {attack} | {stands} | {comes_to} |")
     if not rows:
         return []

@@ -36,7 +36,7 @@ CLAIM_WORDS = re.compile(
     r"|refus\w+|stops?|prevent\w*|protects?|guarantee\w*|ensur\w*|impossible|forever|for good"
     r"|hid(?:e|es|den|ing)|invisible|(?:is|are|be|remains?|keeps?|kept) (?:secret|safe|private|unknown)"
     r"|encrypted|encrypts|unreadable|learns|gone|stays?|kept|unchanged|deletes?|deleted|overwrit\w*"
-    r"|exact|exactly|at most|at least|uniform|independent\w*|bit for bit)\b",
+    r"|checks?|checked|agrees?|same bits|left out|exact|exactly|at most|at least|uniform|independent\w*|bit for bit)\b",
     re.IGNORECASE,
 )
 # Every row and item of these sections is a claim, whatever its words.

@@ -28,6 +28,7 @@ OF_BLOCKS = f", blocks of {IN_BLOCKS['block']}"
 OF_ONE_BLOCK = "groups are blocks"
 NO_GROUP_BOUND = "`--block 1`; DP of one patient bounds nothing about a whole silo"
 TOGETHER = "silos of a group look the same in all sums"
+THE_COMMON_GUESS = f"the best guess that is the same for all silos of a group, + {SLACK}"
 MEAN_UPDATES, SOLVED = "mean updates from absences", "cosine of a silo's mean update as solved for and as it is"
 THE_BLOCKS_MEAN = f"what the block's mean update shows without noise, + {SLACK}"
 THE_BLOCKS_SUM = f"what the sum of the block shows without noise, + {SLACK}"
@@ -111,13 +112,13 @@ def _absences(scale: Scale, size: _Size) -> Iterator[Outcome]:
 def _drops(scale: Scale, size: _Size) -> Iterator[Outcome]:
     """Silos that drop out by themselves, one in ten a round."""
     for setting in ("sum + DP 1",) if scale.quick else tuple(SETTINGS)[1:]:
-        yield _passive(scale, size, f"--silos {SILOS} --dropout 0.1", "label sets from drops", setting, SILOS)
+        yield from _passive(scale, size, f"--silos {SILOS} --dropout 0.1", "label sets from drops", setting, SILOS)
 
 
 def _nobody_absent(scale: Scale, size: _Size) -> Iterator[Outcome]:
     """The same attack where every silo is in every sum."""
     for setting in tuple(SETTINGS)[1:]:
-        yield _passive(
+        yield from _passive(
             scale, size, f"--silos {SILOS}", "label sets, nobody absent", setting, SILOS, together="groups are cohorts"
         )
 
@@ -127,7 +128,7 @@ def _absent_blocks(scale: Scale, size: _Size) -> Iterator[Outcome]:
     given = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in IN_BLOCKS.items())
     options, name = f"--silos {SILOS} {ABSENT} {given}", f"label sets from absences{OF_BLOCKS}"
     for setting in tuple(SETTINGS)[1:]:
-        yield _passive(scale, size, options, name, setting, SILOS, together=OF_ONE_BLOCK, blocks=BLOCKS)
+        yield from _passive(scale, size, options, name, setting, SILOS, together=OF_ONE_BLOCK, blocks=BLOCKS)
         if "DP" in setting:
             yield _mean_updates_in_blocks([_folder(scale, name, setting, seed) for seed in size.seeds], setting)
 
@@ -164,7 +165,7 @@ def _cohorts(scale: Scale, size: _Size) -> Iterator[Outcome]:
     for setting, rotation in (("sum", ""), ("sum", " --allow-cohort-rotation"), *private):
         note = "a policy has to accept it" if rotation else "all silos of a cohort get the same guess, from its classes"
         name = f"label sets from {'rotating' if rotation else 'fixed'} cohorts"
-        yield _passive(scale, size, options + rotation, name, setting, 12, note=note)
+        yield from _passive(scale, size, options + rotation, name, setting, 12, note=note)
 
 
 def _retries(scale: Scale, size: _Size, *, in_blocks: bool = False) -> Iterator[Outcome]:
@@ -196,7 +197,7 @@ def _retries(scale: Scale, size: _Size, *, in_blocks: bool = False) -> Iterator[
         note = f"{max(g.sums for g in guesses)} sums{paid}, over a made-up model"
         if in_blocks:
             of_blocks = [_Guessed(g.guessed, g.held, BLOCKS) for g in guesses]
-            yield _beyond(name, setting, of_blocks, f"{note}; {OF_ONE_BLOCK}")
+            yield from _beyond(name, setting, of_blocks, f"{note}; {OF_ONE_BLOCK}")
         else:
             right = sum(g.found for g in guesses)
             yield _recall(name, setting, right, SILOS * len(guesses), f"{note}; {NO_GROUP_BOUND}")
@@ -250,11 +251,11 @@ def _passive(
     note: str = "",
     together: str = "",
     blocks: Sequence[Sequence[int]] = (),
-) -> Outcome:
+) -> Iterator[Outcome]:
     """Label sets from the recorded views of honest runs.
 
-    Where `together` says which groups of silos have only their sums told, it is judged what is found of a group beyond
-    a guess that is the same for all its silos: of a block or, where there are no blocks, of a cohort.
+    Where `together` says which groups of silos have only their sums told, it is judged, too, what is found of a group
+    beyond a guess that is the same for all its silos: of a block or, where there are no blocks, of a cohort.
     """
     from autoflip_secure.attacks import property_inference, true_silos
     from autoflip_secure.attacks.recorded_view import RecordedView
@@ -267,9 +268,10 @@ def _passive(
         guessed = seen.label_sets(property_inference.class_signatures(folder), CLASSES, HELD)
         tried.append(_Guessed(guessed, held, blocks or smallest_sums(seen.present)))
     if together:
-        return _beyond(attack, setting, tried, together)
+        yield from _beyond(attack, setting, tried, together)
+        return
     found = sum(true_silos.found_classes(t.guessed, t.held) for t in tried)
-    return _recall(attack, setting, found, silos * len(tried), note or GUESSED_FROM[setting])
+    yield _recall(attack, setting, found, silos * len(tried), note or GUESSED_FROM[setting])
 
 
 def _folder(scale: Scale, attack: str, setting: str, seed: int) -> Path:
@@ -277,10 +279,14 @@ def _folder(scale: Scale, attack: str, setting: str, seed: int) -> Path:
     return scale.work / f"{attack}-{setting}-{seed}"
 
 
-def _recall(attack: str, setting: str, found: int, silos: int, note: str) -> Outcome:
-    """Nothing is promised; chance is a blind guess."""
+def _recall(attack: str, setting: str, found: int, silos: int, note: str, common: float | None = None) -> Outcome:
+    """Chance is a blind guess. Nothing is promised but where sums are of whole groups: no more than the best guess that
+    is the same for all silos of a group, which is right for the share `common` of the classes."""
     share = proportion_interval(found, HELD * silos)
-    return Outcome(attack, setting, RECALL, *share, trials=HELD * silos, chance=CHANCE, note=note)
+    return Outcome(
+        attack, setting, RECALL, *share, trials=HELD * silos, chance=CHANCE,
+        bound=None if common is None else common + SLACK, promise="" if common is None else THE_COMMON_GUESS, note=note,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -298,20 +304,21 @@ class _Guessed:
             yield found, best_common_guess(self.held, group, HELD), len(group)
 
 
-def _beyond(attack: str, setting: str, tried: Sequence[_Guessed], note: str) -> Outcome:
-    """In how many groups more was found than the best common guess finds.
+def _beyond(attack: str, setting: str, tried: Sequence[_Guessed], note: str) -> Iterator[Outcome]:
+    """What is found of silos whose sums are of whole groups, and in how many groups that is more than the best common
+    guess finds.
 
-    Nothing is allowed: the attack's guesses are the same for silos that are in the same sums, and so are those of any
-    attack on sums but by luck. A group of which more is found was not always summed whole.
+    Of the latter nothing is allowed: the attack's guesses are the same for silos that are in the same sums, and so are
+    those of any attack on sums but by luck. A group of which more is found was not always summed whole.
     """
     counts = [count for guessed in tried for count in guessed.counts()]
+    silos = sum(members for _, _, members in counts)
+    found, common = (sum(column) for column in list(zip(*counts, strict=True))[:2])
+    yield _recall(attack, setting, found, silos, note, common / (HELD * silos))
     share = proportion_interval(sum(found > best for found, best, _ in counts), len(counts))
-    classes = HELD * sum(silos for _, _, silos in counts)
-    recall, common = (sum(column) / classes for column in list(zip(*counts, strict=True))[:2])
-    return Outcome(
-        attack, setting, BEYOND, *share, trials=len(counts), chance=0.0, bound=0.0, promise=TOGETHER,
-        note=f"{note}; {recall:.2f} of the classes were found, by the best common guess {common:.2f}",
-    )  # fmt: skip
+    yield Outcome(
+        attack, setting, BEYOND, *share, trials=len(counts), chance=0.0, bound=0.0, promise=TOGETHER, note=note
+    )
 
 
 def _determined(present: NDArray[np.float64]) -> str:

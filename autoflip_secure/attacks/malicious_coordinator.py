@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from autoflip_secure.attacks.lying_coordinator import LyingCoordinator
-from autoflip_secure.attacks.outcome import Attack, Outcome, Scale, mean_interval, proportion_interval
+from autoflip_secure.attacks.outcome import SLACK, Attack, Outcome, Scale, mean_interval, proportion_interval
 from autoflip_secure.attacks.proof_lies import proof_outcomes
 from autoflip_secure.attacks.settings import SETTINGS, PrivacyProfile, charges_of, epsilon_of
 
@@ -45,11 +45,13 @@ PROVED_ROUNDS = 8
 """Of runs that prove their models: a few are honest, and no lie uses one up."""
 
 CHANCE_OF_NOISE = 0.05
-"""Cosine to one silo's update that masked words may have by accident: over five times its standard deviation."""
+"""Cosine to one silo's update that masked words may have by accident: about four times its standard deviation."""
 
 UNPROVED = "models not proved: `proved_models = false`"
 """A silo that asks for proofs answers no such model (`proof_lies`)."""
 
+NO_MORE_THAN_ITS_CLASS = f"a class's mean picture, + {SLACK}"
+BY_ACCIDENT = "what is near a record by accident taken as public records are"
 SECURE_SUM, RULES, LEDGER = "secure sum", "silo rules", "ledger"
 
 
@@ -125,7 +127,7 @@ class _Attacks:
         if self._noised:
             # Of the rounds that the attack had so far; the ledgers have no others yet.
             proved = PrivacyProfile.of(charges_of(self._lying.folder.path), self._lying.config.dp_delta)
-            bound, rests_on = proved.true_positives(by_chance[2]), proved.promise
+            bound, rests_on = proved.true_positives(by_chance[2]), f"{proved.promise}; {BY_ACCIDENT}"
         note = f"one imprint in {rounds} rounds, denoised" if self._noised else f"{rounds} rounds; more recover more"
         yield Outcome(
             "crafted model: single records", self._setting, "of the records within reach, recovered nearly exactly",
@@ -135,7 +137,8 @@ class _Attacks:
         yield Outcome(
             "crafted model: beyond the class", self._setting, "explained of a record, beyond its class's mean picture",
             *mean_interval(found.explained), len(found.explained), 0.0,
-            note=self._noted("a sum without DP is not defended" if self._setting == "sum" else ""),
+            SLACK if self._noised else None, NO_MORE_THAN_ITS_CLASS if self._noised else "",
+            self._noted("a sum without DP is not defended" if self._setting == "sum" else ""),
         )  # fmt: skip
 
     def _noted(self, note: str) -> str:

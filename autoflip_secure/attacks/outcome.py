@@ -16,6 +16,8 @@ SLACK = 0.05
 """Allowed above what is had without the attack, where nothing but that is promised."""
 LOOSE = 0.95
 """A share, rate or area that may be so large is hardly bounded."""
+TRIALS_OF_NOTHING = 30
+"""Where nothing is allowed, so many trials must find nothing before it says something: a share of 0.12 is out."""
 
 
 @dataclass(frozen=True)
@@ -67,18 +69,19 @@ class Outcome:
     def verdict(self) -> str:
         """What this says of the promise, or where nothing is promised of the attack.
 
-        With a bound: `broken` where the whole interval lies above it, `held` where it lies below (or nothing at all
-        was found where nothing is allowed), `not refuted` where so few trials do not tell, and `loose` where the bound
-        itself allows nearly everything. Without: `succeeds` where the whole interval lies above what is had without
-        the attack, else `no gain`.
+        With a bound: `broken` where the whole interval lies above it, `held` where it lies below (or where nothing is
+        allowed and nothing at all was found in `TRIALS_OF_NOTHING` trials), `not refuted` where so few trials do not
+        tell, and `loose` where the bound itself allows nearly everything. Without: `succeeds` where the whole interval
+        lies above what is had without the attack, else `no gain shown`: few trials may not show a small one.
         """
         if self.bound is None:
-            return "succeeds" if self.low > (self.chance or 0.0) else "no gain"
+            return "succeeds" if self.low > (self.chance or 0.0) else "no gain shown"
         if self.low > self.bound:
             return "broken"
         if self.chance is not None and self.bound >= LOOSE:
             return "loose"
-        return "held" if self.high <= self.bound or self.value == self.bound == 0 else "not refuted"
+        nothing_found = self.value == self.bound == 0 and self.trials >= TRIALS_OF_NOTHING
+        return "held" if self.high <= self.bound or nothing_found else "not refuted"
 
     def to_json(self) -> dict[str, Any]:
         """As it lies on disk."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,12 +44,13 @@ def pairs_solved(vectors: Sequence[Mapping[str, Values]]) -> tuple[list[float], 
     Returns
     -------
     lists of float
-        For each pair of neighbours the share of coordinates solved; and by halving the sum, without squares.
+        For each pair, none with a silo of another, the share of coordinates solved; and by halving the sum, without
+        squares.
     """
     both = [channels for channels in vectors if {"update", "deviation"} <= channels.keys()]
     solved: list[float] = []
     halved: list[float] = []
-    for one, other in pairwise(both):
+    for one, other in zip(both[::2], both[1::2], strict=False):
         total, squares = one["update"] + other["update"], one["deviation"] + other["deviation"]
         mine = (one["update"], other["update"])
         moved = np.maximum(np.abs(mine[0]), np.abs(mine[1])) > STEPS * LEAST_MOVE

@@ -106,7 +106,7 @@ def test_three_values_do_not_come_out_of_sum_and_squares() -> None:
 
 
 def test_halving_the_sum_finds_no_pair_unless_both_are_alike(draw: np.random.Generator) -> None:
-    vectors = [{"update": u, "deviation": u**2} for u in draw.normal(size=(3, 1000))]
+    vectors = [{"update": u, "deviation": u**2} for u in draw.normal(size=(5, 1000))]
     solved, halved = pairs_solved([*vectors, {"update": np.zeros(1000)}])
     assert len(solved) == 2
     assert min(solved) > 0.999
@@ -274,19 +274,22 @@ GROUPS = ((1, 2, 3), (4, 5, 6))
 
 
 @pytest.mark.parametrize(
-    ("guessed", "groups", "said"),
+    ("guessed", "groups", "classes"),
     [
-        (HELD, 2, "1.00 of the classes were found, by the best common guess 0.58"),
-        ([frozenset((0, 1))] * 3 + [frozenset((3, 4))] * 3, 0, "0.58 of the classes were found"),
-        ([frozenset((8, 9))] * 6, 0, "0.08 of the classes were found, by the best common guess 0.58"),
+        (HELD, 2, 12),
+        ([frozenset((0, 1))] * 3 + [frozenset((3, 4))] * 3, 0, 7),
+        ([frozenset((8, 9))] * 6, 0, 1),
         # What is lost in one group does not make up for what is found in another.
-        ([frozenset((8, 9))] * 3 + HELD[3:], 1, "0.50 of the classes were found"),
+        ([frozenset((8, 9))] * 3 + HELD[3:], 1, 6),
     ],
 )
-def test_what_is_found_beyond_the_best_common_guess(guessed: list, groups: int, said: str) -> None:
-    told = differences._beyond("a", "sum", [differences._Guessed(guessed, HELD, GROUPS)] * 10, "as asked")
-    assert (told.value, told.trials, told.chance) == (groups / 2, 20, 0.0)
-    assert f"as asked; {said}" in told.note
+def test_what_is_found_beyond_the_best_common_guess(guessed: list, groups: int, classes: int) -> None:
+    tried = [differences._Guessed(guessed, HELD, GROUPS)] * 20
+    recall, told = differences._beyond("a", "sum", tried, "as asked")
+    assert (told.value, told.trials, told.chance) == (groups / 2, 40, 0.0)
+    assert (recall.value, recall.trials, recall.chance) == (classes / 12, 240, 0.2)
+    assert recall.bound == pytest.approx(7 / 12 + 0.05)
+    assert recall.verdict == ("broken" if classes > 7 else "not refuted" if classes == 7 else "held")
     assert told.verdict == ("broken" if groups else "held")
 
 

@@ -28,8 +28,11 @@ from autoflip_secure.errors import ConfigError
 from autoflip_secure.privacy.accounting import Mechanism
 
 
-def outcome(value: float, low: float, high: float, *, chance: float | None = None, bound: float | None = None):
-    return Outcome("a", "sum", "m", value, low, high, 10, chance, bound, "a promise" if bound is not None else "")
+def outcome(
+    value: float, low: float, high: float, *, chance: float | None = None, bound: float | None = None, trials: int = 10
+) -> Outcome:
+    promise = "a promise" if bound is not None else ""
+    return Outcome("a", "sum", "m", value, low, high, trials, chance, bound, promise)
 
 
 @pytest.mark.parametrize(
@@ -38,17 +41,18 @@ def outcome(value: float, low: float, high: float, *, chance: float | None = Non
         (outcome(0.5, 0.3, 0.7, chance=0.2, bound=0.25), "broken"),
         (outcome(0.5, 0.25, 0.7, chance=0.2, bound=0.25), "not refuted"),
         (outcome(0.2, 0.15, 0.25, chance=0.2, bound=0.25), "held"),
-        (outcome(0.0, 0.0, 0.2, chance=0.2, bound=0.0), "held"),
+        (outcome(0.0, 0.0, 0.116, chance=0.2, bound=0.0, trials=30), "held"),
+        (outcome(0.0, 0.0, 0.119, chance=0.2, bound=0.0, trials=29), "not refuted"),
         (outcome(0.1, 0.0, 0.2, chance=0.2, bound=0.0), "not refuted"),
         (outcome(0.1, 0.0, 0.2, chance=0.2, bound=0.999), "loose"),
         (outcome(1.0, 0.999, 1.0, chance=0.2, bound=0.99), "broken"),
         (outcome(0.99, 0.99, 0.99, bound=1.0), "held"),
         (outcome(0.1, 0.01, 0.2, chance=0.0, bound=0.0), "broken"),
         (outcome(0.5, 0.3, 0.7, chance=0.2), "succeeds"),
-        (outcome(0.5, 0.2, 0.7, chance=0.2), "no gain"),
+        (outcome(0.5, 0.2, 0.7, chance=0.2), "no gain shown"),
         (outcome(0.5, 0.5, 0.5), "succeeds"),
-        (outcome(0.0, 0.0, 0.3), "no gain"),
-        (outcome(-0.1, -0.2, 0.1, chance=0.0), "no gain"),
+        (outcome(0.0, 0.0, 0.3), "no gain shown"),
+        (outcome(-0.1, -0.2, 0.1, chance=0.0), "no gain shown"),
     ],
 )
 def test_a_promise_is_broken_where_the_whole_interval_lies_above_it(found: Outcome, verdict: str) -> None:
@@ -197,7 +201,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[Scale]:
 def test_the_command_line_says_each_outcome(played: list[Scale], capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["label-sets", "--quick"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "a, sum: m 0.2 [0.1, 0.3], without it 0.2: no gain",
+        "a, sum: m 0.2 [0.1, 0.3], without it 0.2: no gain shown",
         "a, sum: m 0.9 [0.8, 1], without it 0.2: succeeds",
     ]
     assert not played[0].work.exists(), "runs are removed"
@@ -206,7 +210,7 @@ def test_the_command_line_says_each_outcome(played: list[Scale], capsys: pytest.
 def test_a_broken_promise_is_an_exit_code(played: list[Scale], capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["label-sets", "--json"]) == command.EXIT_BROKEN
     rows = [Outcome.from_json(json.loads(line)) for line in capsys.readouterr().out.splitlines()]
-    assert [row.verdict for row in rows] == ["no gain", "broken"]
+    assert [row.verdict for row in rows] == ["no gain shown", "broken"]
 
 
 @pytest.mark.parametrize(
