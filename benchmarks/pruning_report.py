@@ -44,7 +44,18 @@ def against(mine: dict[int, float], other: dict[int, float]) -> str:
     gaps = [mine[seed] - other[seed] for seed in both]
     shown = mean(gaps)
     certain = len(gaps) > 1 and abs(statistics.mean(gaps)) > half_width(gaps)
-    return f"**{shown}**" if certain else shown
+    fewer = f" ({len(gaps)} pairs)" if 1 < len(gaps) < len(mine) else ""
+    return (f"**{shown}**" if certain else shown) + fewer
+
+
+def dense_of(rows: list[Row], task: str) -> list[Row]:
+    """FedAvg's rows of a task; where it has none, of one that trains the same: tasks may differ in what is pruned."""
+    own = select(rows, task=task, flops=None, method=DENSE)
+    if own:
+        return own
+    options = [row["options"] for row in select(rows, task=task)]
+    same = (row for row in select(rows, flops=None, method=DENSE) if row["options"].endswith(" --prune none"))
+    return [row for row in same if any(o.startswith(row["options"].removesuffix("--prune none")) for o in options)]
 
 
 def task_table(rows: list[Row], task: str) -> list[str]:
@@ -54,10 +65,11 @@ def task_table(rows: list[Row], task: str) -> list[str]:
         f"## {task}",
         "",
         "| FLOPs asked % | method | start | seeds | accuracy % | less dense FedAvg | less random units "
-        "| less magnitude | FLOPs kept % | of all training % | upload % of FedAvg | of dense secure sums |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| less magnitude | FLOPs kept % | of all training % | weights kept % | upload % of FedAvg "
+        "| of dense secure sums |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    dense = select(mine, flops=None, method=DENSE)
+    dense = dense_of(rows, task)
     dense_upload = statistics.mean(row["figures"][UPLOAD] for row in dense) if dense else None
     made = dict.fromkeys((row["flops"], row["method"], row["start"]) for row in mine)
     for facts in sorted(made, key=lambda facts: (facts[0] is not None, -(facts[0] or 0))):
@@ -71,13 +83,15 @@ def task_table(rows: list[Row], task: str) -> list[str]:
                 row for row in select(mine, flops=flops, method=reference) if row["start"] in (start or "cold", "")
             ]
             gaps.append("" if method == reference or flops is None else against(scores, by_seed(others)))
-        kept, sent = (statistics.mean(row["figures"][name] for row in group) for name in ("flops_ratio", UPLOAD))
+        kept, weights, sent = (
+            statistics.mean(row["figures"][name] for row in group) for name in ("flops_ratio", "params_ratio", UPLOAD)
+        )
         trained = [row["figures"].get("training_flops_ratio") for row in group]
         training = f"{100 * statistics.mean(trained):.1f}" if all(trained) else "-"
         asked = "dense" if flops is None else f"{100 * flops:.0f}"
         lines.append(
             f"| {asked} | {method} | {start} | {len(group)} | {mean(list(scores.values()))} | {' | '.join(gaps)} "
-            f"| {100 * kept:.1f} | {training} | {100 * sent:.1f} "
+            f"| {100 * kept:.1f} | {training} | {100 * weights:.1f} | {100 * sent:.1f} "
             f"| {f'{100 * sent / dense_upload:.1f}' if dense_upload else '-'} |"
         )
     return [*lines, ""]
@@ -128,7 +142,8 @@ def markdown(rows: list[Row], chosen: dict[tuple[str, bool], str]) -> str:
     lines = [
         "# Pruning from sums",
         "",
-        "Every method through the same secure sum, on physically smaller networks at the same measured FLOPs. Accuracy "
+        "Every method through the same secure sum, on physically smaller networks of no more than the measured FLOPs "
+        "that were asked; how many weights these leave differs, and is shown. Accuracy "
         "on public test records, mean ± 95 % interval over seeds; differences are paired by seed, bold where their "
         "interval excludes zero (each by itself: of twenty that mean nothing one is bold). `cold`: training starts "
         "from the common start with the mask that exploration chose"

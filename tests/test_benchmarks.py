@@ -117,3 +117,26 @@ def test_choices_of_units_at_equal_widths_differ_in_which_units_stay(monkeypatch
         best, worst = own[members & alive[0]].min(), own[members & alive[2]].max()
         assert best >= own[members & ~alive[0]].max(initial=0.0)
         assert worst <= own[members & ~alive[2]].min(initial=1.0)
+
+
+def test_a_task_without_dense_runs_is_held_against_those_that_train_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import pruning_report as report
+
+    def row(task: str, method: str, options: str, accuracy: float, seed: int = 0) -> dict[str, Any]:
+        figures = {"accuracy": accuracy, "flops_ratio": 0.5, "params_ratio": 0.25, "upload_ratio_total": 0.5}
+        facts = {"task": task, "method": method, "start": "", "flops": None if method == "FedAvg" else 0.5}
+        return {**facts, "options": options, "seed": seed, "figures": figures}
+
+    rows = [
+        row("a", "FedAvg", "--rounds 4 --prune none", 0.9),
+        row("b", "FedAvg", "--rounds 40 --prune none", 0.8),
+        row("c", "magnitude", "--rounds 4 --prune-threshold 0.9 --prune magnitude", 0.7),
+        row("c", "magnitude", "--rounds 4 --prune-threshold 0.9 --prune magnitude", 0.6, seed=1),
+    ]
+    assert [each["task"] for each in report.dense_of(rows, "c")] == ["a"]
+    assert [each["task"] for each in report.dense_of(rows, "b")] == ["b"]
+    table = report.task_table(rows, "c")
+    assert "| -20.0 (1 seed) |" in table[-2]
+    assert len({line.count("|") for line in table if line.startswith("|")}) == 1
+    assert report.against({0: 0.9, 1: 0.8, 2: 0.7}, {0: 0.8, 1: 0.7}) == "**10.0 ± 0.0** (2 pairs)"
