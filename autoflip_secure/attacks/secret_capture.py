@@ -78,6 +78,7 @@ def watch(capture: Capture) -> None:
     """Put watchers around everything that makes a secret."""
     from autoflip_secure.ckks import reference
     from autoflip_secure.ckks.ring import Ring
+    from autoflip_secure.federation.coordinator import Coordinator
     from autoflip_secure.federation.silo import Silo
     from autoflip_secure.parties import run_key
     from autoflip_secure.parties.agreement import Agreement
@@ -124,6 +125,7 @@ def watch(capture: Capture) -> None:
         return reply
 
     Silo.answer = answered  # type: ignore[assignment,method-assign]
+    _after(Coordinator, "run", lambda this, _: capture.look_at(this))
 
 
 def _watch_entropy(capture: Capture) -> None:

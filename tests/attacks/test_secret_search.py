@@ -175,7 +175,9 @@ def test_no_secret_of_a_run_is_where_it_should_not_be(captured: Path, secrets: l
 
 
 def test_texts_and_process_are_searched_too(captured: Path) -> None:
-    assert "SecAggSilo" in (captured / "texts.txt").read_text()
+    texts = (captured / "texts.txt").read_text()
+    assert "SecAggSilo" in texts
+    assert "autoflip_secure.federation.coordinator.Coordinator object" in texts
     assert str(captured).encode() in (captured / "process.txt").read_bytes()
 
 
