@@ -14,9 +14,9 @@ only the score differs. `cold`: scored after an exploration, trained from the co
 rounds of training that goes on. Units are pruned to 12 % of the operations, weights to 5 % of the weights. Comparisons
 are paired by seed.
 
-A score that is often near zero also moves units from layer to layer, and how wide layers are counts by itself. At the
-level `widths` every score therefore leaves layers as wide as `own` leaves them, and says only which units of a layer
-stay. `dissent`, what cancels in the sum (Q - E), is tried there, too.
+Scores of units also settle how wide each layer is left, which counts by itself. At the levels `widths` and `even` they
+say only which units of a layer stay: all scores leave layers as wide as `own` does, or as random units do, which takes
+about the same part of every layer. `dissent`, what cancels in the sum (Q - E), is tried there, too.
 
 Writes results/agreement_levels.{json,md,png}.
 """
@@ -41,7 +41,7 @@ Values = NDArray[np.float64]
 
 PARTITIONS = ("iid", "dirichlet:0.1", "pathological:2")
 STARTS = ("warm", "cold")
-LEVELS = {"units": 0.12, "weights": 0.05, "widths": 0.12}
+LEVELS = {"units": 0.12, "weights": 0.05, "widths": 0.12, "even": 0.12}
 """What is kept of the operations or, of single weights, of those."""
 WARM_ROUNDS, ROUNDS, LAST = 8, 16, 4
 LEAST = 1e-15
@@ -55,30 +55,30 @@ def unit_scores(weights: Values, sums: RoundSums) -> dict[str, Values]:
     return _family(size, own, shared)
 
 
-def ranked_scores(weights: Values, sums: RoundSums) -> dict[str, Values]:
-    """Scores of units, (units,), that leave layers equally wide: `own`'s, handed out in the order of each score.
+def ranked_scores(weights: Values, sums: RoundSums, given: Values | None = None) -> dict[str, Values]:
+    """Scores of units, (units,), that leave layers equally wide: those given, handed out in the order of each score.
 
-    Nothing is clipped, since only the order counts.
+    Without any, `own`'s are. Of units that have no agreement left the largest comes first.
     """
     of = units()
     own, shared = of.unit_sum(sums.own), of.unit_sum(sums.shared)
-    cross = (SILOS * shared - own) / (SILOS - 1)
+    cross = np.maximum((SILOS * shared - own) / (SILOS - 1), 0.0)
     size = np.sqrt(of.unit_sum(np.where(of.prunable, weights**2, 0.0)))
     agreement = cross / np.maximum(own, LEAST)
     orders = {
         "size": size, "own": own, "shared": shared, "cross": cross, "agreement": agreement, "dissent": own - shared,
         "size x own": size * np.sqrt(own), "size x shared": size * np.sqrt(shared),
-        "size x cross": size * np.sign(cross) * np.sqrt(np.abs(cross)), "size x agreement": size * agreement,
+        "size x cross": size * np.sqrt(cross), "size x agreement": size * agreement,
     }  # fmt: skip
-    return {name: reordered(np.sqrt(own), order) for name, order in orders.items()}
+    return {name: reordered(np.sqrt(own) if given is None else given, order, size) for name, order in orders.items()}
 
 
-def reordered(scores: Values, order: Values) -> Values:
-    """The scores of each layer's units, the largest to the unit that is first by `order`, and so on."""
+def reordered(scores: Values, order: Values, ties: Values) -> Values:
+    """The scores of each layer's units, the largest to the unit that is first by `order`, and then by `ties`."""
     layer, found = units().layer, np.empty_like(scores)
     for number in np.unique(layer):
         members = np.flatnonzero(layer == number)
-        found[members[np.argsort(order[members], kind="stable")]] = np.sort(scores[members])
+        found[members[np.lexsort((ties[members], order[members]))]] = np.sort(scores[members])
     return found
 
 
@@ -104,21 +104,31 @@ def mask_of(level: str, scores: Values) -> NDArray[np.bool_]:
     return choose_mask(SPEC, of, scores, np.ones(of.count), settings, everything).mask
 
 
-def compare(how: str, start: str, level: str, seed: int) -> dict[str, list[float]]:
-    """Accuracies by score: when pruned, 1 and 4 rounds later, and in the last rounds."""
-    federation = Federation(how, seed)
+def compare(how: str, start: str, level: str, seed: int) -> dict[str, Any]:
+    """By score: accuracies when pruned, 1 and 4 rounds later, and in the last rounds; and units left of each layer."""
+    federation, of = Federation(how, seed), units()
     if start == "cold":
         begin, sums = federation.start, federation.explore()
         judged = begin.double().numpy() + sums.moved
     else:
         begin, sums = federation.train_dense(WARM_ROUNDS)
         judged = begin.double().numpy()
-    made = {"units": unit_scores, "weights": weight_scores, "widths": ranked_scores}[level](judged, sums)
-    random = stream(seed, "random scores").random(made["size"].size)
-    made = {"random": reordered(made["own"], random) if level == "widths" else random, **made}
-    masks = [np.ones(units().size, np.bool_), *(mask_of(level, scores) for scores in made.values())]
+    random = stream(seed, "random scores").random(of.size if level == "weights" else of.count)
+    if level == "even":
+        made = {"random": random, **ranked_scores(judged, sums, random)}
+    elif level == "widths":
+        made = ranked_scores(judged, sums)
+        made = {"random": reordered(made["own"], random, random), **made}
+    else:
+        made = {"random": random, **(unit_scores if level == "units" else weight_scores)(judged, sums)}
+    masks = [np.ones(of.size, np.bool_), *(mask_of(level, scores) for scores in made.values())]
     found = federation.train_pruned(begin, np.stack(masks), ROUNDS, LAST)
-    return {name: [round(float(v), 4) for v in found[:, i]] for i, name in enumerate(("dense", *made))}
+    names = ("dense", *made)
+    left = [of.layer_sum((of.unit_sum(mask) > 0).astype(np.float64)) for mask in masks]
+    return {
+        "by_score": {name: [round(float(v), 4) for v in found[:, i]] for i, name in enumerate(names)},
+        "units_left": {name: [int(v) for v in left[i]] for i, name in enumerate(names)},
+    }
 
 
 def main() -> None:
@@ -138,7 +148,7 @@ def main() -> None:
     def run(options: str, seed: int) -> dict[str, Any]:
         started = time.perf_counter()
         found = compare(*options.split(), seed)
-        return {"by_score": found, "seconds": round(time.perf_counter() - started, 1)}
+        return {**found, "seconds": round(time.perf_counter() - started, 1)}
 
     report.table.fill(wanted, 1, arguments.minutes, run)
     report.write(markdown(report.table.rows, test_records()[2]), plot)

@@ -106,7 +106,7 @@ def test_choices_of_units_at_equal_widths_differ_in_which_units_stay(monkeypatch
 
     draw, of = np.random.default_rng(0), units()
     own = draw.random(of.count)
-    kept = [levels.mask_of("widths", levels.reordered(own, order)) for order in (own, draw.random(of.count), -own)]
+    kept = [levels.mask_of("widths", levels.reordered(own, order, own)) for order in (own, draw.random(of.count), -own)]
     alive = [np.isin(np.arange(of.count), of.owner[mask]) for mask in kept]
     widths = {tuple(of.layer_sum(each.astype(float))) for each in alive}
     assert len(widths) == 1

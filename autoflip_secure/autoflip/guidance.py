@@ -53,7 +53,7 @@ class Guidance:
     agreement_average : float64 (units,)
         Exponential moving average of raw rho. Averaged before clipping, so that noise around 0 averages out.
     overall_average : float
-        The same of the whole-model agreement; stands in for the output layer, which has no units.
+        The same of the whole-model agreement, for the record.
     rounds : int
         Rounds averaged so far; with 0 nothing is known and agreement counts as 1.
     agreement_variance : float64 (units,)
