@@ -156,8 +156,8 @@ def markdown(rows: list[Row]) -> str:
         "One setting of AutoFLIP varied at a time. Accuracy on public test records, mean ± 95 % interval over seeds; "
         "differences to the topic's base are paired by seed, bold where their interval excludes zero (each by itself: "
         "of twenty that mean nothing one is bold); 1,000 records are scored, so 0.1 is one of them. `units by layer`: "
-        "of the final network; at the same FLOPs layers may be as wide as others and weigh more or less (`-`: of a run "
-        "before this was kept). Runs without DP, 10 silos unless said otherwise. Where the usual "
+        "of the final network; networks of equal FLOPs may differ in it, and so in how many weights they keep (`-`: of "
+        "a run before this was kept). Runs without DP, 10 silos unless said otherwise. Where the usual "
         "score does not use a setting (guidance and what moves it), the base keeps by guidance x agreement.",
         "",
     ]

@@ -53,9 +53,9 @@ def dense_of(rows: list[Row], task: str) -> list[Row]:
     own = select(rows, task=task, flops=None, method=DENSE)
     if own:
         return own
-    options = [row["options"] for row in select(rows, task=task)]
-    same = (row for row in select(rows, flops=None, method=DENSE) if row["options"].endswith(" --prune none"))
-    return [row for row in same if any(o.startswith(row["options"].removesuffix("--prune none")) for o in options)]
+    trained = {row["options"].partition(" --prune")[0] for row in select(rows, task=task)}
+    others = select(rows, flops=None, method=DENSE)
+    return [row for row in others if row["options"].removesuffix(" --prune none") in trained]
 
 
 def task_table(rows: list[Row], task: str) -> list[str]:
@@ -70,6 +70,8 @@ def task_table(rows: list[Row], task: str) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     dense = dense_of(rows, task)
+    if dense and dense[0]["task"] != task:
+        lines[1:1] = ["", f"Dense FedAvg is that of {dense[0]['task']}: it trains the same."]
     dense_upload = statistics.mean(row["figures"][UPLOAD] for row in dense) if dense else None
     made = dict.fromkeys((row["flops"], row["method"], row["start"]) for row in mine)
     for facts in sorted(made, key=lambda facts: (facts[0] is not None, -(facts[0] or 0))):

@@ -104,7 +104,7 @@ def main() -> int:
     wanted = arguments.only or [name for name in MODULES if name not in outcomes.attacks]
     wanted = sorted(wanted, key=lambda name: LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(MODULES))
     failed: dict[str, str] = {}
-    full = Outcomes(RESULTS / "threats.json", fresh=not arguments.quick).attacks
+    full = Outcomes(RESULTS / "threats.json", fresh=False).attacks if arguments.quick else {}
 
     def one(name: str) -> None:
         started = time.perf_counter()

@@ -54,8 +54,6 @@ BY_DEFAULT: dict[str, Tried | Unpromised] = {
     "label sets from retries": _in_blocks("label sets from retries"),
     "mean updates from absences": _in_blocks("mean updates from absences"),
     "one silo's update from one retry": _in_blocks("one silo's update from one retry"),
-    "crafted model: single records": Tried(_MODELS, "a model that does not follow from the sums"),
-    "crafted model: beyond the class": Tried(_MODELS, "a model that does not follow from the sums"),
     "crafted model: one silo by its class": Tried(_MODELS, "a model that does not follow from the sums"),
     "chosen mask: one silo": Tried(_MODELS, "a mask that does not follow from the sums"),
     "record count from reply times": Tried(

@@ -94,8 +94,9 @@ def markdown(
         "setting. Such a cell is **broken** where its whole interval lies above, *held* where it lies below (or where "
         f"nothing is allowed and nothing was found in {TRIALS_OF_NOTHING} trials or more), *not refuted* where so few "
         "trials do not tell, and its *bound is loose* where it allows nearly everything. Where nothing is promised the "
-        "attack *succeeds* if the whole interval lies above `without`, else there is *no gain shown*, which few trials "
-        "may not do. `-`: not tried there, since there is nothing to see or another column tells the same. Pages of "
+        "attack *succeeds* if the whole interval lies above `without`, else there is *no gain shown*, though there may "
+        "be one that so few trials do not show. `-`: not tried there, since there is nothing to see or another column "
+        "tells the same. Pages of "
         "[threat_models/](../../threat_models/README.md) say who attacks with what, and have all settings.",
         "",
         f"| attack | measure | without | {' | '.join(SETTINGS)} |",
@@ -121,7 +122,8 @@ def markdown(
     lines += [f"Broken: {o.attack}, {o.setting}." for o in promised if o.verdict == "broken"]
     missing = [name for name in MODULES if name not in attacks]
     lines += [f"Not run: {', '.join(missing)}."] if missing else []
-    lines += [f"Did not run this time, rows are older: {', '.join(failed)}."] if failed else []
+    older = [name for name in failed if name in attacks]
+    lines += [f"Did not run this time, rows are older: {', '.join(older)}."] if older else []
     seconds = sum(attack["seconds"] for attack in attacks.values())
     machines = {json.dumps(attack["machine"]) for attack in attacks.values()}
     took = "" if wall is None else f" ({wall / 60:.1f} by the clock)"

@@ -33,7 +33,10 @@ from autoflip_secure.attacks.settings import SETTINGS, epsilon_of, run_federatio
 from autoflip_secure.attacks.true_silos import found_classes, label_sets
 from autoflip_secure.sums.encoding import unpack_sum, word_count
 
-__all__ = ["ATTACK", "Reading", "guessed_sets", "masked_vectors", "read", "stopped_run"]
+__all__ = [
+    "ATTACK", "Reading", "guessed_sets", "masked_vectors", "read", "single_vector_outcomes", "stopped_run",
+    "sums_outcome",
+]  # fmt: skip
 
 CLASSES, HELD, SILOS = 10, 2, 20
 CHANCE = HELD / CLASSES
@@ -144,7 +147,9 @@ def read(run: Path) -> Reading:
     view, signatures, held = RecordedView(run), class_signatures(run), label_sets(run)
     seen = sums_of(view, len(held))
     groups = smallest_sums(seen.present)
-    guessed = guessed_sets(view, signatures) | {SUMS: seen.label_sets(signatures, CLASSES, HELD)}
+    guessed = guessed_sets(view, signatures)
+    if not view.single_vectors:
+        guessed[SUMS] = seen.label_sets(signatures, CLASSES, HELD)
     common = sum(best_common_guess(held, group, HELD) for group in groups)
     return Reading(held, guessed, common, frozenset(map(len, groups)))
 

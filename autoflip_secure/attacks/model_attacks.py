@@ -29,6 +29,7 @@ from autoflip_secure.training.local import mean_gradient
 __all__ = [
     "Recovered",
     "mask_cosines",
+    "most_varied_first",
     "public_match",
     "recover_records",
     "single_class_cosines",
@@ -88,6 +89,12 @@ def public_match(records: Records, public: Records) -> int:
     return hits
 
 
+def most_varied_first(records: Records) -> NDArray[np.int64]:
+    """Classes by how much their records differ from their mean: where there is most to show beside it."""
+    labels = np.unique(records.y)
+    return np.asarray(labels[np.argsort([-_flat(records.x[records.y == label]).var(axis=0).sum() for label in labels])])
+
+
 def recover_records(
     lying: LyingCoordinator, public: Records, rounds: range, random: np.random.Generator, spread: int = 1
 ) -> Recovered:
@@ -106,9 +113,8 @@ def recover_records(
     whose = np.repeat(list(silos), [len(records) for records in silos.values()])
     first, noised = lying.first_model(), lying.config.trust != "none"
     found, result = set[int](), Recovered()
-    # Under DP there are rounds for one class: the one whose records differ most from their mean.
-    labels = np.unique(public.y)
-    labels = labels[np.argsort([-_flat(public.x[public.y == label]).var(axis=0).sum() for label in labels])]
+    # Under DP there are rounds for one class alone.
+    labels = most_varied_first(public)
     batches = [rounds] if noised else [range(round, round + 1) for round in rounds]
     for number, batch in enumerate(batches):
         label = int(labels[number % len(labels)])

@@ -44,8 +44,8 @@ def pairs_solved(vectors: Sequence[Mapping[str, Values]]) -> tuple[list[float], 
     Returns
     -------
     lists of float
-        For each pair, none with a silo of another, the share of coordinates solved; and by halving the sum, without
-        squares.
+        For each of disjoint pairs the share of coordinates solved; and by halving the sum, without squares. One left
+        over is passed over.
     """
     both = [channels for channels in vectors if {"update", "deviation"} <= channels.keys()]
     solved: list[float] = []

@@ -146,7 +146,7 @@ def charges_of(run: Path) -> list[tuple[Mechanism, ...]]:
     return [mechanisms(read_ledger(file).of("train")) for file in ledger_files(run)]
 
 
-def command_line(options: str, setting: str, seed: int, run: Path, data: Path | None = None) -> list[str]:
+def _command_line(options: str, setting: str, seed: int, run: Path, data: Path | None = None) -> list[str]:
     """Arguments of a run of a setting, with everything recorded that the coordinator sees; parameters as below."""
     given = [*shlex.split(options), *SETTINGS[setting], "--seed", str(seed), "--run-dir", str(run)]
     given += ["--record-server-view", "--workers", "0", "--summary", "json", "--quiet", "--no-report"]
@@ -172,7 +172,7 @@ def run_federations(
     RuntimeError
         A run failed; the message is its own.
     """
-    given = [command_line(options, setting, seed, run, data) for seed, run in runs.items()]
+    given = [_command_line(options, setting, seed, run, data) for seed, run in runs.items()]
     code, said, complained = simulated(*given)
     return _summaries(given, code, said, complained)
 
@@ -198,7 +198,7 @@ def run_federation(
     """
     if program is None:
         return run_federations(options, setting, {seed: run}, data=data)[0]
-    given = command_line(options, setting, seed, run, data)
+    given = _command_line(options, setting, seed, run, data)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", program, *given]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -206,6 +206,7 @@ def run_federation(
 
 
 def _summaries(given: Sequence[Sequence[str]], code: int, said: str, complained: str) -> list[dict[str, Any]]:
+    """A run says one line, its summary, and nothing where it fails: so many lines, so many runs that ended well."""
     lines = said.splitlines()
     if code:
         failed = given[min(len(lines), len(given) - 1)]

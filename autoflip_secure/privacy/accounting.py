@@ -180,7 +180,9 @@ def _renyi(sampling_rate: float, noise_multiplier: float) -> NDArray[np.float64]
     from opacus.accountants.analysis.rdp import compute_rdp
 
     orders = RDPAccountant.DEFAULT_ALPHAS
-    return np.asarray(compute_rdp(q=sampling_rate, noise_multiplier=noise_multiplier, steps=1, orders=orders))
+    curve = np.asarray(compute_rdp(q=sampling_rate, noise_multiplier=noise_multiplier, steps=1, orders=orders))
+    curve.setflags(write=False)
+    return curve
 
 
 def _prv(composition: tuple[Mechanism, ...], delta: float, rough: float) -> float:

@@ -18,6 +18,7 @@ from autoflip_secure.attacks.disaggregation import cosine
 from autoflip_secure.attacks.lying_coordinator import LyingCoordinator, institution_policy
 from autoflip_secure.attacks.malicious_coordinator import ATTACK, ONE_STEP, OPTIONS
 from autoflip_secure.attacks.model_attacks import (
+    most_varied_first,
     own_update,
     recover_records,
     single_class_cosines,
@@ -26,6 +27,7 @@ from autoflip_secure.attacks.model_attacks import (
 from autoflip_secure.attacks.settings import IN_BLOCKS
 from autoflip_secure.attacks.survivor_lies import split_view
 from autoflip_secure.data.federation_data import LoadedData
+from autoflip_secure.data.records import Records
 from autoflip_secure.data.registry import load
 from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.plan import SessionPlan
@@ -202,7 +204,12 @@ def test_without_dp_a_crafted_model_shows_records_in_the_sum(lying: Make, data: 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("given_plan")
-def test_under_dp_it_shows_less_than_the_mean_picture_of_the_class(lying: Make, data: LoadedData) -> None:
+def test_the_class_that_is_tried_first_is_the_one_that_differs_most_from_its_mean() -> None:
+    x = np.array([[0.0, 0.0], [0.0, 0.2], [0.0, 0.0], [3.0, 0.0], [1.0, 1.0], [1.0, 2.0]], np.float32)
+    assert most_varied_first(Records(x, np.array([4, 4, 0, 0, 9, 9]))).tolist() == [0, 9, 4]
+
+
+def test_under_dp_it_shows_hardly_more_than_the_mean_picture_of_the_class(lying: Make, data: LoadedData) -> None:
     private = lying("sum + DP 8", rounds=8, sampling_rate=0.5)
     found = recover_records(private, data.public_test, range(1, 4), np.random.default_rng(0))
     assert found.hits == 0

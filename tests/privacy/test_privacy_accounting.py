@@ -88,6 +88,16 @@ def test_composition_counts_every_use() -> None:
     assert costs == sorted(set(costs))
 
 
+def test_kept_curves_add_up_as_the_library_s_own_accountant_has_it() -> None:
+    from opacus.accountants import RDPAccountant
+
+    mechanisms = [Mechanism(0.1, 1.3, 7), Mechanism(1.0, 12.0, 2), Mechanism(0.02, 0.9, 40)]
+    accountant = RDPAccountant()
+    accountant.history = [(m.noise_multiplier, m.sampling_rate, m.count) for m in mechanisms]
+    for _ in range(2):
+        assert epsilon(mechanisms, 1e-5, "rdp") == pytest.approx(accountant.get_epsilon(delta=1e-5), rel=1e-12)
+
+
 def test_equal_mechanisms_are_merged_and_order_does_not_matter() -> None:
     split = [Mechanism(0.1, 1.3, 60), Mechanism(1.0, 20.0, 1), Mechanism(0.1, 1.3, 140), Mechanism(0.5, 2.0, 0)]
     assert merged(split) == (Mechanism(0.1, 1.3, 200), Mechanism(1.0, 20.0, 1))
