@@ -34,7 +34,7 @@ def markdown(rows: list[Row], scored_on: str) -> str:
         "",
         "Ten silos of mnist5k averaged to 14 x 14, a perceptron of 196, 64, 32 and 10, averaging with ten local steps "
         f"of plain SGD; scored on {scored_on}. Units are pruned to 12 % of the operations, weights to 5 % of them; "
-        "`widths` are units again, with layers as wide for all scores as `own` leaves them. "
+        "`widths` and `even` are units again, with layers as wide for all scores as `own` or random units leave them. "
         "Figures are accuracies in percent over the last 4 of 16 rounds after pruning, mean ± 95 % interval over "
         "seeds; differences are paired by seed, bold where their interval excludes zero. `own`, `shared`, `cross` and "
         "`agreement` count agreement between silos not at all, as far as the sum does, wholly, and alone: see "
@@ -43,13 +43,13 @@ def markdown(rows: list[Row], scored_on: str) -> str:
         "## What it says",
         "",
         "- **Of whole units agreement does not tell what to keep.** Where silos hold different classes, the more it "
-        "counts the worse the choice, down to that of random units. Energy counted silo by silo, before anything "
-        "cancels, is first or level with the first there, and it is what AutoFLIP's deviations are.",
-        "- **Most of that is how wide it leaves each layer.** Agreement is near zero or below it for many units of "
-        "skewed silos, layer by layer, so scores by it take whole layers apart. At equal widths (`widths`) units drawn "
-        "at random come within the interval of the best score. What is left points the same way: agreement by itself "
-        "is last or level with the last everywhere, what cancels (`dissent`) level with the first, since a unit that "
-        "silos pull different ways is one that tells their classes apart.",
+        "counts the worse the choice; by itself it is no better than random units. So it is where all scores leave "
+        "layers equally wide (`even`). Energy counted silo by silo, before anything cancels, is first or level with "
+        "the first there, and it is what AutoFLIP's deviations are. What cancels in the sum (`dissent`) does as well "
+        "as all of it: a unit that silos pull different ways is one that the network cannot do without.",
+        "- **How wide a score leaves layers counts besides.** `own` leaves 7 and 24 of 64 and 32 units, random units "
+        "and scores by agreement 8 and 12. As wide as `own` leaves them (`widths`) layers do better by random units, "
+        "too, and with three quarters of the second layer there is little left to choose.",
         "- **Of single weights it does.** Moves of a weight that cancel in the sum were for nothing, so the energy "
         "that is left in it is the better guide on skewed silos, at a cold start by far. Agreement by itself, without "
         "how far a weight moves, is no guide at all.",
@@ -81,24 +81,24 @@ def markdown(rows: list[Row], scored_on: str) -> str:
 
 def widths_table(rows: list[Row]) -> list[str]:
     """What a choice of units gains with layers as wide as it leaves them, and with layers equally wide for all."""
+    pairs = (("own", "random"), ("shared", "own"), ("cross", "own"), ("agreement", "own"), ("agreement", "random"))
     lines = [
         "## How many units of a layer, and which",
         "",
-        "`own` less random units: where each score settles how wide layers are, and where all are as wide as `own` "
-        "leaves them. Then at equal widths alone.",
+        "Units alone. `units`: each score settles how wide layers are. `widths`: all are as wide as `own` leaves them, "
+        "`even`: as random units do.",
         "",
-        "| start | silos | own less random, widths its own | at equal widths | shared less own | agreement less own "
-        "| dissent less own |",
-        "|---|---|---|---|---|---|---|",
+        f"| start | silos | level | {' | '.join(f'{more} less {less}' for more, less in pairs)} | dissent less own |",
+        "|---|---|---|" + "---|" * (len(pairs) + 1),
     ]
-    for facts in settings_of(rows):
-        if facts["level"] != "widths":
+    for facts in sorted(settings_of(rows), key=lambda facts: (facts["start"], facts["partition"])):
+        if facts["level"] == "weights":
             continue
-        equal, free = select(rows, **facts), select(rows, **{**facts, "level": "units"})
-        pairs = (("own", "random"), ("shared", "own"), ("agreement", "own"), ("dissent", "own"))
-        gaps = [against(by_seed(equal, more), by_seed(equal, less)) for more, less in pairs]
-        gained = against(by_seed(free, "own"), by_seed(free, "random"))
-        lines.append(f"| {facts['start']} | {facts['partition']} | {gained} | {' | '.join(gaps)} |")
+        mine = select(rows, **facts)
+        gaps = [against(by_seed(mine, more), by_seed(mine, less)) for more, less in pairs]
+        tried = "dissent" in mine[0]["figures"]["by_score"]
+        gaps.append(against(by_seed(mine, "dissent"), by_seed(mine, "own")) if tried else "")
+        lines.append(f"| {facts['start']} | {facts['partition']} | {facts['level']} | {' | '.join(gaps)} |")
     return [*lines, ""]
 
 
