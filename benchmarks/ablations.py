@@ -158,13 +158,20 @@ def markdown(rows: list[Row]) -> str:
         "of twenty that mean nothing one is bold); 1,000 records are scored, so 0.1 is one of them. `units by layer`: "
         "of the final network; networks of equal FLOPs may differ in it, and so in how many weights they keep (`-`: of "
         "a run before this was kept). Runs without DP, 10 silos unless said otherwise. Where the usual "
-        "score does not use a setting (guidance and what moves it), the base keeps by guidance x agreement.",
+        "score does not use a setting (guidance and what moves it), the base keeps by guidance x agreement. A unit "
+        "whose agreement is not above zero scores 0 and dies before any other; where silos hold different classes that "
+        "empties the layer that most of the weights are in. What agreement tells of units in layers equally wide is "
+        "measured in [agreement_levels.md](agreement_levels.md).",
         "",
     ]
     for name, topic in TOPICS.items():
-        varied = list(topic.values)[1:]
-        asked = {options_of(topic, *rest) for rest in product(varied, PARTITIONS, FLOPS)}
-        if any(row["options"] in asked for row in rows):
+        base, *varied = topic.values
+        made = {row["options"] for row in rows}
+        if any(
+            options_of(topic, base, *where) in made
+            and any(options_of(topic, value, *where) in made for value in varied)
+            for where in product(PARTITIONS, FLOPS)
+        ):
             lines += table_of(rows, name)
     return "\n".join(lines)
 

@@ -85,18 +85,21 @@ def task_table(rows: list[Row], task: str) -> list[str]:
                 row for row in select(mine, flops=flops, method=reference) if row["start"] in (start or "cold", "")
             ]
             gaps.append("" if method == reference or flops is None else against(scores, by_seed(others)))
-        kept, weights, sent = (
-            statistics.mean(row["figures"][name] for row in group) for name in ("flops_ratio", "params_ratio", UPLOAD)
-        )
-        trained = [row["figures"].get("training_flops_ratio") for row in group]
-        training = f"{100 * statistics.mean(trained):.1f}" if all(trained) else "-"
+        kept, sent = (statistics.mean(row["figures"][name] for row in group) for name in ("flops_ratio", UPLOAD))
+        training, weights = (known_by_all(group, name) for name in ("training_flops_ratio", "params_ratio"))
         asked = "dense" if flops is None else f"{100 * flops:.0f}"
         lines.append(
             f"| {asked} | {method} | {start} | {len(group)} | {mean(list(scores.values()))} | {' | '.join(gaps)} "
-            f"| {100 * kept:.1f} | {training} | {100 * weights:.1f} | {100 * sent:.1f} "
+            f"| {100 * kept:.1f} | {training} | {weights} | {100 * sent:.1f} "
             f"| {f'{100 * sent / dense_upload:.1f}' if dense_upload else '-'} |"
         )
     return [*lines, ""]
+
+
+def known_by_all(group: list[Row], figure: str) -> str:
+    """Mean of a figure in percent; a dash where it was not kept yet when one of the runs was made."""
+    values = [row["figures"].get(figure) for row in group]
+    return f"{100 * statistics.mean(values):.1f}" if all(value is not None for value in values) else "-"
 
 
 def main_rows(rows: list[Row]) -> list[Row]:
@@ -151,9 +154,9 @@ def markdown(rows: list[Row], chosen: dict[tuple[str, bool], str]) -> str:
         "from the common start with the mask that exploration chose"
         + ("; `warm`: it goes on from where exploration led" if any(row["start"] == "warm" for row in rows) else "")
         + ". FLOPs kept are the final network's; `of all training`: of every step of the run, those of exploration "
-        "included, over as many dense rounds (`-`: of a run before this was kept). Uploads are all bytes a silo sends, "
-        "exploration included, over those of plain float32 FedAvg, and over those of the dense network through the "
-        "same secure sum. FedAvg takes the plain mean of the silos' updates after the same number of steps each. "
+        "included, over as many dense rounds (`-`: of runs before a figure was kept). Uploads are all bytes a silo "
+        "sends, exploration included, over those of plain float32 FedAvg, and over those of the dense network through "
+        "the same secure sum. FedAvg takes the plain mean of the silos' updates after the same number of steps each. "
         "FedMask is scored by its one global mask; its paper reports personal ones, which no secure sum can choose.",
         "",
     ]
