@@ -76,7 +76,7 @@ class _Size:
     seen: int
 
 
-QUICK = _Size(rounds=2, without_dp="--local-steps 5", alone=1, seeds=25, seen=1)
+QUICK = _Size(rounds=2, without_dp="--local-steps 5 --explore-steps 5", alone=1, seeds=25, seen=1)
 FULL = _Size(rounds=4, without_dp="", alone=4, seeds=40, seen=5)
 AT_A_TIME = 10
 """Runs that lie on disk together."""
