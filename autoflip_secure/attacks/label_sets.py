@@ -66,7 +66,7 @@ class _Size:
         Rounds after which a coordinator that sees single vectors under DP goes away.
     seeds, seen : int
         Runs where something is promised, and where single vectors are seen. A promise of no more than a quarter, where
-        a fifth is chance, takes about a thousand guesses to be told: 40 a run.
+        a fifth is chance, takes eight hundred guesses or more to be told: 40 a run.
     """
 
     rounds: int
@@ -76,7 +76,7 @@ class _Size:
     seen: int
 
 
-QUICK = _Size(rounds=2, without_dp="--local-steps 5 --explore-steps 5", alone=1, seeds=25, seen=1)
+QUICK = _Size(rounds=2, without_dp="--local-steps 2 --explore-steps 2", alone=1, seeds=20, seen=1)
 FULL = _Size(rounds=4, without_dp="", alone=4, seeds=40, seen=5)
 AT_A_TIME = 10
 """Runs that lie on disk together."""

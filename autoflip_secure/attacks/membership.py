@@ -85,8 +85,8 @@ def run(scale: Scale) -> Iterator[Outcome]:
     for setting in SETTINGS:
         pruned: dict[str, Found] = {}
         for pruning, options in PRUNING.items():
-            if pruning and scale.quick and setting == "plain":
-                continue  # the final model is that of the sum
+            if pruning and scale.quick:
+                continue
             folder = scale.work / f"membership-{setting.replace(' ', '')}-{pruning.strip(', ') or 'pruned'}"
             plan = WITHOUT_DP if epsilon_of(setting) is None else WITH_DP
             runs = run_all(game, setting, f"{plan} {options}", folder)
