@@ -164,9 +164,9 @@ def markdown(rows: list[Row]) -> str:
         "measured in [agreement_levels.md](agreement_levels.md).",
         "",
     ]
+    made = {row["options"] for row in rows}
     for name, topic in TOPICS.items():
         base, *varied = topic.values
-        made = {row["options"] for row in rows}
         if any(
             options_of(topic, base, *where) in made
             and any(options_of(topic, value, *where) in made for value in varied)

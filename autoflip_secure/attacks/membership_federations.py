@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoflip_secure.attacks.settings import SETTINGS
-from autoflip_secure.attacks.simulated import simulated
+from autoflip_secure.attacks.settings import command_line, summaries
 from autoflip_secure.data.records import Records
 
 __all__ = ["Game", "deal", "run_all"]
@@ -111,20 +110,8 @@ def run_all(game: Game, setting: str, options: str, folder: Path, *, keep_data: 
     for member, run in zip(game.member, runs, strict=True):
         data = folder / f"data-{run.name}"
         _write(game, member, data)
-        arguments = [
-            "--dataset",
-            f"folder:{data}",
-            "--run-dir",
-            str(run),
-            "--record-server-view",
-            "--quiet",
-            "--no-report",
-        ]
-        arguments += ["--workers", "0", "--seed", "0", *SETTINGS[setting], *shlex.split(options)]
-        commands.append(arguments)
-    code, _, complained = simulated(*commands)
-    if code:
-        raise RuntimeError(f"{shlex.join(commands[0])} and others like it: {complained.strip()}")
+        commands.append(command_line(f"--dataset {shlex.quote(f'folder:{data}')} {options}", setting, 0, run))
+    summaries(commands)
     for run in runs if not keep_data else ():
         shutil.rmtree(folder / f"data-{run.name}")
     return runs

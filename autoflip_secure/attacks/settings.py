@@ -20,7 +20,10 @@ from numpy.typing import NDArray
 from autoflip_secure.attacks.simulated import simulated
 from autoflip_secure.privacy.accounting import Mechanism, deltas, epsilon, merged
 
-__all__ = ["IN_BLOCKS", "SETTINGS", "PrivacyProfile", "charges_of", "epsilon_of", "run_federation", "run_federations"]
+__all__ = [
+    "IN_BLOCKS", "SETTINGS", "PrivacyProfile", "charges_of", "command_line", "epsilon_of", "run_federation",
+    "run_federations", "summaries",
+]  # fmt: skip
 
 SETTINGS = MappingProxyType(
     {
@@ -146,7 +149,7 @@ def charges_of(run: Path) -> list[tuple[Mechanism, ...]]:
     return [mechanisms(read_ledger(file).of("train")) for file in ledger_files(run)]
 
 
-def _command_line(options: str, setting: str, seed: int, run: Path, data: Path | None = None) -> list[str]:
+def command_line(options: str, setting: str, seed: int, run: Path, data: Path | None = None) -> list[str]:
     """Arguments of a run of a setting, with everything recorded that the coordinator sees; parameters as below."""
     given = [*shlex.split(options), *SETTINGS[setting], "--seed", str(seed), "--run-dir", str(run)]
     given += ["--record-server-view", "--workers", "0", "--summary", "json", "--quiet", "--no-report"]
@@ -172,9 +175,18 @@ def run_federations(
     RuntimeError
         A run failed; the message is its own.
     """
-    given = [_command_line(options, setting, seed, run, data) for seed, run in runs.items()]
-    code, said, complained = simulated(*given)
-    return _summaries(given, code, said, complained)
+    return summaries([command_line(options, setting, seed, run, data) for seed, run in runs.items()])
+
+
+def summaries(given: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """Of runs of these command lines, one after another in one process.
+
+    Raises
+    ------
+    RuntimeError
+        A run failed; the message is its own.
+    """
+    return _summaries(given, *simulated(*given))
 
 
 def run_federation(
@@ -198,7 +210,7 @@ def run_federation(
     """
     if program is None:
         return run_federations(options, setting, {seed: run}, data=data)[0]
-    given = _command_line(options, setting, seed, run, data)
+    given = command_line(options, setting, seed, run, data)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", program, *given]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
