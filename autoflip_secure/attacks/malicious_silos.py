@@ -32,6 +32,7 @@ VARIANTS = {
     "plain": ("plain", NO_DP),
     "sum": ("sum", NO_DP),
     "sum + update norm": ("sum", f"{NO_DP} {NORM}"),
+    "sum + update norm, no bounds": ("sum", f"{NO_DP} {NORM}"),
     "sum + filter": ("sum", f"{NO_DP} --cohort-filter --cohorts 4"),
     "sum + DP 8": ("sum + DP 8", WITH_DP),
     "sum + DP 8, no bounds": ("sum + DP 8", WITH_DP),
@@ -46,9 +47,12 @@ FLIPPED = "--bad-silos label-flip:0.17"
 FREE = "--bad-silos free-riding:0.17"
 COUNTED = "--bad-silos huge-count:0.1"
 
+STEP = "longest step of the model, over the longest that all silos could honestly take"
+"""A bound on how far bad silos move the model in a round; where to is theirs to choose."""
+
 PLAYED = (
     ("backdoor", BACKDOOR, ("plain", "sum", "sum + update norm", "sum + filter", "sum + DP 8", "sum + DP 1")),
-    ("scaling by 10", SCALED, ("sum", "sum + update norm", "sum + filter")),
+    ("scaling by 10", SCALED, ("sum", "sum + update norm, no bounds", "sum + update norm", "sum + filter")),
     ("scaling by -10", REVERSED, ("sum", "sum + update norm", "sum + DP 8")),
     ("label flip", FLIPPED, ("sum", "sum + filter", "sum + DP 8")),
     ("free riding", FREE, ("sum", "sum + DP 8")),
@@ -153,6 +157,22 @@ def _played(runs: _Runs, attack: str, bad: str, setting: str) -> Iterator[Outcom
     for measure, (after, before) in measured.items():
         value, low, high = _share(after)
         yield Outcome(attack, setting, measure, value, low, high, len(after), _share(before)[0], note=note)
+    if setting == "plain":
+        return  # where each silo's vector is seen, nobody has to rely on bounds on a sum
+    longest, honest = (max(run.longest_step for run in made) for made in (spoilt, clean))
+    promised = "no bounds" not in setting
+    yield Outcome(
+        attack, setting, STEP, longest, longest, longest, sum(run.steps for run in spoilt),
+        bound=1.0 if promised else None, promise=_length_promise(setting) if promised else "",
+        note=f"Without bad silos {honest:.2g}.",
+    )  # fmt: skip
+
+
+def _length_promise(setting: str) -> str:
+    """What a step is measured against."""
+    if "DP" in setting:
+        return "clip x patients of a round, and their noise"
+    return "--update-norm" if "norm" in setting else "range of what may be sent"
 
 
 def _share(flags: list[NDArray[np.bool_]]) -> tuple[float, float, float]:

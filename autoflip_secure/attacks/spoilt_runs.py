@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from autoflip_secure.attacks.bad_silos import TARGET, triggered
 from autoflip_secure.attacks.recorded_view import RecordedView
 from autoflip_secure.attacks.settings import run_federation
+from autoflip_secure.attacks.step_lengths import longest_step
 from autoflip_secure.data.records import Records
 from autoflip_secure.data.registry import load
 from autoflip_secure.federation.model_payload import ModelPayload
@@ -52,12 +53,18 @@ class SpoiltRun:
         For each public test record, whether the final model predicts it wrongly.
     fooled : bool array
         For each that is not of class `TARGET`, whether the final model says `TARGET` once it bears the trigger.
+    longest_step : float
+        Of a round, over the longest that all silos together could honestly take.
+    steps : int
+        Rounds in which that was measured.
     """
 
     summary: dict[str, Any]
     events: Counter[str]
     wrong: NDArray[np.bool_]
     fooled: NDArray[np.bool_]
+    longest_step: float
+    steps: int
 
 
 @cache
@@ -89,6 +96,7 @@ def spoilt_run(
         Counter(line["event"] for line in lines),
         predicted(run, test.x) != test.y,
         predicted(run, triggered(others)) == TARGET,
+        *longest_step(run),
     )
 
 
