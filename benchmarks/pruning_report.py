@@ -158,8 +158,8 @@ def markdown(rows: list[Row], chosen: dict[tuple[str, bool], str]) -> str:
         "sends, exploration included, over those of plain float32 FedAvg, and over those of the dense network through "
         "the same secure sum. FedAvg takes the plain mean of the silos' updates after the same number of steps each. "
         "FedMask is scored by its one global mask; its paper reports personal ones, which no secure sum can choose. "
-        "Where silos hold few classes that mask ends near chance, and so do single silos' masks after few rounds: the "
-        "local training of masks is our reading of little that is public, and these rows are no verdict on FedMask.",
+        "Where silos hold few classes that mask ends near chance. The local training of masks is our reading of little "
+        "that is public: these rows are no verdict on FedMask.",
         "",
     ]
     for task in dict.fromkeys(row["task"] for row in main_rows(rows)):
