@@ -11,13 +11,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autoflip_secure.attacks.recorded_view import Asked, RecordedView
-from autoflip_secure.autoflip.sum_bounds import length_limit, most_sampled
+from autoflip_secure.autoflip.sum_bounds import length_limit
 from autoflip_secure.config import ResolvedConfig, load_config_file
-from autoflip_secure.data.splits import HOLDOUT_FRACTION
 from autoflip_secure.federation.model_payload import ModelPayload
 from autoflip_secure.federation.provisioning import RunFolder, load_task
+from autoflip_secure.federation.sum_watch import SumWatch
 from autoflip_secure.federation.terms import noise_levels
 from autoflip_secure.sums.channels import ChannelSpec
 
@@ -37,29 +38,30 @@ def longest_step(run: Path) -> tuple[float, int]:
     Parameters
     ----------
     run : Path
-        Folder of a run with --record-server-view, and with averaging at the server.
+        Folder of a run with --record-server-view, and with averaging at the server; where noise is distributed, of a
+        task whose number of patients is public.
     """
     folder, view = RunFolder(run), RecordedView(run)
     config = ResolvedConfig.create(**load_config_file(folder.config))
-    patients = load_task(folder).nominal_records or 0
-    trained = {asked.round: asked for asked in view.asked if asked.manifest.phase == "train"}
-    models = [trained[number].model for number in sorted(trained)] + [ModelPayload.from_bytes(view.final_model)]
+    watch = SumWatch(config, load_task(folder).nominal_records or 0, lambda *_, **__: None)
     momentum = 0.0 if config.trust == "none" else config.momentum
-    ratios, velocity = [], None
-    for asked, (before, after) in zip((trained[number] for number in sorted(trained)), pairwise(models), strict=True):
+    trained = {asked.round: asked for asked in view.asked if asked.manifest.phase == "train"}
+    rounds = [trained[number] for number in sorted(trained)]
+    models = [*(asked.model for asked in rounds), ModelPayload.from_bytes(view.final_model)]
+    ratios: list[float] = []
+    # Not known after rounds that explored, and after one that was pruned until there was one more.
+    velocity: NDArray[np.float64] | None = None if rounds[0].round else np.zeros(models[0].weights.size)
+    for asked, (before, after) in zip(rounds, pairwise(models), strict=True):
         if not _alike(before, after):
             velocity = None
             continue
         moved = after.weights.astype(np.float64) - before.weights
-        # The first round's momentum is 0; that of the first one after pruning is not known.
-        step = (
-            moved if momentum == 0.0 or asked.round == 0 else None if velocity is None else moved - momentum * velocity
-        )
-        velocity = moved
         updates = [spec for spec in asked.manifest.channels if spec.name == "update"]
-        if updates and step is not None:
+        if updates and (velocity is not None or momentum == 0.0):
+            step = moved if velocity is None else moved - momentum * velocity
             rounded = ROUNDED * float(np.linalg.norm(after.weights))
-            ratios.append(float(np.linalg.norm(step)) / (_furthest(config, patients, asked, updates[0]) + rounded))
+            ratios.append(float(np.linalg.norm(step)) / (_furthest(config, watch, asked, updates[0]) + rounded))
+        velocity = moved
     return max(ratios), len(ratios)
 
 
@@ -67,18 +69,18 @@ def _alike(before: ModelPayload, after: ModelPayload) -> bool:
     return before.spec == after.spec and np.array_equal(before.mask, after.mask)
 
 
-def _furthest(config: ResolvedConfig, patients: int, asked: Asked, spec: ChannelSpec) -> float:
+def _furthest(config: ResolvedConfig, watch: SumWatch, asked: Asked, spec: ChannelSpec) -> float:
     """L2 norm of the longest step that a sum of all silos' honest updates makes (`autoflip.sum_bounds`)."""
     manifest, terms = asked.manifest, asked.manifest.privacy
     silos = sum(len(cohort) for cohort in manifest.cohorts)
-    if terms.trust == "distributed":
-        held_back = math.ceil(patients / (1 - HOLDOUT_FRACTION)) + config.silos
+    honest = watch.honest_length(manifest, spec, silos)
+    if honest is None:
+        longest = silos * spec.limit * math.sqrt(spec.length)
+    else:
         levels = [noise_levels(manifest, spec, cohort) for cohort in range(len(manifest.cohorts))]
         drawn = [0.0 if level is None else level.drawn for level in levels]
         noise = math.sqrt(sum(len(cohort) * own for cohort, own in zip(manifest.cohorts, drawn, strict=True)))
-        honest = terms.clip * most_sampled(held_back, terms.sampling_rate)
-        expected = terms.sampling_rate * asked.model.records
-        return config.rate(asked.round) * length_limit(honest, silos, spec, noise * spec.step) / expected
-    if config.update_norm is not None:
-        return length_limit(silos * config.update_norm, silos, spec) / silos
-    return spec.limit * math.sqrt(spec.length)
+        longest = length_limit(honest, silos, spec, noise * spec.step)
+    if terms.trust == "distributed":
+        return config.rate(asked.round) * longest / (terms.sampling_rate * asked.model.records)
+    return longest / silos

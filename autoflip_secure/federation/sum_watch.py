@@ -91,7 +91,7 @@ class SumWatch:
     def _of_length(self, manifest: Manifest, spec: ChannelSpec, aggregates: Sequence[Aggregate]) -> list[Aggregate]:
         found = []
         for aggregate in aggregates:
-            honest = self._honest_length(manifest, spec, aggregate.silos)
+            honest = self.honest_length(manifest, spec, aggregate.silos)
             if honest is None or aggregate.outside:
                 found.append(aggregate)
                 continue
@@ -99,7 +99,7 @@ class SumWatch:
             found += self._cut(manifest, spec.name, limit, [aggregate])
         left = [aggregate for aggregate in found if not aggregate.outside]
         silos = sum(aggregate.silos for aggregate in left)
-        honest = self._honest_length(manifest, spec, silos)
+        honest = self.honest_length(manifest, spec, silos)
         if honest is None or len(left) == 1:
             return found
         # Patients are in one cohort each, so the bound on all of them holds for the cohorts together, too.
@@ -117,7 +117,7 @@ class SumWatch:
         self._tell(manifest, aggregates, factor=factor, channel=channel, found=length, limit=limit)
         return [scaled_to(aggregate, channel, factor) for aggregate in aggregates]
 
-    def _honest_length(self, manifest: Manifest, spec: ChannelSpec, silos: int) -> float | None:
+    def honest_length(self, manifest: Manifest, spec: ChannelSpec, silos: int) -> float | None:
         """Largest length of honest silos' real vectors added up; None where nothing bounds it but the range."""
         norm = self._config.update_norm
         if norm is not None and spec.name in {"update", *SQUARED}:

@@ -220,17 +220,11 @@ def test_a_backdoor_in_the_sum_fools_and_a_clean_run_does_not(tmp_path: Path) ->
 def test_no_silos_move_the_model_further_than_all_could_honestly(tmp_path: Path, setting: str) -> None:
     options = "--model mlp --silos 6 --rounds 6 --colluders 0 --partition iid --prune none"
     options += " --update-norm 0.2" if setting == "sum" else ""
-    steps = {
-        (bad, bounds): spoilt_run(
-            "digits", f"{options} {bad}", setting, 0, tmp_path / f"{len(bad)}-{bounds}", bounds=bounds
-        )
-        for bad, bounds in (
-            ("", True),
-            ("--bad-silos scaling:0.34:-1000", True),
-            ("--bad-silos scaling:0.34:-1000", False),
-        )
-    }
-    clean, bounded, unbounded = steps.values()
+    reversed_far = "--bad-silos scaling:0.34:-1000"
+    clean, bounded, unbounded = (
+        spoilt_run("digits", f"{options} {bad}", setting, 0, tmp_path / str(place), bounds=bounds)
+        for place, (bad, bounds) in enumerate((("", True), (reversed_far, True), (reversed_far, False)))
+    )
     assert clean.steps == bounded.steps == 6
     assert 0.05 < clean.longest_step <= 1.0
     assert 0.9 < bounded.longest_step <= 1.0
