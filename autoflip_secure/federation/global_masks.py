@@ -22,6 +22,7 @@ from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.models.spec import ModelSpec
 from autoflip_secure.seeds import stream
 from autoflip_secure.sums.channels import Aggregate
+from autoflip_secure.training.mask_training import FIXED_GAIN
 
 __all__ = ["MaskVotes", "SparseTraining", "SubnetworkReuse", "pruning_controller"]
 
@@ -140,7 +141,8 @@ class SubnetworkReuse(PruningController):
 class MaskVotes(PruningController):
     """FedMask (`training.mask_training`) in the form that sums allow: silos vote by binary masks over fixed parameters.
 
-    The parameters are those of the initial network, or with `--warm-start` those that one round of averaging leads to.
+    The parameters are those of the initial network, its weights at a scale of their own
+    (`training.mask_training.FIXED_GAIN`), or with `--warm-start` those that one round of averaging leads to.
     A round sums the silos' masks; the share of silos that keep a weight is what the next round starts from, and in the
     end weights with half of the votes live. Whole units with the fewest votes die for the FLOP target on the way.
 
@@ -152,8 +154,10 @@ class MaskVotes(PruningController):
     """
 
     def draw(self, model: ModelPayload) -> ModelPayload:
-        """All parameters live, by the votes of everybody."""
-        return replace(model, votes=np.ones(self._units.size, np.float32))
+        """All parameters live, by the votes of everybody; untrained weights are made large enough for half of them."""
+        gain = np.float32(1.0 if self._config.warm_start else FIXED_GAIN)
+        weights = np.where(self._units.prunable, gain * model.weights, model.weights)
+        return replace(model, weights=weights, votes=np.ones(self._units.size, np.float32))
 
     def observe(
         self, round: int, aggregates: Sequence[Aggregate], live: NDArray[np.bool_], silo_variance: float = 0.0

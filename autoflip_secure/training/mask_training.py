@@ -4,13 +4,17 @@ FedMask (Li et al. 2021, SenSys, doi 10.1145/3485730.3485929): parameters stay a
 learns a binary mask over them by way of a real-valued one, and only binary masks travel. The real-valued mask is
 binarised on the way forward and gets the gradient as if it had not been on the way back (straight-through estimator).
 
-What could be read of the paper is its abstract and notes of others on it, which are silent on the optimiser, on where
-the real-valued mask starts and on the form of the term that makes it sparse. Chosen here: Adam; the start that
-`start_of` says; a small term, the same for all layers, since the budget of FLOPs is met by whole units.
+What could be read of the paper is its abstract and notes of others on it, which are silent on the fixed parameters'
+size, on the optimiser, on where the real-valued mask starts and on the form of the term that makes it sparse. Chosen
+here: `FIXED_GAIN`; Adam; the start that `start_of` says; a small term, the same for all layers, since the budget of
+FLOPs is met by whole units. The first two were tried on mnist5k (cnn-tanh, 10 silos, 40 rounds of 5 steps): without the
+gain the network that the votes keep has 74 % instead of 96 %, and at the rate of 0.1, by which five steps do not quite
+undo what all silos agree on, 78 %.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import cast
 
@@ -21,14 +25,18 @@ from autoflip_secure.models.layout import ParameterLayout
 from autoflip_secure.models.losses import LOSSES
 from autoflip_secure.training.local import batches
 
-__all__ = ["learn_mask", "start_of"]
+__all__ = ["FIXED_GAIN", "learn_mask", "start_of"]
 
 CONFIDENCE = 0.5
 """Real-valued mask of a weight that all silos kept; minus this where none did."""
 
-MASK_RATE = 0.1
-"""Adam's learning rate: five steps in one direction change what all silos agreed on."""
+MASK_RATE = 0.15
+"""Adam's learning rate: four steps in one direction change what all silos agreed on."""
 
+FIXED_GAIN = math.sqrt(6.0)
+"""Factor of the initial weights that a mask is learnt over. Those of `models.initial` have variance 1 / (3 fan in); with
+it half of them, which is about what masks keep, carry a signal of any strength on as it is (variance 1 / fan in of what
+is kept; scaled initialisation of Ramanujan et al. 2020, arXiv 1911.13299, without the part for ReLU)."""
 
 SPARSITY = 1e-5
 """Weight of the sum of the real-valued masks' sigmoids: a mask lets go of weights that the loss does not need."""

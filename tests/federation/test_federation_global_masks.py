@@ -26,9 +26,9 @@ from autoflip_secure.federation.schedule import Schedule
 from autoflip_secure.federation.server_step import ServerMoments
 from autoflip_secure.federation.sums import scatter
 from autoflip_secure.federation.terms import check_terms, gradient_channel, mask_channel, metric_channel, update_channel
-from autoflip_secure.models.layout import load_flat_parameters
+from autoflip_secure.models.layout import flatten_parameters, load_flat_parameters
 from autoflip_secure.models.spec import build
-from autoflip_secure.seeds import stream
+from autoflip_secure.seeds import stream, torch_stream
 from autoflip_secure.sums.channels import Aggregate
 from autoflip_secure.sums.encoding import unpack_sum
 from autoflip_secure.sums.words import ContributionWords, all_words
@@ -270,6 +270,24 @@ def test_a_warm_start_explores_once(make: Make) -> None:
     assert [warm.plan(r).phase for r in range(3)] == ["explore", "train", "train"]
     assert not warm.leaves_the_model(0)
     assert not controller.is_decision(0)
+
+
+def test_half_of_the_untrained_weights_carry_a_signal_on_at_its_strength(make_config, model: ModelPayload) -> None:
+    units = UnitMap.of(model.spec)
+    initial = flatten_parameters(build(model.spec, torch_stream(0, "init"))).numpy()
+    drawn = {}
+    for warm in (False, True):
+        config = make_config(prune="fedmask", silos=8, rounds=12, prune_flops=0.4, warm_start=warm)
+        controller = pruning_controller(config, Schedule(config), model.spec, initial)
+        drawn[warm] = controller.draw(replace(model, weights=initial, mask=np.ones(initial.size, np.bool_))).weights
+    np.testing.assert_array_equal(drawn[True], initial)  # what a round of averaging trains is left as it is
+    np.testing.assert_array_equal(drawn[False][~units.prunable], initial[~units.prunable])
+    live = ~units.prunable | (stream(0, "half").random(units.size) < 0.5)
+    network = build(model.spec)
+    load_flat_parameters(network, torch.from_numpy(np.where(live, drawn[False], np.float32(0))))
+    for layer in (each for each in network.modules() if isinstance(each, torch.nn.Linear)):
+        signal = torch.randn(2000, layer.in_features, generator=torch_stream(0, "signal"))
+        assert (layer(signal) - layer.bias).std().item() == pytest.approx(1.0, rel=0.25)
 
 
 # What a silo sends

@@ -22,10 +22,10 @@ def test_votes_start_a_real_valued_mask() -> None:
     [
         (0.0, 0.5, 1, False),  # the weight is 2: with it the output is too large, and one step takes 0 below 0
         (2.0, 0.5, 1, False),  # the output is right, so only the sparsity term moves the mask: below 0 as well
-        (0.0, 1.0, 4, True),  # four steps of 0.1 from 0.5: still there
-        (0.0, 1.0, 6, False),
-        (2.0, 0.0, 4, False),  # the other way round, from -0.5
-        (2.0, 0.0, 6, True),
+        (0.0, 1.0, 3, True),  # three steps of 0.15 from 0.5: still there
+        (0.0, 1.0, 4, False),
+        (2.0, 0.0, 3, False),  # the other way round, from -0.5
+        (2.0, 0.0, 4, True),
     ],
 )
 def test_steps_of_one_weight(target: float, votes: float, steps: int, lives: bool) -> None:
