@@ -8,7 +8,7 @@ ARGS ?=
 # Processes that tests run in, one a core; `make test WORKERS=0` runs them one after another in one.
 WORKERS ?= auto
 
-.PHONY: sim test lint bench-sim bench-secagg bench-proofs bench-privacy bench-pruning bench-robustness bench-ablations bench-agreement bench-landscape bench-compaction bench-ckks bench-stages bench-threats clean
+.PHONY: sim test lint bench-sim bench-secagg bench-proofs bench-privacy bench-pruning bench-personal bench-robustness bench-ablations bench-agreement bench-landscape bench-compaction bench-ckks bench-stages bench-threats clean
 
 sim: $(VENV)/.installed
 	$(BIN)/python -m autoflip_secure.sim $(DP) $(ARGS)
@@ -39,6 +39,9 @@ bench-privacy: $(VENV)/.installed-test
 
 bench-pruning: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/pruning.py $(ARGS)
+
+bench-personal: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/personal.py $(ARGS)
 
 bench-ablations: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/ablations.py $(ARGS)

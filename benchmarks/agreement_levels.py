@@ -48,11 +48,15 @@ LEAST = 1e-15
 
 
 def unit_scores(weights: Values, sums: RoundSums) -> dict[str, Values]:
-    """Scores of units, (units,): energies are of all incoming parameters of a unit."""
+    """Scores of units, (units,)."""
+    return _family(*_of_units(weights, sums))
+
+
+def _of_units(weights: Values, sums: RoundSums) -> tuple[Values, Values, Values]:
+    """Size of each unit, and own and shared energy of all its incoming parameters, (units,) each."""
     of = units()
     size = np.sqrt(of.unit_sum(np.where(of.prunable, weights**2, 0.0)))
-    own, shared = of.unit_sum(sums.own), of.unit_sum(sums.shared)
-    return _family(size, own, shared)
+    return size, of.unit_sum(sums.own), of.unit_sum(sums.shared)
 
 
 def ranked_scores(weights: Values, sums: RoundSums, given: Values | None = None) -> dict[str, Values]:
@@ -60,10 +64,8 @@ def ranked_scores(weights: Values, sums: RoundSums, given: Values | None = None)
 
     Without any, `own`'s are. Of units that have no agreement left the largest comes first.
     """
-    of = units()
-    own, shared = of.unit_sum(sums.own), of.unit_sum(sums.shared)
+    size, own, shared = _of_units(weights, sums)
     cross = np.maximum((SILOS * shared - own) / (SILOS - 1), 0.0)
-    size = np.sqrt(of.unit_sum(np.where(of.prunable, weights**2, 0.0)))
     agreement = cross / np.maximum(own, LEAST)
     orders = {
         "size": size, "own": own, "shared": shared, "cross": cross, "agreement": agreement, "dissent": own - shared,

@@ -157,9 +157,9 @@ def markdown(rows: list[Row], chosen: dict[tuple[str, bool], str]) -> str:
         "included, over as many dense rounds (`-`: of runs before a figure was kept). Uploads are all bytes a silo "
         "sends, exploration included, over those of plain float32 FedAvg, and over those of the dense network through "
         "the same secure sum. FedAvg takes the plain mean of the silos' updates after the same number of steps each. "
-        "FedMask is scored by its one global mask; its paper reports personal ones, which no secure sum can choose. "
-        "Where silos hold few classes that mask ends near chance. The local training of masks is our reading of little "
-        "that is public: these rows are no verdict on FedMask.",
+        "FedMask is scored by the one mask that half of the silos or more vote for; its paper reports personal ones, "
+        "which the server has to see ([personal.md](personal.md)). Its local training is our reading of the little "
+        "that is public.",
         "",
     ]
     for task in dict.fromkeys(row["task"] for row in main_rows(rows)):

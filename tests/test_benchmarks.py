@@ -140,3 +140,35 @@ def test_a_task_without_dense_runs_is_held_against_those_that_train_the_same(mon
     assert "| -20.0 (1 seed) |" in table[-2]
     assert len({line.count("|") for line in table if line.startswith("|")}) == 1
     assert report.against({0: 0.9, 1: 0.8, 2: 0.7}, {0: 0.8, 1: 0.7}) == "**10.0 ± 0.0** (2 pairs)"
+
+
+def test_each_silo_is_scored_with_the_mask_it_sent_for_the_classes_it_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import personal
+    from run_table import run_simulation
+
+    options = "--dataset digits --model mlp --silos 4 --colluders 0 --partition pathological:3 --rounds 4"
+    masks = personal.METHODS["FedMask, a mask for each silo"].replace("0.48", "0.7")
+    run_simulation(f"{options} {masks}", 0, tmp_path / "masked", data=False)
+    found = personal.judged(tmp_path / "masked")
+    models = personal.own_models(tmp_path / "masked")
+    assert len({model.mask.tobytes() for model in models}) == len(models) == 4
+    assert all((model.weights[~model.mask] == 0).all() for model in models)
+    assert found["alone"] is None
+    assert found["own"] > found["accuracy"]  # three classes of ten are told apart more easily, and each by its own mask
+    assert found["trained"] > found["own"]
+    assert 0.4 < found["flops"] <= 0.7
+    assert 0.1 < found["parameters"] < found["flops"]
+    run_simulation(f"{options} --prune none", 0, tmp_path / "dense", data=False)
+    dense = personal.judged(tmp_path / "dense")
+    assert dense["flops"] == dense["parameters"] == 1
+    assert dense["alone"] > 0.9
+    rows = [
+        {"partition": "pathological:3", "method": method, "seed": 0, "figures": figures}
+        for method, figures in (("FedAvg", dense), ("FedMask, a mask for each silo", found))
+    ]
+    table = personal.markdown(rows)
+    assert "| pathological:3 | FedMask, a mask for each silo | 1 |" in table
+    assert f"| pathological:3 | {personal.ALONE}, dense | 1 | - | {100 * dense['alone']:.1f} (1 seed) |" in table

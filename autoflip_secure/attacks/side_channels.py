@@ -42,7 +42,7 @@ __all__ = [
     "told_apart",
 ]
 
-RECORDS = (300, 60, 4000, 110, 2200, 160, 1200, 420, 700)
+RECORDS = (300, 60, 4000, 110, 2200, 160, 1200, 420, 700, 80, 3000)
 """Records of each silo. The first is left out: its process loads the libraries for all."""
 
 FEATURES = 64
