@@ -21,7 +21,7 @@ def test_votes_start_a_real_valued_mask() -> None:
     ("target", "votes", "steps", "lives"),
     [
         (0.0, 0.5, 1, False),  # the weight is 2: with it the output is too large, and one step takes 0 below 0
-        (2.0, 0.5, 1, True),  # the output is right, and nothing else moves the mask
+        (2.0, 0.5, 1, False),  # the output is right, so only the sparsity term moves the mask: below 0 as well
         (0.0, 1.0, 3, True),  # three steps of 0.15 from 0.5: still there
         (0.0, 1.0, 4, False),
         (2.0, 0.0, 3, False),  # the other way round, from -0.5
