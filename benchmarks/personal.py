@@ -212,8 +212,8 @@ def plot(rows: list[Row], path: Path) -> None:
         panel.set_xticks(range(len(METHODS)), [name.replace(", ", ",\n") for name in METHODS], fontsize=7)
         panel.set(title=partition)
     panels[0][0].set_ylabel("accuracy %")
-    panels[0][0].legend(fontsize=7, loc="lower left")
-    figure.tight_layout()
+    figure.legend(*panels[0][0].get_legend_handles_labels(), fontsize=7, loc="lower center", ncols=4)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
