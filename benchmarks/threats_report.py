@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from threats_defaults import BY_DEFAULT, Unpromised, attacks_with_a_way
+from threats_defaults import BY_DEFAULT, Tried, Unpromised, attacks_with_a_way
 
 from autoflip_secure.attacks.outcome import TRIALS_OF_NOTHING, Outcome
 from autoflip_secure.attacks.registry import MODULES
@@ -21,6 +21,7 @@ __all__ = ["defaults_table", "markdown", "page_table", "results_of", "write_page
 MARKER = re.compile(r"<!-- results: ([\w-]+) -->\n.*?<!-- /results -->", re.S)
 MARKS = {"broken": "**broken**", "loose": "bound is loose"}
 """How verdicts are written where they do not speak for themselves."""
+OFF_HERE = "†"
 NOT_PROMISED = "nothing: [not promised](../../threat_models/not-defended.md#others-who-take-part)"
 
 Attacks = dict[str, dict[str, Any]]
@@ -103,11 +104,16 @@ def markdown(
         "|---|---|---|" + "---|" * len(SETTINGS),
     ]
     found = [outcome for name in MODULES if name in attacks for outcome in outcomes_of(attacks[name])]
+    stopped = {attack for attack in attacks_with_a_way(found) if isinstance(BY_DEFAULT.get(attack), Tried)}
     for attack, measure in dict.fromkeys((o.attack, o.measure) for o in found):
         group = [o for o in found if (o.attack, o.measure) == (attack, measure) and o.setting in SETTINGS]
         if group:
             by_setting = {o.setting: o for o in group}
-            cells = " | ".join(cell(by_setting.get(setting)) for setting in SETTINGS)
+            marked = {o.setting for o in group if o.attack in stopped and o.verdict == "succeeds"} - {"plain"}
+            shown = [
+                cell(by_setting.get(setting)) + (f" {OFF_HERE}" if setting in marked else "") for setting in SETTINGS
+            ]
+            cells = " | ".join(shown)
             lines.append(f"| {attack} | {measure} | {chances(group)} | {cells} |")
     lines += defaults_table(found)
     promised = [o for o in found if o.bound is not None]
@@ -153,7 +159,8 @@ def defaults_table(found: list[Outcome]) -> list[str]:
         "## Across institutions",
         "",
         "Of the attacks against which nothing is promised in the simulations above, those that succeed under DP, and "
-        "what stands against them where a hospital's `policy.toml` is left as it comes (DP 8).",
+        "what stands against them where a hospital's `policy.toml` is left as it comes (DP 8). Above they are marked "
+        f"{OFF_HERE} where something does, which simulations leave off.",
         "",
         "| attack | what is on by default there | what it comes to |",
         "|---|---|---|",

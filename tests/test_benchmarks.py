@@ -86,6 +86,14 @@ def test_what_succeeds_in_a_simulation_is_refused_across_institutions_or_said_no
     succeeding = threats_defaults.attacks_with_a_way(found)
     assert {"label sets from retries", "backdoor"} <= set(succeeding)
     assert set(succeeding) <= set(threats_defaults.BY_DEFAULT)
+    marked = {
+        line.split(" | ")[0]
+        for line in (BENCHMARKS / "results/threats-quick.md").read_text().splitlines()
+        if "†" in line
+    }
+    stopped = {a for a in succeeding if isinstance(threats_defaults.BY_DEFAULT[a], threats_defaults.Tried)}
+    assert {f"| {attack}" for attack in stopped} <= marked
+    assert not any(f"| {attack}" in marked for attack in threats_defaults.BY_DEFAULT.keys() - stopped)
     said = (BENCHMARKS.parent / "threat_models/not-defended.md").read_text()
     for attack, default in threats_defaults.BY_DEFAULT.items():
         assert attack in {outcome.attack for outcome in found}

@@ -7,6 +7,7 @@ classes that it might hold, and compare.
 
 from __future__ import annotations
 
+from collections import deque
 from itertools import combinations
 from typing import Any
 
@@ -35,6 +36,9 @@ RECORDS_OF_A_CLASS = 100
 UNDER_DP = 30
 """Records of a class that signatures are made of, at most; under DP each needs a gradient of its own."""
 
+RECENT = 4
+"""Rounds whose signatures are kept."""
+
 Vector = NDArray[np.float64]
 
 
@@ -58,9 +62,10 @@ class ClassSignatures:
         self._rows = [order[public.y[order] == name][:most] for name in range(task.classes)]
         self._x = torch.from_numpy(features_of(config.model, public.x))
         self._y = torch.from_numpy(task.targets(public))
-        self._asked: tuple[Manifest, ModelPayload] | None = None
         self._known: dict[tuple[int, ...], Vector] = {}
-        """Signatures of what was asked last: both channels are made of one training."""
+        self._recent: deque[tuple[Manifest, ModelPayload, dict[tuple[int, ...], Vector]]] = deque(maxlen=RECENT)
+        """Signatures of what was asked last, `_known` of the very last: both channels are made of one training, and
+        single vectors and sums of one round are read by the same."""
 
     def of(self, channel: str, sets: list[tuple[int, ...]], manifest: Manifest, model: ModelPayload) -> Vector:
         """What a silo that holds exactly these classes, in equal parts, would send, but for noise.
@@ -75,8 +80,10 @@ class ClassSignatures:
         -------
         float64 array, shape (sets, live parameters)
         """
-        if self._asked is None or self._asked[0] is not manifest or self._asked[1] is not model:
-            self._asked, self._known = (manifest, model), {}
+        known = next((k for m, of, k in self._recent if m is manifest and of is model), None)
+        if known is None:
+            self._recent.append((manifest, model, known := {}))
+        self._known = known
         additive = manifest.privacy.trust == "distributed"
         for classes in sets:
             if classes not in self._known:
