@@ -51,7 +51,7 @@ OF_A_SUM = f"the best guess that is the same for all silos of a sum, + {SLACK}"
 ALSO = {"sum + DP 2": "--dp-epsilon 2", "sum + DP 8, two cohorts": "--dp-epsilon 8 --cohorts 2"}
 """Settings of this attack alone, and what they add to `sum`."""
 
-SEEDS_OF_MORE = {"sum + DP 2": 10, "sum + DP 8, two cohorts": 0}
+SEEDS_OF_MORE = {"sum + DP 2": 8, "sum + DP 8, two cohorts": 0}
 """Runs of these in the quick form."""
 
 
@@ -69,7 +69,7 @@ class _Size:
         Rounds after which a coordinator that sees single vectors under DP goes away.
     seeds, seen : int
         Runs where something is promised, and where single vectors are seen. A promise of no more than a quarter, where
-        a fifth is chance, takes eight hundred guesses or more to be told: 40 a run.
+        a fifth is chance, takes some six hundred guesses to be told: 40 a run.
     """
 
     rounds: int
@@ -79,7 +79,7 @@ class _Size:
     seen: int
 
 
-QUICK = _Size(rounds=2, without_dp="--local-steps 2 --explore-steps 2", alone=1, seeds=20, seen=1)
+QUICK = _Size(rounds=2, without_dp="--local-steps 2 --explore-steps 2", alone=1, seeds=16, seen=1)
 FULL = _Size(rounds=4, without_dp="", alone=4, seeds=40, seen=5)
 AT_A_TIME = 10
 """Runs that lie on disk together."""

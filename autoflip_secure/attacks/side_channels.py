@@ -47,7 +47,7 @@ RECORDS = (300, 60, 4000, 110, 2200, 160, 1200, 420, 700, 80, 3000)
 
 FEATURES = 64
 OPTIONS: dict[str, Any] = {
-    "colluders": 0, "rounds": 6, "explore_rounds": 1, "model": "mlp", "workers": 0, "evaluations": 2,
+    "colluders": 0, "rounds": 4, "explore_rounds": 1, "model": "mlp", "workers": 0, "evaluations": 2,
     "sampling_rate": 0.2, "evaluate_every": 2,
 }  # fmt: skip
 VARIANTS: dict[str, tuple[dict[str, Any], float]] = {
