@@ -51,9 +51,6 @@ OF_A_SUM = f"the best guess that is the same for all silos of a sum, + {SLACK}"
 ALSO = {"sum + DP 2": "--dp-epsilon 2", "sum + DP 8, two cohorts": "--dp-epsilon 8 --cohorts 2"}
 """Settings of this attack alone, and what they add to `sum`."""
 
-SEEDS_OF_MORE = {"sum + DP 2": 8, "sum + DP 8, two cohorts": 0}
-"""Runs of these in the quick form."""
-
 
 @dataclass(frozen=True)
 class _Size:
@@ -70,6 +67,8 @@ class _Size:
     seeds, seen : int
         Runs where something is promised, and where single vectors are seen. A promise of no more than a quarter, where
         a fifth is chance, takes some six hundred guesses to be told: 40 a run.
+    also : dict of str to int
+        Runs of those settings of `ALSO` that are tried.
     """
 
     rounds: int
@@ -77,10 +76,13 @@ class _Size:
     alone: int
     seeds: int
     seen: int
+    also: dict[str, int]
 
 
-QUICK = _Size(rounds=2, without_dp="--local-steps 2 --explore-steps 2", alone=1, seeds=16, seen=1)
-FULL = _Size(rounds=4, without_dp="", alone=4, seeds=40, seen=5)
+QUICK = _Size(
+    rounds=2, without_dp="--local-steps 2 --explore-steps 2", alone=1, seeds=16, seen=1, also={"sum + DP 2": 8}
+)
+FULL = _Size(rounds=4, without_dp="", alone=4, seeds=40, seen=5, also=dict.fromkeys(ALSO, 40))
 AT_A_TIME = 10
 """Runs that lie on disk together."""
 
@@ -115,21 +117,17 @@ def attack(scale: Scale) -> Iterator[Outcome]:
     """The settings, and single vectors under DP: guidance and updates of each, and the sums where they are opened."""
     size = QUICK if scale.quick else FULL
     data = f"--dataset {'mnist5k' if scale.quick or scale.data is None else 'mnist'}"
-    for setting in (*SETTINGS, *ALSO):
+    for setting in (*SETTINGS, *size.also):
         base, more = (setting, "") if setting in SETTINGS else ("sum", ALSO[setting])
         options = f"{FEDERATION} {data} --rounds {size.rounds} {more}"
         if epsilon_of(base) is None and not more:
             options += f" {size.without_dp}"
-        readings, wanted = [], size.seen if base == "plain" else size.seeds
-        if scale.quick:
-            wanted = SEEDS_OF_MORE.get(setting, wanted)
+        readings, wanted = [], size.seen if base == "plain" else size.also.get(setting, size.seeds)
         for first in range(0, wanted, AT_A_TIME):
             seeds = range(first, min(first + AT_A_TIME, wanted))
             runs = {seed: scale.work / f"{setting.replace(' ', '')}-{seed}" for seed in seeds}
             run_federations(options, base, runs, data=scale.data)
             readings += [_read_and_remove(run) for run in runs.values()]
-        if not readings:
-            continue
         yield from single_vector_outcomes(setting, readings)
         if base != "plain":
             yield sums_outcome(setting, readings)

@@ -42,7 +42,7 @@ SPARSITY = 0.03
 """Weight of the mean of the real-valued masks' sigmoids: a mask lets go of weights that the loss does not need.
 
 Adam takes the same step however small a gradient is, so a heavier term empties large networks, of whose single weights
-the loss says little, until no signal passes (0.1 does in cnn6)."""
+the loss says little, until no signal passes."""
 
 
 def start_of(votes: Tensor) -> Tensor:
