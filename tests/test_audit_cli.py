@@ -17,7 +17,20 @@ from autoflip_secure.federation.client_app import silo_folder
 from autoflip_secure.parties.identity import Identity
 from autoflip_secure.sim import main as simulate
 
-SMALL = ("--dataset", "digits", "--model", "mlp", "--silos", "4", "--rounds", "3", "--workers", "0", "--quiet")
+SMALL = (
+    "--dataset",
+    "digits",
+    "--model",
+    "mlp",
+    "--silos",
+    "4",
+    "--rounds",
+    "3",
+    "--workers",
+    "0",
+    "--quiet",
+    "--no-report",
+)
 PLAIN = ("--prune", "none")
 PRIVATE = ("--prune", "none", "--dp-epsilon", "8", "--colluders", "0")
 

@@ -39,7 +39,6 @@ def flower_environment(home: Path) -> dict[str, str]:
         "FLWR_HOME": str((home / FLOWER).absolute()),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
         "PYTHONUNBUFFERED": "1",
         HOME_VARIABLE: str(home.absolute()),
     }

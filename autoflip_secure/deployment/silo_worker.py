@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SiloWorker", "main"]
 
-FIRST_PAUSE, LONGEST_PAUSE, GROWTH = 0.02, 0.5, 1.2
+FIRST_PAUSE, LONGEST_PAUSE, GROWTH = 0.05, 0.5, 1.3
 """Seconds between two looks for a task on the loopback."""
 
 MOST_AT_ONCE = 8

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from base64 import b64decode
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -26,6 +27,9 @@ FORWARDING = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip"})
 
 MOST_BYTES = 1 << 30
 """Of one request from the network: far above a contribution, below what would end a coordinator."""
+
+CONNECTIONS_KEPT = 256
+"""Of this machine and user, whose ends are remembered: far more than a coordinator has processes."""
 
 ESTABLISHED = "01"
 CONNECTIONS = ("/proc/net/tcp", "/proc/net/tcp6")
@@ -55,23 +59,25 @@ class FleetOnly:
         owner: Callable[[tuple[str, int], tuple[str, int]], int | None] | None = None,
     ) -> None:
         self._app, self._nodes, self._owner = app, nodes, owner or owner_of_connection
+        self._own: OrderedDict[int, tuple[str, int]] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind, path = scope["type"], scope.get("path", "")
-        if kind == "lifespan" or self._is_own(scope) or (kind == "http" and path == HEALTH_PATH):
+        fleet = kind == "http" and _is_fleet(path)
+        if fleet and is_signed_by_a_node(dict(scope.get("headers", ())), self._nodes()):
+            await self._app(scope, _limited(receive), send)
+        elif kind == "lifespan" or (kind == "http" and path == HEALTH_PATH) or self._is_own(scope):
             await self._app(scope, receive, send)
-        elif kind == "http" and _is_fleet(path):
-            if is_signed_by_a_node(dict(scope.get("headers", ())), self._nodes()):
-                await self._app(scope, _limited(receive), send)
-            else:
-                await _deny(send, 401)
+        elif fleet:
+            await _deny(send, 401)
         elif kind == "http":
             await _deny(send, 404)
         # Anything else (a websocket) is closed by not being accepted.
 
     def _is_own(self, scope: Scope) -> bool:
         """Whether a process of this machine and this user asks, and not for somebody else."""
-        client, server = scope.get("client"), scope.get("server")
+        client: tuple[str, int] | None = scope.get("client")
+        server: tuple[str, int] | None = scope.get("server")
         if not client or any(name.lower() in FORWARDING for name, _ in scope.get("headers", ())):
             return False
         try:
@@ -79,7 +85,22 @@ class FleetOnly:
                 return False
         except ValueError:
             return False
-        return server is not None and self._owner(tuple(client), tuple(server)) == os.getuid()
+        return server is not None and self._is_of_own_connection(client, server)
+
+    def _is_of_own_connection(self, client: tuple[str, int], server: tuple[str, int]) -> bool:
+        """Looked up once a connection: the server makes one pair of a connection's end, and shows it with each request.
+
+        That very pair is kept, so no other connection's can have its identity, even one from the same port later.
+        """
+        if self._own.get(id(client)) is client:
+            self._own.move_to_end(id(client))
+            return True
+        if self._owner(client, server) != os.getuid():
+            return False
+        self._own[id(client)] = client
+        if len(self._own) > CONNECTIONS_KEPT:
+            self._own.popitem(last=False)
+        return True
 
 
 def _is_fleet(path: str) -> bool:

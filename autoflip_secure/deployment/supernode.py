@@ -2,7 +2,7 @@
 
 Flower's SuperNode waits three seconds between two looks for a message and half a second between two for a reply. A
 round of a secure sum is several short stages one after the other, so these waits are most of a round. Here the first
-looks after a message are a tenth of a second apart, and further ones grow back to Flower's own pause: a silo that idles
+looks after a message are a fifth of a second apart, and further ones grow back to Flower's own pause: a silo that idles
 asks no more often than it would otherwise.
 
 One more thing is changed. Flower sends a reply only after it has taken the next message, so one reply too many, such as
@@ -21,9 +21,9 @@ from typing import Any
 
 __all__ = ["Pace", "has_reply", "keep_pace", "main"]
 
-FIRST_PAUSE = 0.1
-GROWTH = 1.15
-"""From a tenth of a second to three within half a minute."""
+FIRST_PAUSE = 0.2
+GROWTH = 1.2
+"""From a fifth of a second to three within a quarter of a minute."""
 
 REPLY_PAUSE = 0.02
 ANY_RUN = 0

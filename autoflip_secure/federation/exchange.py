@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,9 @@ LONGEST_ERROR = 64
 # Seconds between two looks for replies: short stages are over at once, long ones are not asked about all the time.
 FIRST_PAUSE = 0.001
 LONGEST_PAUSE = 0.5
+QUICKER = 8.0
+"""By which pauses shrink after a reply: others are likely soon."""
+
 LATE = 5.0
 """Seconds after its stage in which a message may still be delivered."""
 
@@ -178,31 +181,48 @@ class StageExchange:
         return {node: self._trail.shown_to(silo_of.get(node, 0)) for node in nodes}
 
     def _arriving(self, messages: list[Message], within: float) -> Iterator[tuple[int, Message | None]]:
-        """Push, then pull what has arrived until nothing is missing: one reply need be in memory at a time."""
+        """Push, then pull what has arrived until nothing is missing: one reply need be in memory at a time.
+
+        A look asks after one message, the next one after another where it has not come: asking after all of them each
+        time is what a SuperLink with many silos would do most of the time.
+        """
         # Grids set message ids when they push, so they are read from the messages afterwards.
         self._grid.push_messages(messages)
         node_of = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
         messages.clear()
         deadline, pause = time.monotonic() + within, FIRST_PAUSE
         look = time.monotonic() + LOOK_FOR_NODES
-        while node_of and time.monotonic() < deadline:
-            arrived = False
-            for identifier in list(node_of):
-                for answer in self._pull(identifier):
-                    # The source of an error reply is not the node that failed, hence the message it replies to.
-                    replied = identifier if answer is None else answer.metadata.reply_to_message_id
-                    node = node_of.pop(replied, None)
-                    if node is not None:
-                        arrived = True
-                        yield node, answer
-            pause = FIRST_PAUSE if arrived else min(2 * pause, LONGEST_PAUSE)
-            if not arrived and time.monotonic() > look:
+        while node_of and (now := time.monotonic()) < deadline:
+            identifier = next(iter(node_of))
+            arrived = yield from self._arrived(identifier, node_of)
+            if arrived:
+                pause = max(FIRST_PAUSE, pause / QUICKER)
+                continue
+            # Where a look itself takes long, as over a network, looks are further apart from the start.
+            pause = min(max(2 * pause, 2 * (time.monotonic() - now)), LONGEST_PAUSE)
+            if identifier in node_of:
+                node_of[identifier] = node_of.pop(identifier)  # the last to be asked after now
+            if now > look:
                 # Flower keeps a message for a node that is away; nothing comes from it before it is back.
                 connected = set(self._grid.get_node_ids())
                 node_of = {message: node for message, node in node_of.items() if node in connected}
                 look = time.monotonic() + LOOK_FOR_NODES
             if node_of:
                 time.sleep(pause)
+        for identifier in list(node_of):
+            yield from self._arrived(identifier, node_of)
+
+    def _arrived(self, identifier: str, node_of: dict[str, int]) -> Generator[tuple[int, Message | None], None, bool]:
+        """Whatever has arrived in answer to a message, which is taken out of those waited for; whether anything has."""
+        arrived = False
+        for answer in self._pull(identifier):
+            # The source of an error reply is not the node that failed, hence the message it replies to.
+            replied = identifier if answer is None else answer.metadata.reply_to_message_id
+            node = node_of.pop(replied, None)
+            if node is not None:
+                arrived = True
+                yield node, answer
+        return arrived
 
     def _pull(self, identifier: str) -> Iterable[Message | None]:
         """What has arrived in answer to a message; None where Flower cannot make a message of it.

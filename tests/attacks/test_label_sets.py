@@ -22,7 +22,7 @@ from autoflip_secure.sim import main
 SILOS = 10
 FEDERATION = (
     *("--dataset", "digits", "--model", "mlp", "--silos", str(SILOS), "--partition", "pathological:2"),
-    *("--rounds", "2", "--workers", "0", "--quiet", "--record-server-view"),
+    *("--rounds", "2", "--workers", "0", "--quiet", "--no-report", "--record-server-view"),
 )
 
 
@@ -60,8 +60,9 @@ def test_single_vectors_name_the_classes_of_silos_and_masked_ones_do_not(tmp_pat
     assert main([*FEDERATION, "--aggregation", "none", "--run-dir", str(tmp_path / "plain")]) == 0
     assert main([*FEDERATION, "--run-dir", str(tmp_path / "sum")]) == 0
     assert min(recalls(tmp_path / "plain")) > 0.7
-    # Of 20 classes, guessed at a chance of 0.2, 11 or more are found once in 2,000 times.
-    assert max(recalls(tmp_path / "sum")) < 0.55
+    # Words are drawn anew each time, so both attacks count together: of 40 classes, guessed at a chance of 0.2, half
+    # are found less than once in 40,000 times, and 24 where one of the attacks reads all silos.
+    assert sum(recalls(tmp_path / "sum")) / 2 < 0.5
 
 
 def test_vectors_under_masks_of_zeros_name_the_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

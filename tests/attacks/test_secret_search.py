@@ -6,7 +6,6 @@ import ast
 import base64
 import gzip
 import json
-import os
 import re
 import shlex
 import time
@@ -303,67 +302,3 @@ def test_secrets_are_compared_in_constant_time() -> None:
 def test_a_comparison_that_is_not_is_seen(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("def f(a, b):\n    return a.seed == b or b != a.token\n")
     assert compared_names(tmp_path / "a.py") == {"seed", "token"}
-
-
-@pytest.mark.slow
-def test_no_secret_of_a_deployed_silo_is_anywhere_but_in_its_home(tmp_path: Path) -> None:
-    """After a run: Flower's own databases, logs of child processes, command lines and environments."""
-    from sklearn.datasets import load_breast_cancer
-
-    from tests.end_to_end.deployment_harness import Deployment, command
-
-    names = ("north", "south", "west")
-    x, y = load_breast_cancer(return_X_y=True)
-    scaled = (x - x.mean(0)) / x.std(0)
-    deployment = Deployment(tmp_path, names)
-    deployment.found({name: (scaled[i::3], y[i::3]) for i, name in enumerate(names)}, "epsilon = 16.0\n")
-    try:
-        deployment.all_up()
-        deployment.begin("run", "--dp-epsilon", 4, "--colluders", 0, "--rounds", 3, "--bits", 18)
-        deployment.approve()
-        deployment.finished("run")
-        running = b"".join(_process_texts(tmp_path))
-        assert b"silo_worker" in running
-    finally:
-        deployment.down()
-    command("audit", "verify", *(tmp_path / name for name in ("coordinator", *names)))
-    for name in names:
-        home = deployment.silo(name)
-        held = list(_held(home))
-        assert len(held) > 5
-        finder = Finder([value for _, value in held])
-        assert finder.found_in(running) == set()
-        for path in (p for p in tmp_path.rglob("*") if p.is_file()):
-            allowed = path.is_relative_to(home) and (path.suffix == ".key" or path.name.startswith("state.sqlite"))
-            if not allowed and not (path.is_relative_to(home) and path.name == "worker.secret"):
-                assert [held[n][0] for n in finder.found_in(path.read_bytes())] == [], path
-    secret = [p for p in tmp_path.rglob("*") if p.suffix == ".key" or p.name == "worker.secret" or "sqlite" in p.name]
-    own = [p for p in secret if p.parts[len(tmp_path.parts)] in names and "flower/" not in str(p.relative_to(tmp_path))]
-    assert [p for p in own if p.stat().st_mode & 0o077] == []
-
-
-def _held(home: Path) -> list[tuple[str, bytes]]:
-    """Secrets in a silo's home: keys, what is left of its slots, and the worker's password."""
-    import sqlite3
-
-    found = [("worker.secret", path.read_bytes()) for path in home.rglob("worker.secret")]
-    for path in home.rglob("*.key"):
-        body = b"".join(path.read_bytes().split(b"\n")[1:-2])
-        found.append((path.name, base64.b64decode(body)[-32:]))
-    with sqlite3.connect(f"file:{home / 'state.sqlite'}?mode=ro", uri=True) as connection:
-        for query in ("SELECT seed FROM secagg_secret", "SELECT mask_key FROM secagg_secret"):
-            found += [(query, value) for (value,) in connection.execute(query)]
-    return found
-
-
-def _process_texts(folder: Path) -> list[bytes]:
-    """Command line and environment of every process that works below a folder."""
-    found = []
-    for place in Path("/proc").iterdir():
-        if place.name.isdecimal() and int(place.name) != os.getpid():
-            try:
-                texts = [(place / name).read_bytes() for name in ("cmdline", "environ")]
-            except OSError:
-                continue
-            found += texts if any(str(folder).encode() in text for text in texts) else []
-    return found

@@ -42,7 +42,7 @@ def federation(folder: Path, records: tuple[int, ...], seed: int, options: dict[
     """A run in this process over silos of made-up records that differ in everything: numbers, values, labels, gaps."""
     usual = {"rounds": 3, "evaluate_every": 2, "bits": 18, "sampling_rate": 0.3, "prune": "none"}
     prepared_run({**usual, **options}, folder, records=records, seed=seed)
-    assert main(["--resume", str(folder), "--quiet"]) == 0
+    assert main(["--resume", str(folder), "--quiet", "--no-report"]) == 0
     return folder
 
 

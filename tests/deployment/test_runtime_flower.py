@@ -25,7 +25,7 @@ from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
 from autoflip_secure.deployment import superlink
 from autoflip_secure.deployment.flower import superlink_command, supernode_command
-from autoflip_secure.deployment.superlink import FleetOnly, owner_of_connection
+from autoflip_secure.deployment.superlink import CONNECTIONS_KEPT, FleetOnly, owner_of_connection
 from autoflip_secure.deployment.supernode import FIRST_PAUSE, REPLY_PAUSE, Pace, has_reply, keep_pace
 
 
@@ -42,7 +42,7 @@ def test_looks_for_messages_begin_short_and_grow_to_flowers_own_pause() -> None:
     assert slept[0] == FIRST_PAUSE
     assert slept == sorted(slept)
     assert slept[-1] == 3
-    assert 15 < sum(pause for pause in slept if pause < 3) < 60
+    assert 10 < sum(pause for pause in slept if pause < 3) < 60
 
 
 def test_looks_for_a_reply_are_short() -> None:
@@ -212,6 +212,45 @@ OTHERS = [None, os.getuid() + 1]
 @pytest.mark.parametrize("owner", OTHERS)
 def test_another_user_of_this_machine_may_not(owner: int | None) -> None:
     assert ask("/v1/control/start-run", ("127.0.0.1", 1), owner=owner) == 404
+
+
+def test_whose_a_connection_is_is_looked_up_once_a_connection() -> None:
+    """Not once a port: another connection may come from the same one later, by somebody else."""
+    owners, looked, sent = [os.getuid()], [], []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("status"))
+
+    def owner(client: Any, server: Any) -> int:
+        looked.append(client)
+        return owners[0]
+
+    guard = FleetOnly(app, frozenset, owner)
+
+    def status(client: tuple[str, int]) -> int:
+        sent.clear()
+        scope = {"type": "http", "path": "/v1/control/start-run", "client": client, "server": ("127.0.0.1", 8000)}
+        asyncio.run(guard({**scope, "headers": ()}, None, send))
+        return sent[0]
+
+    def end(port: int) -> tuple[str, int]:
+        return ("127.0.0.1", port)  # not a constant: a pair of its own each time
+
+    first = end(1)
+    assert [status(first), status(first), len(looked)] == [200, 200, 1]
+    owners[0] = os.getuid() + 1
+    assert status(first) == 200, "the connection is the same"
+    assert status(end(1)) == 404, "the port is the same, the connection is not"
+    refused = end(2)
+    assert status(refused) == 404
+    owners[0] = os.getuid()
+    assert status(refused) == 200, "that somebody else's was seen there is not kept"
+    for port in range(1000, 1000 + 2 * CONNECTIONS_KEPT):
+        assert status(end(port)) == 200
+    assert len(guard._own) == CONNECTIONS_KEPT
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="the owner of a connection is known on Linux only")

@@ -30,7 +30,7 @@ from autoflip_secure.storage import open_silo_database
 ROUNDS = 4
 OPTIONS = (
     "--dataset", "digits", "--model", "mlp", "--silos", "4", "--rounds", str(ROUNDS), "--explore-rounds", "1",
-    "--colluders", "0", "--dp-epsilon", "8", "--workers", "0", "--record-server-view", "--quiet",
+    "--colluders", "0", "--dp-epsilon", "8", "--workers", "0", "--record-server-view", "--quiet", "--no-report",
 )  # fmt: skip
 MOMENTS = (
     "before:advertise", "after:advertise", "before:share", "after:share",
@@ -154,7 +154,7 @@ def test_kill_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str], agg
     killed(moment, round, *OPTIONS, "--aggregation", aggregation, "--run-dir", str(run))
     spent_before = {silo: ledger_lines(run, silo) for silo in range(1, 5)}
 
-    code = main(["--resume", str(run), "--summary", "json", "--quiet"])
+    code = main(["--resume", str(run), "--summary", "json", "--quiet", "--no-report"])
     printed = capsys.readouterr()
     assert code == 0, printed.err
     summary = json.loads(printed.out.splitlines()[-1])
@@ -181,7 +181,7 @@ def test_a_line_charged_before_the_kill_stays_spent(tmp_path: Path, aggregation:
     assert autoflip_secure(["ledger", "verify", str(run)]) == 0, "also read before anything repairs the files"
     charged = {silo: ledger_lines(run, silo) for silo in range(1, 5)}
     assert sorted(charged.values()) == [2, 2, 2, 3], "exactly one silo had charged its line and not trained"
-    assert main(["--resume", str(run), "--quiet"]) == 0
+    assert main(["--resume", str(run), "--quiet", "--no-report"]) == 0
     (twice,) = [silo for silo, lines in charged.items() if lines == 3]
     assert ledger_lines(run, twice) == ROUNDS + 1
     after = read_ledger(silo_folder(run, twice) / "state.sqlite")
@@ -202,7 +202,7 @@ def test_ckks_goes_on_with_new_keys_and_every_line_spent(tmp_path: Path, moment:
     stages = dict(database.execute("SELECT slot, stage FROM ckks_slot ORDER BY slot").fetchall())
     database.close()
     assert stages == {0: "opened", 1: "opened", 2: "encrypted" if moment == "after:encrypt" else "opened"}
-    assert main(["--resume", str(run), "--quiet"]) == 0
+    assert main(["--resume", str(run), "--quiet", "--no-report"]) == 0
     assert [ledger_lines(run, silo) for silo in range(1, 5)] == [ROUNDS + 1] * 4
     events = [json.loads(line) for line in (run / "events.jsonl").open()]
     assert [event["epoch"] for event in events if event["event"] == "epoch_opened"] == [1, 2]
@@ -217,7 +217,7 @@ def test_three_kills_in_a_row(tmp_path: Path) -> None:
     for moment in ("before:unmask", "silo:replied"):
         killed(moment, 1, "--resume", str(run), "--quiet")
     # Three attempts are gone; the reserve pays for them or the run says why it stops, with the model kept.
-    assert main(["--resume", str(run), "--quiet"]) in (0, 3)
+    assert main(["--resume", str(run), "--quiet", "--no-report"]) in (0, 3)
     for silo in range(1, 5):
         assert ledger_lines(run, silo) >= 4
 
@@ -256,7 +256,7 @@ def test_ctrl_c_leaves_a_resumable_run(tmp_path: Path, capsys: pytest.CaptureFix
     if child == 0:
         try:
             arm("before:masked", done + 3)
-            main(["--resume", str(run), "--quiet"])
+            main(["--resume", str(run), "--quiet", "--no-report"])
         finally:
             os._exit(1)
     os.waitpid(child, 0)
@@ -286,7 +286,7 @@ def test_a_full_disk_stops_with_one_line_and_keeps_the_checkpoint(
     assert errors.count("\n") == 1
     assert "No space left" in errors
     monkeypatch.setattr(coordinator, "save_checkpoint", save)
-    assert main(["--resume", str(run), "--quiet"]) == 0
+    assert main(["--resume", str(run), "--quiet", "--no-report"]) == 0
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from autoflip_secure.sim import main as sim
 SILOS = 3
 OPTIONS = (
     "--dataset", "digits", "--model", "mlp", "--silos", str(SILOS), "--rounds", "2",
-    "--colluders", "0", "--prune", "none", "--workers", "0", "--dp-epsilon", "2", "--quiet",
+    "--colluders", "0", "--prune", "none", "--workers", "0", "--dp-epsilon", "2", "--quiet", "--no-report",
 )  # fmt: skip
 
 

@@ -14,7 +14,20 @@ from autoflip_secure.sim import main
 from tests.end_to_end.test_crash_safety import killed, ledger_lines
 
 ROUNDS = 4
-SMALL = ("--dataset", "digits", "--model", "mlp", "--silos", "5", "--rounds", str(ROUNDS), "--workers", "0", "--quiet")
+SMALL = (
+    "--dataset",
+    "digits",
+    "--model",
+    "mlp",
+    "--silos",
+    "5",
+    "--rounds",
+    str(ROUNDS),
+    "--workers",
+    "0",
+    "--quiet",
+    "--no-report",
+)
 
 
 def model(run: Path) -> bytes:
@@ -99,7 +112,7 @@ def test_a_killed_run_goes_on_to_the_same_model(
     run = tmp_path / "run"
     killed(moment, round, *SMALL, "--prove-models", "--run-dir", str(run))
     shown = {name: (run / "proofs" / name).read_bytes() for name in proofs(run)} if round else {}
-    assert main(["--resume", str(run), "--quiet"]) == 0
+    assert main(["--resume", str(run), "--quiet", "--no-report"]) == 0
     assert {name: (run / "proofs" / name).read_bytes() for name in shown} == shown, "what was shown stays"
     assert [json.loads(line)["round"] for line in (run / "metrics.jsonl").open()] == list(range(ROUNDS))
     assert [ledger_lines(run, silo) for silo in range(1, 6)] == [lines] * 5

@@ -11,6 +11,7 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from google.protobuf.message import DecodeError
 
+from autoflip_secure.federation import exchange as exchange_module
 from autoflip_secure.federation.client_app import STAGES
 from autoflip_secure.federation.exchange import LONGEST_ERROR, StageExchange, Traffic
 from autoflip_secure.federation.wire import RECORD, Reply, read_request, reply_message
@@ -360,3 +361,53 @@ def test_a_silo_whose_node_is_away_is_not_waited_for() -> None:
     assert dict(exchange("confirm", dict.fromkeys((1, 2, 3), b"request"))) == {1: b"from 101"}
     assert [(event["silo"], event["status"]) for event in absences(events)] == [(2, "silent"), (3, "silent")]
     assert [message.metadata.dst_node_id for message in grid.sent] == [101]
+
+
+class GridByMessage(FakeGrid):
+    """Gives a reply only to who asks after its message, as Flower's does, and counts how often it is asked."""
+
+    def __init__(self, answer: Answer, arrived: Callable[[int], bool]) -> None:
+        super().__init__(answer)
+        self._arrived, self.asked = arrived, 0
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        self.asked += 1
+        (wanted,) = message_ids
+        found = [reply for reply in self.replies if reply.metadata.reply_to_message_id == wanted]
+        places = {message.metadata.message_id: number for number, message in enumerate(self.sent)}
+        return [reply for reply in found if self._arrived(places[reply.metadata.reply_to_message_id])]
+
+
+def test_replies_that_are_there_are_taken_without_a_pause_and_each_asked_after_once(start, monkeypatch) -> None:
+    exchange, *_ = start(ok)
+    grid = GridByMessage(ok, arrived=lambda number: True)
+    exchange._grid = grid
+    monkeypatch.setattr(exchange_module.time, "sleep", lambda seconds: pytest.fail("nothing to wait for"))
+    assert len(dict(exchange("confirm", REQUESTS))) == grid.asked == 4
+
+
+def test_one_that_is_late_is_not_asked_after_with_all_others_each_time(start) -> None:
+    exchange, *_ = start(ok)
+    looks = 0
+
+    def arrived(number: int) -> bool:
+        nonlocal looks
+        looks += 1
+        return number == 0 or looks > 12
+
+    grid = GridByMessage(ok, arrived)
+    exchange._grid = grid
+    exchange._timeout = 30.0
+    assert next(iter(dict(exchange("confirm", REQUESTS)))) == 1
+    # The first, twelve looks at those that are late, in turn, then these.
+    assert grid.asked <= 1 + 12 + 3
+
+
+def test_what_arrived_before_the_deadline_is_taken_though_nobody_asked_after_it_since(start) -> None:
+    """Only the first is asked after while there is time; by the end the others have arrived, too."""
+    exchange, *_ = start(ok)
+    grid = GridByMessage(ok, arrived=lambda number: number > 0)
+    exchange._grid = grid
+    exchange._timeout = 0.0
+    assert sorted(dict(exchange("confirm", REQUESTS))) == [2, 3, 4]
+    assert grid.asked == 4
