@@ -155,6 +155,8 @@ class RunConfig(BaseModel):
         "own-energy",
         "own-product",
         "hybrid",
+        "hybrid-agreement",
+        "hybrid-disagreement",
     ] = Field("usual", description="what autoflip keeps by [hybrid; with DP product-agreement]")
     prune_threshold: float | None = Field(
         None,

@@ -61,6 +61,14 @@ TOPICS = {
     "agreement in size x energy": Topic(
         {"size x energy": "--score product", "size x energy x agreement": "--score product-agreement"}, LATER
     ),
+    "agreement within layers": Topic(
+        {
+            "hybrid": "",
+            "agreement keeps units": "--score hybrid-agreement",
+            "disagreement keeps units": "--score hybrid-disagreement",
+        },
+        LATER,
+    ),
     "decisions on the way": Topic({"1": "", "3": "--prune-steps 3"}),
     "score": Topic(
         {

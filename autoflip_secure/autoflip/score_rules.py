@@ -136,6 +136,32 @@ def _hybrid(evidence: Evidence, units: UnitMap) -> KeepScores:
     return KeepScores(weights * np.sqrt(np.maximum(left.energy, 0.0)), _own_energy(evidence, units).units)
 
 
+def _hybrid_agreement(evidence: Evidence, units: UnitMap) -> KeepScores:
+    """The same, units of a layer ranked by own energy times (1 + agreement) / 2, over layers as wide as without."""
+    return _reranked(evidence, units, 1 + evidence.guidance.believed_agreement(units))
+
+
+def _hybrid_disagreement(evidence: Evidence, units: UnitMap) -> KeepScores:
+    """The same with (1 - agreement) / 2: for a unit that silos pull different ways, within its layer."""
+    return _reranked(evidence, units, 1 - evidence.guidance.believed_agreement(units))
+
+
+def _reranked(evidence: Evidence, units: UnitMap, votes: Values) -> KeepScores:
+    """Each layer's scores of `hybrid`, dealt to its units anew in the order of score times vote, shape (units,).
+
+    Scores of a layer stay the same, so no layer is chosen above another: agreement has its say on units alone.
+    """
+    scores = _hybrid(evidence, units)
+    if not evidence.guidance.rounds:
+        return scores
+    dealt = np.empty(units.count)
+    for layer in range(len(units.spec.widths)):
+        of_layer = np.flatnonzero(units.layer == layer)
+        order = np.argsort(scores.units[of_layer] * votes[of_layer], kind="stable")
+        dealt[of_layer[order]] = np.sort(scores.units[of_layer])
+    return KeepScores(scores.parameters, dealt)
+
+
 def _magnitude(evidence: Evidence, units: UnitMap) -> KeepScores:
     """|w|; of a unit the norm of its weights."""
     return magnitude_scores(evidence.weights, units)
@@ -164,6 +190,8 @@ RULES: Mapping[str, Callable[[Evidence, UnitMap], KeepScores]] = MappingProxyTyp
         "own-energy": _own_energy,
         "own-product": _own_product,
         "hybrid": _hybrid,
+        "hybrid-agreement": _hybrid_agreement,
+        "hybrid-disagreement": _hybrid_disagreement,
         "magnitude": _magnitude,
         "snip": _snip,
         "prunefl": _prunefl,

@@ -14,7 +14,7 @@ from autoflip_secure.federation.schedule import UNEXPLORED
 
 __all__ = ["check_ckks", "check_options", "check_robustness", "given_options"]
 
-OWN_SCORES = ("own-energy", "own-product", "hybrid")
+OWN_SCORES = ("own-energy", "own-product", "hybrid", "hybrid-agreement", "hybrid-disagreement")
 GUIDED_SCORES = ("guidance", "guidance-agreement")
 SCORED = ("autoflip", "magnitude", "snip", "prunefl")
 """Methods that explore, keep by scores (`score_rules.RULES`) and decide again as training goes on."""

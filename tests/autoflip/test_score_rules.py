@@ -83,6 +83,25 @@ def test_each_rule_is_its_formula(evidence: Evidence) -> None:
     np.testing.assert_allclose(scores("guidance-agreement")[1], units * agreement, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("rule", "sign"), [("hybrid-agreement", 1), ("hybrid-disagreement", -1)])
+def test_agreement_ranks_units_of_a_layer_anew_and_layers_stay_as_wide(
+    rule: str, sign: int, evidence: Evidence
+) -> None:
+    plain, voted = (keep_scores(name, evidence, UNITS) for name in ("hybrid", rule))
+    np.testing.assert_array_equal(voted.parameters, plain.parameters)
+    ranked = plain.units * (1 + sign * evidence.guidance.agreement)
+    for layer in (0, 1):
+        of_layer = UNITS.layer == layer
+        np.testing.assert_array_equal(np.sort(voted.units[of_layer]), np.sort(plain.units[of_layer]))
+        np.testing.assert_array_equal(np.argsort(voted.units[of_layer]), np.argsort(ranked[of_layer]))
+    assert (voted.units != plain.units).any()
+    # Silos that are of one mind about all units have no say in which of them stay.
+    guidance = replace(evidence.guidance, agreement_average=np.full(UNITS.count, 0.5))
+    np.testing.assert_array_equal(keep_scores(rule, replace(evidence, guidance=guidance), UNITS).units, plain.units)
+    unmeasured = replace(evidence, guidance=replace(evidence.guidance, rounds=0))
+    np.testing.assert_array_equal(keep_scores(rule, unmeasured, UNITS).units, plain.units)
+
+
 def test_without_a_round_of_agreement_it_has_no_vote(evidence: Evidence) -> None:
     unmeasured = replace(evidence, guidance=replace(evidence.guidance, rounds=0))
     with_vote, without = (keep_scores("product-agreement", e, UNITS).units for e in (evidence, unmeasured))
